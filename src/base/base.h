@@ -1,0 +1,60 @@
+/* base: what every other folder stands on. Status and errors, assertions, arena, counter-based random
+ * numbers, log sink. Pure: no I/O but the one line an assertion prints before it aborts.
+ *
+ * Ownership: an arena owns what is taken from it; everything goes at once with arena_free.
+ * Threading: no shared state, except the log sink, which is set once before threads start.
+ *
+ *     struct pd_error err = {0};
+ *     return error_set(&err, PD_ERR_FORMAT, "%s: bad magic: not a GGUF file", path);
+ */
+#ifndef PD_BASE_H
+#define PD_BASE_H
+
+#include "pipedec.h"
+
+#include <stdarg.h>
+
+/* Our own bugs only; input from outside gets a status. Stays on in release builds. */
+#define PD_ASSERT(cond) ((cond) ? (void)0 : pd_assert_fail(#cond, __FILE__, __LINE__))
+_Noreturn void pd_assert_fail(const char *cond, const char *file, int line);
+
+#define PD_COUNT(array)  (sizeof(array) / sizeof((array)[0]))
+#define PD_MIN(a, b)     ((a) < (b) ? (a) : (b))
+#define PD_MAX(a, b)     ((a) > (b) ? (a) : (b))
+#define PD_PRINTF(f, a)  __attribute__((format(printf, f, a)))
+
+/* Fill `err` (may be NULL) and return `status`, so that it can be the return statement. */
+enum pd_status error_set(struct pd_error *err, enum pd_status status, const char *fmt, ...) PD_PRINTF(3, 4);
+
+/* calloc and friends that abort the program's way: these never return NULL for sizes we chose ourselves.
+ * Sizes that come from a file or peer are checked first and use mem_try. */
+void *mem_new(size_t count, size_t size);
+void *mem_try(size_t count, size_t size); /* NULL on overflow or exhaustion; zeroed */
+char *mem_strdup(const char *text);
+
+/* Growing arena: blocks from malloc, freed together. Memory is zeroed and aligned to 16 bytes. */
+struct arena_block;
+struct arena {
+    struct arena_block *head;
+    size_t used; /* bytes handed out */
+};
+void *arena_take(struct arena *a, size_t size);
+char *arena_strdup(struct arena *a, const char *text);
+void arena_free(struct arena *a);
+
+/* Counter-based random numbers: a pure function of its arguments, the same on every machine.
+ * Source: the SplitMix64 finaliser (Steele, Lea, Flood 2014), applied once for each word of the counter. */
+uint64_t rng_u64(uint64_t seed, uint64_t a, uint64_t b, uint64_t c);
+double rng_uniform(uint64_t seed, uint64_t a, uint64_t b, uint64_t c); /* in the open interval (0, 1) */
+double rng_gumbel(uint64_t seed, uint64_t a, uint64_t b, uint64_t c);  /* -log(-log(uniform)) */
+
+/* FNV-1a over bytes, for digests and hash tables (not for anything that must resist an attacker). */
+uint64_t hash_bytes(uint64_t seed, const void *data, size_t size);
+
+/* Log sink: the library is silent until one is set. Levels: 0 error, 1 warning, 2 info, 3 debug. */
+enum log_level { LOG_ERROR, LOG_WARN, LOG_INFO, LOG_DEBUG };
+typedef void (*log_fn)(void *user, enum log_level level, const char *text);
+void log_set(log_fn fn, void *user);
+void log_msg(enum log_level level, const char *fmt, ...) PD_PRINTF(2, 3);
+
+#endif

@@ -1,0 +1,84 @@
+/* gguf: a GGUF file (or a split set) opened read-only, mapped, and validated before anybody uses it.
+ *
+ * Everything a caller gets from here is safe: counts, lengths and offsets have been checked against the file,
+ * names are unique and NUL-terminated copies, tensor data lies inside the map with the size that its type and
+ * shape demand. A bad file gives PD_ERR_FORMAT with the field's name; nothing aborts.
+ *
+ * Ownership: gguf_close frees all; pointers and strings live until then. Threading: read-only after opening.
+ * Source: the GGUF specification (ggml, docs/gguf.md), versions 2 and 3, little endian.
+ *
+ *     struct gguf *g;
+ *     if (gguf_open(&g, "model.gguf", &err)) ...
+ *     uint32_t n_layer = gguf_u32(g, "llama.block_count", 0);
+ *     const struct gguf_tensor *t = gguf_tensor(g, "token_embd.weight");
+ *     gguf_close(g);
+ */
+#ifndef PD_MODEL_GGUF_H
+#define PD_MODEL_GGUF_H
+
+#include "base/base.h"
+
+enum gguf_kind { /* the value types of the specification */
+    GGUF_KIND_U8,
+    GGUF_KIND_I8,
+    GGUF_KIND_U16,
+    GGUF_KIND_I16,
+    GGUF_KIND_U32,
+    GGUF_KIND_I32,
+    GGUF_KIND_F32,
+    GGUF_KIND_BOOL,
+    GGUF_KIND_STRING,
+    GGUF_KIND_ARRAY,
+    GGUF_KIND_U64,
+    GGUF_KIND_I64,
+    GGUF_KIND_F64,
+    GGUF_KIND_COUNT
+};
+
+struct gguf_str {
+    const char *data; /* not NUL-terminated, may hold any bytes */
+    size_t size;      /* bytes */
+};
+
+struct gguf_tensor {
+    const char *name;
+    int type;        /* enum ggml_type */
+    int n_dims;      /* 1..4 */
+    int64_t ne[4];   /* elements, fastest dimension first; unused ones are 1 */
+    size_t bytes;    /* size of data */
+    const void *data; /* in the map */
+    int part;        /* which file of a split set, 0-based */
+};
+
+struct gguf;
+
+/* Open `path`; for one part of a split set ("-00001-of-00003.gguf") its siblings are opened too. */
+enum pd_status gguf_open(struct gguf **out, const char *path, struct pd_error *err);
+/* The same on bytes in memory (tests, fuzzing). `data` is borrowed and must outlive the object. */
+enum pd_status gguf_open_memory(struct gguf **out, const void *data, size_t size, struct pd_error *err);
+void gguf_close(struct gguf *g);
+const char *gguf_path(const struct gguf *g);
+size_t gguf_file_bytes(const struct gguf *g); /* of all parts */
+
+/* Metadata. A key of another type counts as missing, except that integers convert where the value fits. */
+bool gguf_has(const struct gguf *g, const char *key);
+uint32_t gguf_u32(const struct gguf *g, const char *key, uint32_t missing);
+float gguf_f32(const struct gguf *g, const char *key, float missing);
+bool gguf_bool(const struct gguf *g, const char *key, bool missing);
+const char *gguf_cstr(const struct gguf *g, const char *key, const char *missing); /* NUL-terminated copy */
+/* Arrays: the element count (0 if missing), then elements by index < count. */
+size_t gguf_array_count(const struct gguf *g, const char *key, enum gguf_kind kind);
+struct gguf_str gguf_array_str(const struct gguf *g, const char *key, size_t index); /* O(1) */
+const int32_t *gguf_array_i32(const struct gguf *g, const char *key); /* kind I32 (or U32), aligned copy */
+const float *gguf_array_f32(const struct gguf *g, const char *key);
+
+/* Tensors. */
+size_t gguf_tensor_count(const struct gguf *g);
+const struct gguf_tensor *gguf_tensor_at(const struct gguf *g, size_t index);
+const struct gguf_tensor *gguf_tensor(const struct gguf *g, const char *name); /* NULL if missing; O(1) */
+
+/* Digest of metadata and tensor table (names, types, shapes, sizes), not of the weights: equal on two machines
+ * exactly if they hold the same model file as far as its header tells. */
+uint64_t gguf_digest(const struct gguf *g);
+
+#endif
