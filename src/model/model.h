@@ -1,0 +1,104 @@
+/* model: a run of a transformer's layers computed with ggml, and its two-level KV cache.
+ *
+ * `struct model` is what is loaded once and shared by requests: the stage's own weights (from the memory map), a
+ * backend, a reserved graph. `struct kv` is what changes with every token. One thread at a time may use a model
+ * and its kv's; different models may compute at the same time.
+ *
+ * Exactness: everything computed with `exact` is bit for bit the same for any batch, thread count and layer cut
+ * (the CPU backend's reference kernels; docs/exactness.md).
+ *
+ * Dimensions used in comments, fastest first:
+ *   n_embd     width of a hidden state         n_head, n_head_kv, head_dim   attention
+ *   n_rows     rows of one batch               n_kv      KV rows attended to (committed, then tree)
+ *   n_vocab    tokens in the vocabulary        n_layer   layers of the whole model
+ *
+ *     struct model_options o = {.layer_first = 4, .layer_count = 2, .threads = 1, .ctx = 4096};
+ *     model_load(&m, gguf, &o, &err);
+ *     kv_new(&kv, m, &err);
+ *     model_run(m, kv, rows, n, hidden, MODEL_TREE, &err);      hidden [n_embd, n] in and out
+ *     model_head(m, hidden, n, logits, &err);                   logits [n_vocab, n]
+ */
+#ifndef PD_MODEL_H
+#define PD_MODEL_H
+
+#include "base/base.h"
+#include "model/gguf.h"
+#include "role/row.h"
+
+enum kv_type { KV_F16, KV_F32, KV_Q8_0 };
+
+/* What an architecture and its file say of the whole model. */
+struct model_info {
+    const char *arch;      /* "llama", "qwen2", "qwen3" */
+    const char *name;      /* general.name, or the file's name */
+    int32_t n_layer, n_embd, n_head, n_head_kv, head_dim, n_ff, n_vocab;
+    int32_t ctx_train;     /* context length the model was trained for */
+    bool tied_head;        /* the output head is the embedding matrix */
+    uint64_t weights_bytes, embed_bytes, head_bytes; /* head_bytes counts the tied matrix too */
+    const uint64_t *layer_bytes; /* [n_layer]; lives as long as the gguf */
+};
+/* Check that the file holds a model we can compute, all tensors with the right shapes; fill `info`. */
+enum pd_status model_describe(struct model_info *info, const struct gguf *g, struct arena *a,
+                              struct pd_error *err);
+
+/* Cut n_layer layers into n_stages runs, balanced by bytes; the embedding counts for the first stage as the rows
+ * it reads (nothing), the head for the last. first[n_stages + 1]; every stage gets at least one layer.
+ * PD_ERR_STAGES if n_stages is not in 1..n_layer. Pure. */
+enum pd_status model_cut(const struct model_info *info, int n_stages, int *first, struct pd_error *err);
+
+struct model_options {
+    int layer_first, layer_count; /* this stage's run */
+    bool embed;                   /* rows arrive as tokens (first stage) */
+    bool head;                    /* model_head may be called (last stage, or a draft) */
+    int threads;                  /* within one batch; 0: 1 */
+    int ctx;                      /* committed positions per kv */
+    int tree_rows;                /* live tree rows per kv; 0: 1024 */
+    int batch_rows;               /* rows of the largest batch; 0: 64 */
+    enum kv_type kv_type;
+    bool fast; /* the quicker kernels, whose bits depend on the batch: for drafts */
+};
+
+struct model;
+struct kv;
+
+enum pd_status model_load(struct model **out, const struct gguf *g, const struct model_options *o,
+                          struct pd_error *err);
+void model_free(struct model *m);
+const struct model_info *model_info(const struct model *m);
+
+/* Called between graph nodes while computing; true stops the batch. Must not call into the model. */
+typedef bool (*model_stop_fn)(void *user);
+void model_set_stop(struct model *m, model_stop_fn fn, void *user);
+
+enum model_kind {
+    MODEL_PREFILL, /* rows go to the committed level at rows[i].pos, which must continue it; quicker kernels may
+                      be used where the chunk is a full one */
+    MODEL_TREE     /* rows go to the tree level under rows[i].node; parents before children */
+};
+
+/* Compute rows through this stage's layers, writing their K/V.
+ * hidden  [n_embd, n] f32: in (ignored by the first stage) and out.
+ * A tree row attends to the committed prefix and its own ancestors in the tree; a parent that is not in the tree
+ * means the newest committed row. Returns PD_ERR_CANCELLED if stopped (no row of the batch then exists in the kv),
+ * PD_ERR_MEMORY if the tree area or the context is full (nothing changed). n <= batch_rows. */
+enum pd_status model_run(struct model *m, struct kv *kv, const struct row *rows, int n, float *hidden,
+                         enum model_kind kind, struct pd_error *err);
+/* Output norm and head. hidden [n_embd, n], logits [n_vocab, n], n <= batch_rows. */
+enum pd_status model_head(struct model *m, const float *hidden, int n, float *logits, struct pd_error *err);
+
+/* The two-level KV cache of one request. Committed rows in position order, then tree rows; a tree row's slot is
+ * higher than its parent's, which is what keeps attention's order of summation, and so its bits, the same. */
+enum pd_status kv_new(struct kv **out, const struct model *m, struct pd_error *err);
+void kv_free(struct kv *kv);
+int kv_committed(const struct kv *kv); /* rows, = the next position */
+int kv_tree_rows(const struct kv *kv); /* live */
+bool kv_has(const struct kv *kv, node_id node);
+/* Move a tree row to the committed level. It must be computed, and its parent must be the newest committed row. */
+void kv_commit(struct kv *kv, node_id node);
+/* Forget tree rows; unknown ids are ignored. */
+void kv_drop(struct kv *kv, const node_id *nodes, int n);
+void kv_drop_tree(struct kv *kv);
+/* Keep only committed positions below pos; drops the tree too. */
+void kv_truncate(struct kv *kv, int pos);
+
+#endif

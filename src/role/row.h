@@ -1,0 +1,21 @@
+/* row: one node's hidden state as it travels between stages (the words are in docs/design.md). */
+#ifndef PD_ROLE_ROW_H
+#define PD_ROLE_ROW_H
+
+#include <stdint.h>
+
+/* Ids grow within a request and are never reused; 0 is no node (the parent of a prompt's first root). */
+typedef struct {
+    uint32_t v;
+} node_id;
+
+#define NODE_NONE ((node_id){0})
+
+struct row {
+    node_id node, parent;
+    int32_t token;
+    int32_t pos;     /* from the sequence's start */
+    uint32_t hidden; /* the driver's handle of the hidden state [n_embd] f32; 0: none */
+};
+
+#endif
