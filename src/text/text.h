@@ -1,0 +1,158 @@
+/* text: from text to tokens and back, and from chat messages to text.
+ *
+ * Tokenizers read from a GGUF file: byte-level BPE ("gpt2") and SentencePiece-style with scores ("llama"). Any
+ * bytes can be encoded, valid UTF-8 or not, in time that grows about linearly with their number.
+ *
+ * Ownership: a tokenizer copies what it needs, so the gguf may be closed; pieces live as long as it does.
+ * Lists and buffers belong to the caller: zero-initialise, reuse by setting count or size to 0, then free.
+ * Threading: a tokenizer is read-only once made, any number of threads may use it; a detok belongs to one thread.
+ * Errors: vocabularies come from files and are checked: PD_ERR_FORMAT names the field that makes no sense.
+ *
+ *     struct token_list ids = {0};
+ *     tokenizer_new(&t, gguf, &err);
+ *     template_detect(&family, gguf_cstr(gguf, "tokenizer.chat_template", NULL), &err);
+ *     struct chat_msg msg = {"user", "Hello"};
+ *     chat_encode(t, family, &msg, 1, &(struct template_options){.generate = true}, &ids, &err);
+ *     detok_init(&d, t, 0);  for each token:  detok_push(&d, id, &out, &err);  at the end:  detok_flush(&d, &out, &err);
+ */
+#ifndef PD_TEXT_H
+#define PD_TEXT_H
+
+#include "base/base.h"
+#include "model/gguf.h"
+
+/* Growing arrays. */
+struct token_list {
+    int32_t *ids;
+    size_t count, capacity;
+};
+struct text_buf {
+    char *data;            /* NUL-terminated once anything was added; may hold NULs inside */
+    size_t size, capacity; /* bytes, without the NUL */
+};
+enum pd_status token_list_add(struct token_list *l, int32_t id, struct pd_error *err);
+void token_list_free(struct token_list *l);
+enum pd_status text_buf_add(struct text_buf *b, const char *data, size_t size, struct pd_error *err);
+void text_buf_free(struct text_buf *b);
+
+/* ---- tokenizer ---- */
+struct tokenizer;
+
+enum pd_status tokenizer_new(struct tokenizer **out, const struct gguf *g, struct pd_error *err);
+void tokenizer_free(struct tokenizer *t);
+const char *tokenizer_kind(const struct tokenizer *t); /* "bpe" or "spm" */
+const char *tokenizer_pre(const struct tokenizer *t);  /* the pre-tokenizer in use ("qwen2"); "" for spm */
+int tokenizer_vocab_size(const struct tokenizer *t);
+
+enum tokenize_flags {
+    TOKENIZE_SPECIAL = 1, /* "<|im_end|>" in the text is that control token, not its letters */
+    TOKENIZE_BOS = 2,     /* begin (and end) the sequence with BOS (EOS) if the model wants that */
+};
+/* Append the tokens of text [size bytes] to `out`. Empty text gives no tokens (besides BOS). User-defined tokens
+ * ("<tool_call>") are found with or without TOKENIZE_SPECIAL. Errors: PD_ERR_MEMORY. */
+enum pd_status tokenizer_encode(const struct tokenizer *t, const char *text, size_t size, unsigned flags,
+                                struct token_list *out, struct pd_error *err);
+/* A run of bytes of the text in which control tokens are not looked for, even with TOKENIZE_SPECIAL. */
+struct text_span {
+    size_t begin, end;
+};
+struct span_list {
+    struct text_span *spans; /* in order, apart from each other */
+    size_t count, capacity;
+};
+void span_list_free(struct span_list *l);
+enum pd_status tokenizer_encode_literal(const struct tokenizer *t, const char *text, size_t size,
+                                        unsigned flags, const struct span_list *literal,
+                                        struct token_list *out, struct pd_error *err);
+
+/* The bytes that a token stands for (a control token: its name). Not NUL-terminated; may be half a character.
+ * An id outside of the vocabulary has none (size 0). */
+const char *tokenizer_piece(const struct tokenizer *t, int32_t id, size_t *size);
+bool tokenizer_is_control(const struct tokenizer *t, int32_t id); /* control, unknown or unused: not text */
+/* A token that ends a reply: eos, eot, eom, and the known names ("<|im_end|>", "<|eot_id|>", "<end_of_turn>"). */
+bool tokenizer_is_end(const struct tokenizer *t, int32_t id);
+/* Special ids, -1 if the model has none. */
+int32_t tokenizer_bos(const struct tokenizer *t);
+int32_t tokenizer_eos(const struct tokenizer *t);
+int32_t tokenizer_eot(const struct tokenizer *t);
+bool tokenizer_adds_bos(const struct tokenizer *t);
+int32_t tokenizer_find(const struct tokenizer *t, const char *name); /* the token of this exact name, or -1 */
+
+/* PD_OK if both speak the same tokens: every id the same piece, but for padding or unused ids at the end that
+ * only one of them has, or names otherwise. Else PD_ERR_VOCAB with the first difference. */
+enum pd_status tokenizer_same_vocab(const struct tokenizer *a, const struct tokenizer *b,
+                                    struct pd_error *err);
+
+/* ---- streaming detokeniser ---- */
+enum detok_flags {
+    DETOK_SPECIAL = 1, /* write control tokens by name instead of leaving them out */
+    DETOK_START = 2,   /* the tokens start a text: drop the space that an spm encoder put before it */
+};
+struct detok {
+    const struct tokenizer *t; /* borrowed */
+    unsigned flags;
+    unsigned char held[4]; /* the beginning of a character whose end has not come yet */
+    int n_held;
+    bool started;
+};
+void detok_init(struct detok *d, const struct tokenizer *t, unsigned flags);
+/* Append to `out` what has become complete. What is appended is always whole, valid UTF-8: an unfinished character
+ * is held back, bytes that can't be part of one come out as U+FFFD. */
+enum pd_status detok_push(struct detok *d, int32_t id, struct text_buf *out, struct pd_error *err);
+/* The end of the text: what is still held comes out as U+FFFD. The detok can be used again. */
+enum pd_status detok_flush(struct detok *d, struct text_buf *out, struct pd_error *err);
+
+/* ---- chat templates ---- */
+struct chat_msg {
+    const char *role;    /* "system", "user", "assistant" */
+    const char *content; /* NUL-terminated */
+};
+
+enum chat_family {
+    CHAT_CHATML,  /* no system prompt of its own */
+    CHAT_QWEN2,   /* chatml with Qwen2.5's system prompt */
+    CHAT_SMOLLM2, /* chatml with SmolLM2's system prompt */
+    CHAT_LLAMA2,
+    CHAT_LLAMA3,
+    CHAT_MISTRAL_V1, /* " [INST] text [/INST]" with spaces */
+    CHAT_MISTRAL_V3, /* "[INST] text[/INST]", also Nemo's "[INST]text[/INST]" as v3-tekken */
+    CHAT_MISTRAL_V3_TEKKEN,
+    CHAT_MISTRAL_V7, /* "[SYSTEM_PROMPT] text[/SYSTEM_PROMPT]" */
+    CHAT_GEMMA,
+    CHAT_ZEPHYR,
+    CHAT_PHI3,
+    CHAT_FAMILY_COUNT
+};
+const char *template_name(enum chat_family family); /* "qwen2", "llama-3", ...; static */
+/* What is known of a family in a line of all names, for messages and help: "chatml, qwen2, ...". Static. */
+const char *template_names(void);
+/* PD_ERR_TEMPLATE, listing the names, if there is no such family. */
+enum pd_status template_by_name(enum chat_family *out, const char *name, struct pd_error *err);
+/* The family of a GGUF's template text (tokenizer.chat_template). Said, not guessed: a text that is no known
+ * family's, or NULL, gives PD_ERR_TEMPLATE. */
+enum pd_status template_detect(enum chat_family *out, const char *text, struct pd_error *err);
+
+enum template_after {
+    TEMPLATE_AFTER_TEXT,  /* the messages before `from` were rendered whole */
+    TEMPLATE_AFTER_REPLY, /* message from - 1 was generated by the model, up to and with its end token */
+    TEMPLATE_AFTER_CUT,   /* the same, but it was cut before its end token, which is rendered first here */
+};
+struct template_options {
+    bool generate; /* end with the opening of the assistant's turn */
+    size_t from;   /* render messages [from, n) only, the ones before are in the context already */
+    enum template_after after; /* how they got there (ignored if from is 0) */
+};
+/* Append the messages' text to `out`, and to `literal` (may be NULL) the spans of what people wrote, in which no
+ * control token is to be seen. A BOS at the very start is the tokenizer's matter (TOKENIZE_BOS), not written here.
+ * For replies without surrounding blanks, the text of [0, k] + reply + end token + the text from k + 2 on equals the
+ * text of all, so a chat keeps the KV of its earlier turns.
+ * Errors: PD_ERR_TEMPLATE for an unknown role or an order that the family can't express; PD_ERR_MEMORY. */
+enum pd_status template_apply(enum chat_family family, const struct chat_msg *msgs, size_t n,
+                              const struct template_options *o, struct text_buf *out,
+                              struct span_list *literal, struct pd_error *err);
+/* template_apply, then encode: control tokens from the template only, BOS if from is 0 and the model wants it. */
+enum pd_status chat_encode(const struct tokenizer *t, enum chat_family family, const struct chat_msg *msgs,
+                           size_t n, const struct template_options *o, struct token_list *out,
+                           struct pd_error *err);
+
+#endif
