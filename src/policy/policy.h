@@ -1,0 +1,67 @@
+/* policy: which nodes to draft and which to submit, and when. Pure.
+ *
+ *   pp       no drafts: the root alone, then wait
+ *   chain    draft `depth` tokens in a row, submit them with the root, wait for the verdict
+ *   stpp     a tree of fixed shape (children per level and rank), submitted with the root, wait
+ *   rounds   the best `width` nodes of a tree drafted in `depth` passes, submitted with the root, wait
+ *   layer    PipeDec as published: one level a step, the `width` best, `children` per node at most
+ *   best     ours: any known nodes at any step, best path probability first
+ *
+ * Why best first, and the rule for one more row: docs/design.md.
+ *
+ *     policy_init(&p, &options);
+ *     n = policy_expand(&p, &tree, max, out);     nodes the draft should compute next
+ *     n = policy_submit(&p, &tree, cost, max, out);   nodes to submit now, parents first; 0: wait
+ */
+#ifndef PD_POLICY_H
+#define PD_POLICY_H
+
+#include "tree/tree.h"
+
+enum policy_mode { MODE_PP, MODE_CHAIN, MODE_STPP, MODE_ROUNDS, MODE_LAYER, MODE_BEST, MODE_COUNT };
+const char *policy_name(enum policy_mode mode);
+bool policy_parse(const char *name, enum policy_mode *out);
+
+enum { POLICY_LEVELS = 32, POLICY_RANKS = 16 };
+
+struct policy_options { /* 0 means: the mode's default */
+    enum policy_mode mode;
+    int width;      /* rows a step (rounds, chain, stpp: rows a round); 0: automatic, by `cost` */
+    int width_max;  /* bound of the automatic width */
+    int children;   /* candidates per node */
+    int depth;      /* chain, rounds, stpp: levels drafted a round; best: levels below the root at most */
+    int expand;     /* nodes a draft pass computes */
+    double min_path; /* best: a node less probable than this is not submitted (0: any) */
+    /* stpp: how many children a node of rank r at level l gets (level 0: the root). All 0: the default shape. */
+    uint8_t shape[POLICY_LEVELS][POLICY_RANKS];
+};
+/* Fill in what is 0. */
+void policy_defaults(struct policy_options *o);
+
+/* What a step costs: a row is added while its probability x step > the time that it adds. */
+struct policy_cost {
+    double step_ns;               /* time of a step with one row */
+    const double *rows_ns;        /* [n] time of a step with i + 1 rows; beyond n: no row is worth it */
+    int n;                        /* 0: unknown, as if flat up to width_max */
+};
+
+struct policy {
+    struct policy_options o;
+    int32_t level_pos; /* layer: position of the newest level submitted */
+    int passes;        /* rounds: draft passes done for this root */
+};
+void policy_init(struct policy *p, const struct policy_options *o);
+/* The root has changed (begin, hit, late, miss). */
+void policy_root(struct policy *p, const struct tree *t, bool fresh);
+
+/* Nodes that the draft should compute next (known, not EXPANDED, not DRAFTING), at most max; parents are always
+ * expanded already. Only called while no pass is in hand. 0: nothing to draft. */
+int policy_expand(struct policy *p, struct tree *t, int max, int32_t *out);
+/* A draft pass is over. */
+void policy_drafted(struct policy *p, struct tree *t);
+/* Nodes to submit now, parents before children, at most max. 0: nothing (wait for the draft or a verdict). */
+int policy_submit(struct policy *p, struct tree *t, const struct policy_cost *cost, int max, int32_t *out);
+/* True if a round's verdict is awaited or its tree not complete, so that a free stage 0 is no reason to hurry. */
+bool policy_waits(const struct policy *p, const struct tree *t);
+
+#endif
