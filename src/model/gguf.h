@@ -68,14 +68,14 @@ bool gguf_bool(const struct gguf *g, const char *key, bool missing);
 const char *gguf_cstr(const struct gguf *g, const char *key, const char *missing); /* NUL-terminated copy */
 /* Arrays: the element count (0 if missing), then elements by index < count. */
 size_t gguf_array_count(const struct gguf *g, const char *key, enum gguf_kind kind);
-struct gguf_str gguf_array_str(const struct gguf *g, const char *key, size_t index); /* O(1) */
+struct gguf_str gguf_array_str(const struct gguf *g, const char *key, size_t index); /* O(log keys) */
 const int32_t *gguf_array_i32(const struct gguf *g, const char *key); /* kind I32 (or U32), aligned copy */
 const float *gguf_array_f32(const struct gguf *g, const char *key);
 
 /* Tensors. */
 size_t gguf_tensor_count(const struct gguf *g);
 const struct gguf_tensor *gguf_tensor_at(const struct gguf *g, size_t index);
-const struct gguf_tensor *gguf_tensor(const struct gguf *g, const char *name); /* NULL if missing; O(1) */
+const struct gguf_tensor *gguf_tensor(const struct gguf *g, const char *name); /* NULL if missing; O(log n) */
 
 /* Digest of metadata and tensor table (names, types, shapes, sizes), not of the weights: equal on two machines
  * exactly if they hold the same model file as far as its header tells. */
