@@ -1,0 +1,177 @@
+/* drive: drivers that run the pure roles over real or modelled time, and what they need: computing, profiles,
+ * traces. The roles never see any of this.
+ *
+ *   sim      virtual clock, one thread, a priority queue of events ordered by (time, sequence); deterministic
+ *   threads  wall clock, one process, one thread a role
+ *   mpi      wall clock, one rank a role
+ *
+ * All three offer `struct driver`: generate() runs one request to its end and calls on_token for each token.
+ *
+ *     struct driver *d;
+ *     sim_new(&d, &options, &compute, &err);          or threads_new, mpi_new
+ *     d->generate(d, &request, &sink, &result, &err);
+ *     d->free(d);
+ *
+ * Ownership: a driver borrows compute, profile and observer until free. Threading: one caller at a time; on_token
+ * is called on the caller's thread.
+ */
+#ifndef PD_DRIVE_H
+#define PD_DRIVE_H
+
+#include "role/role.h"
+
+#include <stdatomic.h>
+
+/* ---- computing: what stands behind EFF_RUN, EFF_HEAD, EFF_DRAFT; models, a replay or an oracle ---- */
+
+/* Asked between graph nodes of a running batch: true stops it. */
+typedef bool (*stop_fn)(void *user);
+
+struct stage_ops {
+    void *self;
+    int n_embd; /* floats of a hidden state; 0: none travel (replay, oracle) */
+    /* Compute rows; hidden [n_embd, n] in and out. PD_ERR_CANCELLED: stopped, nothing kept. */
+    enum pd_status (*run)(void *self, const struct row *rows, int n, bool prefill, float *hidden, stop_fn stop,
+                          void *stop_user, struct pd_error *err);
+    void (*kv)(void *self, const node_id *commit, int n_commit, const node_id *drop, int n_drop);
+    void (*keep)(void *self, int keep);
+    /* Live tree rows (0 after each request) and committed rows; for leak checks. */
+    int (*tree_rows)(void *self);
+};
+struct head_ops {
+    void *self;
+    /* The token after position pos, from hidden [n_embd]; history: tokens at positions 0..pos. */
+    enum pd_status (*token)(void *self, const float *hidden, int32_t pos, const int32_t *history,
+                            const struct sample_params *sample, int32_t *token, struct pd_error *err);
+};
+struct draft_ops {
+    void *self;
+    int prefill_rows; /* rows of a prefill chunk at most */
+    /* Draft pass: rows into the draft's kv, then for rows[n_behind..n) up to k candidates each, ranked by
+     * sample_rank. history(history_user, row index, out, max) gives the tokens up to a row. Results: count
+     * [n - n_behind], tokens and logp [k, n - n_behind]. Prefill: rows only, all behind. */
+    enum pd_status (*run)(void *self, const struct row *rows, int n, int n_behind, bool prefill, int k,
+                          const struct sample_params *sample,
+                          int (*history)(void *user, int row, int32_t *out, int max), void *history_user,
+                          int32_t *count, int32_t *tokens, float *logp, stop_fn stop, void *stop_user,
+                          struct pd_error *err);
+    void (*kv)(void *self, const node_id *commit, int n_commit, const node_id *drop, int n_drop);
+    void (*keep)(void *self, int keep);
+    int (*tree_rows)(void *self);
+};
+struct compute { /* all of a pipeline's computing; a rank fills only its own part */
+    struct stage_ops stage[STAGES_MAX];
+    int n_stages;
+    struct head_ops head;
+    struct draft_ops draft; /* self NULL: no draft */
+};
+
+/* ---- device profiles (profile.c, docs/profiles.md) ---- */
+
+enum { PROFILE_POINTS = 16 };
+struct curve { /* time of a batch by its rows: linear between points, the last slope goes on */
+    int n;
+    int32_t rows[PROFILE_POINTS];
+    double ms[PROFILE_POINTS];
+};
+struct profile {
+    char name[64];
+    int n_stages;                    /* the profile's own number; 0: any */
+    struct curve stage[STAGES_MAX];  /* by stage index; filled for every stage by profile_fit */
+    struct curve prefill;            /* a stage's prefill chunk; n 0: as stage */
+    double head_ms;                  /* one head row on the last stage */
+    struct curve draft;              /* a draft pass by rows */
+    double link_latency_us, link_gbps;     /* every hop of the chain: latency and bandwidth, 10^9 bits/s */
+    double control_latency_us;             /* a small direct message */
+    double stop_ms;                        /* from a stop request to the device's being free */
+    int row_bytes;                         /* of a hidden state on the wire; 0: 4 * n_embd of the model */
+};
+/* By name of a shipped profile ("uniform14") or path of an INI file. */
+enum pd_status profile_load(struct profile *out, const char *name_or_path, struct pd_error *err);
+/* For another number of stages: the whole model's time stays the same, spread evenly (shape kept). */
+enum pd_status profile_fit(struct profile *p, int n_stages, struct pd_error *err);
+int64_t curve_ns(const struct curve *c, int rows);
+
+/* ---- observer: what happened, for traces and reports (trace.c); called on the driver's threads ---- */
+
+enum observe_type { OBS_BATCH, OBS_PREFILL, OBS_HEAD, OBS_DRAFT, OBS_LINK, OBS_ADVANCE, OBS_SUBMIT, OBS_STOPPED };
+struct observation {
+    enum observe_type type;
+    int role, to;             /* where; for OBS_LINK also where to */
+    int64_t begin_ns, end_ns; /* the clock of the run; 0 is its start */
+    int rows, rows_live;
+    int32_t token, pos;       /* OBS_ADVANCE */
+    enum tree_verdict verdict;
+    const struct tree *tree;  /* OBS_SUBMIT: as it is now, for --dump-tree */
+};
+struct observer {
+    void *user;
+    void (*see)(void *user, const struct observation *o);
+};
+
+/* ---- drivers ---- */
+
+struct token_event {
+    int32_t token, pos;
+    enum tree_verdict verdict;
+    int64_t now_ns;
+};
+struct sink {
+    void *user;
+    /* FINISH_NONE goes on; FINISH_STOP or FINISH_CANCELLED ends the request. */
+    enum finish (*on_token)(void *user, const struct token_event *t);
+    atomic_bool *cancel; /* set from a signal handler or another thread; NULL: none */
+};
+struct stage_load {
+    int64_t busy_ns;
+    int64_t batches, rows;
+};
+struct result {
+    enum finish finish;
+    struct stats stats;
+    struct stage_load load[STAGES_MAX]; /* tree batches of this request, by stage */
+    int64_t draft_busy_ns;
+    int64_t step_ns; /* the slowest stage's mean tree batch, head included */
+    int64_t machine_ns, machine_steps; /* wall time spent in the roles' own code, and tree submissions */
+};
+
+struct driver_options {
+    struct drafter_options drafter; /* n_stages too */
+    const struct profile *profile;  /* sim: needed; others: NULL or emulation */
+    const struct observer *observer;
+    int n_embd;  /* of the target, for link times without hidden states */
+    double spin_us; /* wall clocks: polling before sleeping; < 0: default */
+    /* sim only */
+    uint64_t seed;         /* of the disturbances */
+    double jitter;         /* each delay is multiplied by 1 + jitter x uniform(0, 1) */
+    bool reorder;          /* messages of different channels overtake at random within the rules */
+    int64_t cancel_at_ns;  /* > 0: cancel the request then */
+    int kill_stage;        /* with kill_at_ns > 0: that stage falls silent then */
+    int64_t kill_at_ns;
+};
+struct driver {
+    enum pd_status (*generate)(struct driver *d, const struct request *r, const struct sink *sink,
+                               struct result *out, struct pd_error *err);
+    int (*kept)(struct driver *d); /* positions the next request may keep */
+    void (*free)(struct driver *d);
+};
+enum pd_status sim_new(struct driver **out, const struct driver_options *o, const struct compute *c,
+                       struct pd_error *err);
+enum pd_status threads_new(struct driver **out, const struct driver_options *o, const struct compute *c,
+                           struct pd_error *err);
+
+/* ---- kinds of computing (compute.c: models; oracle.c; replay.c) ---- */
+
+struct oracle_options { /* a synthetic target and a draft of given accuracy, for sizes that do not fit */
+    uint64_t seed;
+    int n_vocab;
+    int end_token;       /* -1: never ends */
+    int end_percent;     /* chance in 1000 that a position ends the text */
+    int n_top;           /* ranks with a stated chance */
+    double top[16];      /* cumulative: the true token is among the draft's first 1, 2, ... choices */
+};
+enum pd_status oracle_new(struct compute *out, const struct oracle_options *o, int n_stages, int ctx,
+                          struct pd_error *err);
+void compute_free(struct compute *c);
+
+#endif
