@@ -1,0 +1,441 @@
+/* Writes GGUF files for tests: any pairs and tensors (gb_*), and whole tiny models with random weights and a working
+ * byte-level tokenizer (test_build_model). A test that includes this links pd_model ("needs: model").
+ *
+ *     struct test_model_options o = {.type = GGML_TYPE_Q8_0, .tied = true};
+ *     test_build_model("qwen3", &o, "/tmp/x/tiny.gguf");
+ */
+#ifndef PD_TESTS_GGUF_BUILD_H
+#define PD_TESTS_GGUF_BUILD_H
+
+#include "base/base.h"
+#include "model/gguf.h"
+
+#include <ggml.h>
+#include <math.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+
+struct gb_buf {
+    unsigned char *data;
+    size_t size, room;
+};
+
+/* A file being built; zero-initialise. */
+struct gguf_build {
+    uint32_t version;   /* 0: 3 */
+    uint32_t alignment; /* 0: 32; set it before the first tensor, and write the key yourself */
+    struct gb_buf kvs, entries, data;
+    uint64_t n_kvs, n_tensors;
+};
+
+static inline void gb_put(struct gb_buf *b, const void *data, size_t size)
+{
+    if (b->size + size > b->room) {
+        b->room = (b->size + size) * 2 + 256;
+        b->data = realloc(b->data, b->room);
+        PD_ASSERT(b->data);
+    }
+    if (size)
+        memcpy(b->data + b->size, data, size);
+    b->size += size;
+}
+
+static inline void gb_put_u32(struct gb_buf *b, uint32_t v)
+{
+    gb_put(b, &v, sizeof v);
+}
+
+static inline void gb_put_u64(struct gb_buf *b, uint64_t v)
+{
+    gb_put(b, &v, sizeof v);
+}
+
+static inline void gb_put_str(struct gb_buf *b, const char *text)
+{
+    gb_put_u64(b, strlen(text));
+    gb_put(b, text, strlen(text));
+}
+
+/* A pair of any kind with its value's raw bytes. */
+static inline void gb_raw(struct gguf_build *b, const char *key, enum gguf_kind kind, const void *value,
+                          size_t size)
+{
+    gb_put_str(&b->kvs, key);
+    gb_put_u32(&b->kvs, kind);
+    gb_put(&b->kvs, value, size);
+    b->n_kvs++;
+}
+
+static inline void gb_u16(struct gguf_build *b, const char *key, uint16_t v)
+{
+    gb_raw(b, key, GGUF_KIND_U16, &v, sizeof v);
+}
+
+static inline void gb_u32(struct gguf_build *b, const char *key, uint32_t v)
+{
+    gb_raw(b, key, GGUF_KIND_U32, &v, sizeof v);
+}
+
+static inline void gb_i32(struct gguf_build *b, const char *key, int32_t v)
+{
+    gb_raw(b, key, GGUF_KIND_I32, &v, sizeof v);
+}
+
+static inline void gb_f32(struct gguf_build *b, const char *key, float v)
+{
+    gb_raw(b, key, GGUF_KIND_F32, &v, sizeof v);
+}
+
+static inline void gb_bool(struct gguf_build *b, const char *key, bool v)
+{
+    unsigned char byte = v;
+    gb_raw(b, key, GGUF_KIND_BOOL, &byte, 1);
+}
+
+static inline void gb_str(struct gguf_build *b, const char *key, const char *text)
+{
+    gb_raw(b, key, GGUF_KIND_STRING, NULL, 0);
+    gb_put_str(&b->kvs, text);
+}
+
+static inline void gb_array(struct gguf_build *b, const char *key, enum gguf_kind elem, const void *data,
+                            size_t count, size_t bytes)
+{
+    gb_raw(b, key, GGUF_KIND_ARRAY, NULL, 0);
+    gb_put_u32(&b->kvs, elem);
+    gb_put_u64(&b->kvs, count);
+    gb_put(&b->kvs, data, bytes);
+}
+
+static inline void gb_array_i32(struct gguf_build *b, const char *key, const int32_t *v, size_t count)
+{
+    gb_array(b, key, GGUF_KIND_I32, v, count, count * sizeof *v);
+}
+
+static inline void gb_array_str(struct gguf_build *b, const char *key, const char *const *v, size_t count)
+{
+    gb_array(b, key, GGUF_KIND_STRING, NULL, count, 0);
+    for (size_t i = 0; i < count; i++)
+        gb_put_str(&b->kvs, v[i]);
+}
+
+/* A table entry with any values, right or wrong. */
+static inline void gb_entry(struct gguf_build *b, const char *name, uint32_t n_dims, const int64_t *ne,
+                            uint32_t type, uint64_t offset)
+{
+    gb_put_str(&b->entries, name);
+    gb_put_u32(&b->entries, n_dims);
+    for (uint32_t i = 0; i < n_dims; i++)
+        gb_put_u64(&b->entries, (uint64_t)ne[i]);
+    gb_put_u32(&b->entries, type);
+    gb_put_u64(&b->entries, offset);
+    b->n_tensors++;
+}
+
+static inline void gb_pad(struct gb_buf *b, size_t alignment)
+{
+    static const unsigned char zero;
+    while (b->size % alignment)
+        gb_put(b, &zero, 1);
+}
+
+/* A tensor with `bytes` of data, placed behind those before it. */
+static inline void gb_tensor(struct gguf_build *b, const char *name, enum ggml_type type, int n_dims,
+                             const int64_t *ne, const void *data, size_t bytes)
+{
+    gb_pad(&b->data, b->alignment ? b->alignment : 32);
+    gb_entry(b, name, (uint32_t)n_dims, ne, type, b->data.size);
+    gb_put(&b->data, data, bytes);
+}
+
+/* The finished file in a heap block that the caller frees; the builder is emptied. */
+static inline unsigned char *gb_finish(struct gguf_build *b, size_t *size)
+{
+    struct gb_buf out = {0};
+    gb_put(&out, "GGUF", 4);
+    gb_put_u32(&out, b->version ? b->version : 3);
+    gb_put_u64(&out, b->n_tensors);
+    gb_put_u64(&out, b->n_kvs);
+    gb_put(&out, b->kvs.data, b->kvs.size);
+    gb_put(&out, b->entries.data, b->entries.size);
+    if (b->n_tensors)
+        gb_pad(&out, b->alignment ? b->alignment : 32);
+    gb_put(&out, b->data.data, b->data.size);
+    free(b->kvs.data);
+    free(b->entries.data);
+    free(b->data.data);
+    *b = (struct gguf_build){0};
+    *size = out.size;
+    return out.data;
+}
+
+static inline void gb_write_file(const char *path, const void *data, size_t size)
+{
+    FILE *f = fopen(path, "wb");
+    if (!f || fwrite(data, 1, size, f) != size || fclose(f) != 0) {
+        perror(path);
+        abort();
+    }
+}
+
+static inline void gb_save(struct gguf_build *b, const char *path)
+{
+    size_t size;
+    unsigned char *data = gb_finish(b, &size);
+    gb_write_file(path, data, size);
+    free(data);
+}
+
+/* ---- whole models ---- */
+
+/* Zero means the default in brackets. */
+struct test_model_options {
+    int n_layer, n_embd, n_head, n_head_kv, head_dim, n_ff; /* [4, 64, 4, 2, 16, 128] */
+    int n_vocab;                                            /* [320]; at least 280 */
+    int n_ctx;                                              /* [2048] positions trained for */
+    enum ggml_type type;       /* of the matrices [f32]; where a row is no multiple of its block, f16 */
+    uint64_t seed;             /* of the weights */
+    bool tied;                 /* no output.weight */
+    bool bias;                 /* q, k, v biases (llama: also attention output and ffn) */
+    bool rope_freqs;           /* llama only: rope_freqs.weight */
+    float yarn_factor;         /* [none] */
+    int n_parts;               /* above 1: a split set; `path` then ends in "-00001-of-0000N.gguf" */
+    const char *chat_template; /* [chatml]; "": none */
+};
+
+/* One builder a part; tensors go round. */
+struct test_model_writer {
+    struct gguf_build parts[16];
+    int n_parts, next;
+    uint64_t tensors;
+    const struct test_model_options *o;
+};
+
+/* A tensor of normal numbers times `scale`, plus `mean`; a function of seed, name and element only. */
+static inline void tm_tensor(struct test_model_writer *w, const char *name, int64_t ne0, int64_t ne1,
+                             float scale, float mean)
+{
+    int64_t ne[2] = {ne0, ne1}, n = ne0 * (ne1 ? ne1 : 1);
+    uint64_t id = hash_bytes(w->o->seed, name, strlen(name));
+    float *v = mem_new((size_t)n, sizeof *v);
+    for (int64_t i = 0; i < n; i++) {
+        double u = rng_uniform(w->o->seed, id, (uint64_t)i, 0),
+               a = rng_uniform(w->o->seed, id, (uint64_t)i, 1);
+        v[i] = mean + scale * (float)(sqrt(-2 * log(u)) * cos(6.283185307179586 * a));
+    }
+    enum ggml_type type = ne1 ? w->o->type : GGML_TYPE_F32;
+    if (ne0 % ggml_blck_size(type))
+        type = GGML_TYPE_F16;
+    int64_t rows = ne1 ? ne1 : 1;
+    size_t bytes = ggml_row_size(type, ne0) * (size_t)rows;
+    void *data = mem_new(bytes, 1);
+    if (type == GGML_TYPE_F32)
+        memcpy(data, v, bytes);
+    else
+        PD_ASSERT(ggml_quantize_chunk(type, v, data, 0, rows, ne0, NULL) == bytes);
+    gb_tensor(&w->parts[w->next], name, type, ne1 ? 2 : 1, ne, data, bytes);
+    w->next = (w->next + 1) % w->n_parts;
+    w->tensors++;
+    free(data);
+    free(v);
+}
+
+/* GPT-2's printable stand-in for a byte, in UTF-8, appended to `out`; returns its length. */
+static inline int tm_byte_symbol(unsigned char byte, char *out)
+{
+    int cp = 0, hidden = 0;
+    for (int i = 0; i <= byte; i++) {
+        bool shown = (i >= 33 && i <= 126) || (i >= 161 && i <= 172) || i >= 174;
+        cp = shown ? i : 256 + hidden++;
+    }
+    if (cp < 0x80) {
+        out[0] = (char)cp;
+        return 1;
+    }
+    out[0] = (char)(0xc0 | cp >> 6);
+    out[1] = (char)(0x80 | (cp & 0x3f));
+    return 2;
+}
+
+/* Ids: 0..255 bytes in order, then one for each merge, three specials (<|endoftext|>, <|im_start|>, <|im_end|>), then
+ * unused padding up to n_vocab. */
+static inline void tm_tokenizer(struct gguf_build *b, const char *arch, int n_vocab,
+                                const char *chat_template)
+{
+    static const char *const merges[] = {"h e",        "t he",       "i n",          "a n",  "e r",  "o u",
+                                         "\xc4\xa0 t", "\xc4\xa0 a", "\xc4\xa0t he", "an d", "in g", "l l"};
+    static const char *const specials[] = {"<|endoftext|>", "<|im_start|>", "<|im_end|>"};
+    int n_merges = (int)PD_COUNT(merges), n_specials = (int)PD_COUNT(specials);
+    char(*text)[32] = mem_new((size_t)n_vocab, sizeof *text);
+    const char **tokens = mem_new((size_t)n_vocab, sizeof *tokens);
+    int32_t *types = mem_new((size_t)n_vocab, sizeof *types);
+    for (int i = 0; i < n_vocab; i++) {
+        int special = i - 256 - n_merges;
+        types[i] = 1; /* normal */
+        if (i < 256) {
+            tm_byte_symbol((unsigned char)i, text[i]);
+        } else if (i < 256 + n_merges) {
+            const char *space = strchr(merges[i - 256], ' ');
+            snprintf(text[i], sizeof text[i], "%.*s%s", (int)(space - merges[i - 256]), merges[i - 256],
+                     space + 1);
+        } else if (special < n_specials) {
+            snprintf(text[i], sizeof text[i], "%s", specials[special]);
+            types[i] = 3; /* control */
+        } else {
+            snprintf(text[i], sizeof text[i], "[PAD%d]", i);
+            types[i] = 5; /* unused */
+        }
+        tokens[i] = text[i];
+    }
+    uint32_t eot = 256 + (uint32_t)n_merges;
+    gb_str(b, "tokenizer.ggml.model", "gpt2");
+    gb_str(b, "tokenizer.ggml.pre", strcmp(arch, "llama") == 0 ? "gpt-2" : "qwen2");
+    gb_array_str(b, "tokenizer.ggml.tokens", tokens, (size_t)n_vocab);
+    gb_array_i32(b, "tokenizer.ggml.token_type", types, (size_t)n_vocab);
+    gb_array_str(b, "tokenizer.ggml.merges", merges, PD_COUNT(merges));
+    gb_u32(b, "tokenizer.ggml.bos_token_id", eot);
+    gb_u32(b, "tokenizer.ggml.eos_token_id", eot + 2);
+    gb_bool(b, "tokenizer.ggml.add_bos_token", false);
+    if (!chat_template)
+        chat_template = "{% for message in messages %}{{'<|im_start|>' + message['role'] + '\n' + "
+                        "message['content'] + '<|im_end|>' + '\n'}}{% endfor %}{% if add_generation_prompt %}"
+                        "{{ '<|im_start|>assistant\n' }}{% endif %}";
+    if (*chat_template)
+        gb_str(b, "tokenizer.chat_template", chat_template);
+    free(text);
+    free((void *)tokens);
+    free(types);
+}
+
+static inline void tm_key_u32(struct gguf_build *b, const char *arch, const char *name, int v)
+{
+    char key[96];
+    snprintf(key, sizeof key, "%s.%s", arch, name);
+    gb_u32(b, key, (uint32_t)v);
+}
+
+static inline void tm_key_f32(struct gguf_build *b, const char *arch, const char *name, float v)
+{
+    char key[96];
+    snprintf(key, sizeof key, "%s.%s", arch, name);
+    gb_f32(b, key, v);
+}
+
+static inline struct test_model_options tm_defaults(const struct test_model_options *o)
+{
+    struct test_model_options r = o ? *o : (struct test_model_options){0};
+#define TM_DEFAULT(field, value) r.field = r.field ? r.field : (value)
+    TM_DEFAULT(n_layer, 4);
+    TM_DEFAULT(n_embd, 64);
+    TM_DEFAULT(n_head, 4);
+    TM_DEFAULT(n_head_kv, 2);
+    TM_DEFAULT(head_dim, 16);
+    TM_DEFAULT(n_ff, 128);
+    TM_DEFAULT(n_vocab, 320);
+    TM_DEFAULT(n_ctx, 2048);
+    TM_DEFAULT(n_parts, 1);
+#undef TM_DEFAULT
+    PD_ASSERT(r.n_vocab >= 280 && r.n_parts <= 16);
+    return r;
+}
+
+static inline void tm_metadata(struct gguf_build *b, const char *arch, const struct test_model_options *o)
+{
+    gb_str(b, "general.architecture", arch);
+    gb_str(b, "general.name", "tiny random model");
+    tm_key_u32(b, arch, "block_count", o->n_layer);
+    tm_key_u32(b, arch, "context_length", o->n_ctx);
+    tm_key_u32(b, arch, "embedding_length", o->n_embd);
+    tm_key_u32(b, arch, "feed_forward_length", o->n_ff);
+    tm_key_u32(b, arch, "attention.head_count", o->n_head);
+    tm_key_u32(b, arch, "attention.head_count_kv", o->n_head_kv);
+    tm_key_u32(b, arch, "attention.key_length", o->head_dim);
+    tm_key_u32(b, arch, "attention.value_length", o->head_dim);
+    tm_key_f32(b, arch, "attention.layer_norm_rms_epsilon", 1e-6f);
+    tm_key_f32(b, arch, "rope.freq_base", 10000);
+    if (o->yarn_factor > 0) {
+        char key[96];
+        snprintf(key, sizeof key, "%s.rope.scaling.type", arch);
+        gb_str(b, key, "yarn");
+        tm_key_f32(b, arch, "rope.scaling.factor", o->yarn_factor);
+        tm_key_u32(b, arch, "rope.scaling.original_context_length", o->n_ctx / 2);
+    }
+    tm_tokenizer(b, arch, o->n_vocab, o->chat_template);
+}
+
+static inline void tm_layer(struct test_model_writer *w, const char *arch, int layer)
+{
+    const struct test_model_options *o = w->o;
+    int64_t q = (int64_t)o->n_head * o->head_dim, kv = (int64_t)o->n_head_kv * o->head_dim;
+    bool llama = strcmp(arch, "llama") == 0;
+    const struct {
+        const char *name;
+        int64_t ne0, ne1;
+        bool there;
+    } list[] = {
+        {"attn_norm.weight", o->n_embd, 0, true},
+        {"attn_q.weight", o->n_embd, q, true},
+        {"attn_k.weight", o->n_embd, kv, true},
+        {"attn_v.weight", o->n_embd, kv, true},
+        {"attn_output.weight", q, o->n_embd, true},
+        {"attn_q.bias", q, 0, o->bias},
+        {"attn_k.bias", kv, 0, o->bias},
+        {"attn_v.bias", kv, 0, o->bias},
+        {"attn_output.bias", o->n_embd, 0, o->bias && llama},
+        {"attn_q_norm.weight", o->head_dim, 0, strcmp(arch, "qwen3") == 0},
+        {"attn_k_norm.weight", o->head_dim, 0, strcmp(arch, "qwen3") == 0},
+        {"ffn_norm.weight", o->n_embd, 0, true},
+        {"ffn_gate.weight", o->n_embd, o->n_ff, true},
+        {"ffn_up.weight", o->n_embd, o->n_ff, true},
+        {"ffn_down.weight", o->n_ff, o->n_embd, true},
+        {"ffn_gate.bias", o->n_ff, 0, o->bias && llama},
+        {"ffn_up.bias", o->n_ff, 0, o->bias && llama},
+        {"ffn_down.bias", o->n_embd, 0, o->bias && llama},
+    };
+    for (size_t i = 0; i < PD_COUNT(list); i++) {
+        char name[64];
+        bool norm = strstr(list[i].name, "norm") != NULL;
+        snprintf(name, sizeof name, "blk.%d.%s", layer, list[i].name);
+        if (list[i].there)
+            tm_tensor(w, name, list[i].ne0, list[i].ne1,
+                      list[i].ne1 ? 1.5f / sqrtf((float)list[i].ne0) : 0.1f, norm ? 1 : 0);
+    }
+}
+
+/* Write a tiny model of `arch` ("llama", "qwen2", "qwen3"; any other name gets llama's tensors). Aborts if the file
+ * cannot be written. With n_parts the siblings' names are derived from `path`. */
+static inline void test_build_model(const char *arch, const struct test_model_options *options,
+                                    const char *path)
+{
+    struct test_model_options o = tm_defaults(options);
+    struct test_model_writer *w = mem_new(1, sizeof *w);
+    w->n_parts = o.n_parts;
+    w->o = &o;
+    tm_tensor(w, "token_embd.weight", o.n_embd, o.n_vocab, 1, 0);
+    for (int i = 0; i < o.n_layer; i++)
+        tm_layer(w, arch, i);
+    tm_tensor(w, "output_norm.weight", o.n_embd, 0, 0.1f, 1);
+    if (!o.tied)
+        tm_tensor(w, "output.weight", o.n_embd, o.n_vocab, 2.0f / sqrtf((float)o.n_embd), 0);
+    if (o.rope_freqs)
+        tm_tensor(w, "rope_freqs.weight", o.head_dim / 2, 0, 0.2f, 2);
+    tm_metadata(&w->parts[0], arch, &o);
+    for (int i = 0; i < o.n_parts; i++) {
+        char part[4096], *tail;
+        snprintf(part, sizeof part, "%s", path);
+        if (o.n_parts > 1) {
+            gb_u16(&w->parts[i], "split.no", (uint16_t)i);
+            gb_u16(&w->parts[i], "split.count", (uint16_t)o.n_parts);
+            gb_i32(&w->parts[i], "split.tensors.count", (int32_t)w->tensors);
+            tail = strstr(part, "-00001-of-");
+            PD_ASSERT(tail);
+            snprintf(tail, sizeof part - (size_t)(tail - part), "-%05d-of-%05d.gguf", i + 1, o.n_parts);
+        }
+        gb_save(&w->parts[i], part);
+    }
+    free(w);
+    ggml_quantize_free();
+}
+
+#endif
