@@ -61,6 +61,10 @@ struct model_options {
 struct model;
 struct kv;
 
+/* Load ggml's CPU backend, once, with bounded spinning at its barriers and its messages in the log sink. Done by
+ * model_load too; call it early in main, before threads start, since it sets an environment variable. */
+void model_init_process(void);
+
 enum pd_status model_load(struct model **out, const struct gguf *g, const struct model_options *o,
                           struct pd_error *err);
 void model_free(struct model *m);

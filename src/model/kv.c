@@ -1,0 +1,409 @@
+/* Slots: one array of rows for K and one for V in each layer. Committed rows are slots 0 .. n_committed-1 in
+ * position order. Tree rows live anywhere in the window n_committed .. n_committed + tree_rows - 1, each above its
+ * parent. The attention kernel adds up its rows in slot order and skips those that are masked, so along any path
+ * the order of summation is the order of positions, whatever lies between. */
+#include "model/model_impl.h"
+
+#include <stdatomic.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/mman.h>
+
+static const ggml_fp16_t HALF_ZERO = 0x0000, HALF_MINUS_INF = 0xfc00;
+
+/* node -> slot: open addressing with linear probing; the table is at most a quarter full. */
+
+static uint32_t home(const struct kv *kv, node_id node)
+{
+    return (node.v * 2654435769u >> 7) & kv->table_mask;
+}
+
+static int find(const struct kv *kv, node_id node)
+{
+    if (node.v == 0)
+        return SLOT_NONE;
+    for (uint32_t i = home(kv, node); kv->table[i]; i = (i + 1) & kv->table_mask)
+        if (kv->slots[kv->table[i] - 1].node.v == node.v)
+            return (int)kv->table[i] - 1;
+    return SLOT_NONE;
+}
+
+static void table_add(struct kv *kv, int slot)
+{
+    uint32_t i = home(kv, kv->slots[slot].node);
+    while (kv->table[i])
+        i = (i + 1) & kv->table_mask;
+    kv->table[i] = (uint32_t)slot + 1;
+}
+
+static void table_remove(struct kv *kv, int slot)
+{
+    const uint32_t mask = kv->table_mask;
+    uint32_t hole = home(kv, kv->slots[slot].node);
+    while (kv->table[hole] != (uint32_t)slot + 1)
+        hole = (hole + 1) & mask;
+    kv->table[hole] = 0;
+    /* Close the gap: an entry moves back if the hole lies on its way from home. */
+    for (uint32_t i = (hole + 1) & mask; kv->table[i]; i = (i + 1) & mask) {
+        uint32_t from = home(kv, kv->slots[kv->table[i] - 1].node);
+        if (((i - from) & mask) >= ((i - hole) & mask)) {
+            kv->table[hole] = kv->table[i];
+            kv->table[i] = 0;
+            hole = i;
+        }
+    }
+}
+
+/* Rows of K and V. */
+
+static void move_row(struct kv *kv, int to, int from)
+{
+    for (int l = 0; l < kv->n_layer; l++) {
+        char *k = kv->k[l]->data, *v = kv->v[l]->data;
+        memcpy(k + (size_t)to * kv->k_bytes, k + (size_t)from * kv->k_bytes, kv->k_bytes);
+        memcpy(v + (size_t)to * kv->k_bytes, v + (size_t)from * kv->k_bytes, kv->k_bytes);
+    }
+}
+
+static void lower_top(struct kv *kv)
+{
+    kv->top = PD_MAX(kv->top, kv->n_committed);
+    while (kv->top > kv->n_committed && !kv->slots[kv->top - 1].live)
+        kv->top--;
+}
+
+static void take(struct kv *kv, int slot, node_id node, int parent, int pos)
+{
+    PD_ASSERT(!kv->slots[slot].live && slot >= kv->n_committed);
+    kv->slots[slot] = (struct kv_slot){.node = node, .parent = parent, .pos = pos, .live = true};
+    table_add(kv, slot);
+    kv->n_tree++;
+    kv->top = PD_MAX(kv->top, slot + 1);
+}
+
+static void release(struct kv *kv, int slot)
+{
+    PD_ASSERT(kv->slots[slot].live);
+    table_remove(kv, slot);
+    kv->slots[slot].live = false;
+    kv->n_tree--;
+}
+
+static void rebuild_table(struct kv *kv)
+{
+    memset(kv->table, 0, ((size_t)kv->table_mask + 1) * sizeof kv->table[0]);
+    for (int s = kv->n_committed; s < kv->top; s++)
+        if (kv->slots[s].live)
+            table_add(kv, s);
+}
+
+/* Move the live tree rows down to the lowest slots in their order. That keeps every child above its parent, and a
+ * row only ever moves to a slot that is free already. A parent precedes its children, so its new slot is known
+ * when they come. */
+static void compact(struct kv *kv)
+{
+    int *to = mem_new((size_t)(kv->top - kv->n_committed), sizeof *to);
+    int free_slot = kv->n_committed;
+    for (int s = kv->n_committed; s < kv->top; s++) {
+        if (!kv->slots[s].live)
+            continue;
+        struct kv_slot row = kv->slots[s];
+        if (row.parent != SLOT_NONE)
+            row.parent = to[row.parent - kv->n_committed];
+        if (free_slot != s) {
+            move_row(kv, free_slot, s);
+            kv->slots[s].live = false;
+        }
+        kv->slots[free_slot] = row;
+        to[s - kv->n_committed] = free_slot++;
+    }
+    kv->top = free_slot;
+    rebuild_table(kv);
+    free(to);
+}
+
+static int free_slot_above(const struct kv *kv, int parent)
+{
+    int end = PD_MIN(kv->n_committed + kv->tree_rows, kv->n_slots);
+    for (int s = PD_MAX(parent + 1, kv->n_committed); s < end; s++)
+        if (!kv->slots[s].live)
+            return s;
+    return SLOT_NONE;
+}
+
+int kv_span(const struct kv *kv)
+{
+    return (kv->top + KV_PAD - 1) / KV_PAD * KV_PAD;
+}
+
+static enum pd_status check_tree_row(const struct kv *kv, const struct row *row, int parent,
+                                     struct pd_error *err)
+{
+    int parent_pos = parent == SLOT_NONE ? kv->n_committed - 1 : kv->slots[parent].pos;
+    if (row->node.v == 0 || find(kv, row->node) != SLOT_NONE)
+        return error_set(err, PD_ERR_PEER, "tree row %u: its node id is %s", row->node.v,
+                         row->node.v ? "in the cache already" : "0");
+    if (row->pos != parent_pos + 1)
+        return error_set(err, PD_ERR_PEER, "tree row %u: position %d does not follow its parent's, %d",
+                         row->node.v, row->pos, parent_pos);
+    if (row->pos >= kv->ctx)
+        return error_set(err, PD_ERR_MEMORY, "position %d is beyond the context of %d", row->pos, kv->ctx);
+    return PD_OK;
+}
+
+static enum pd_status place_tree(struct kv *kv, const struct row *rows, int n, int64_t *slots,
+                                 struct pd_error *err)
+{
+    bool compacted = false;
+    for (int i = 0; i < n; i++) {
+        int parent = find(kv, rows[i].parent);
+        enum pd_status status = check_tree_row(kv, &rows[i], parent, err);
+        int slot = status ? SLOT_NONE : free_slot_above(kv, parent);
+        if (!status && slot == SLOT_NONE && !compacted && kv->n_tree < kv->tree_rows) {
+            /* Rows of this batch may move as well, so begin again; a second time it cannot help. */
+            kv_unplace(kv, slots, i, MODEL_TREE);
+            compact(kv);
+            compacted = true;
+            i = -1;
+            continue;
+        }
+        if (!status && slot == SLOT_NONE)
+            status = error_set(err, PD_ERR_MEMORY, "the tree area of %d rows is full", kv->tree_rows);
+        if (status) {
+            kv_unplace(kv, slots, i, MODEL_TREE);
+            return status;
+        }
+        take(kv, slot, rows[i].node, parent, rows[i].pos);
+        slots[i] = slot;
+    }
+    return PD_OK;
+}
+
+static enum pd_status place_prefill(struct kv *kv, const struct row *rows, int n, int64_t *slots,
+                                    struct pd_error *err)
+{
+    if (kv->n_tree)
+        return error_set(err, PD_ERR_PEER, "prefill while %d tree rows are in the cache", kv->n_tree);
+    if (n > kv->ctx - kv->n_committed)
+        return error_set(err, PD_ERR_MEMORY, "%d more rows do not fit the context of %d, %d are taken", n,
+                         kv->ctx, kv->n_committed);
+    for (int i = 0; i < n; i++) {
+        if (rows[i].pos != kv->n_committed + i)
+            return error_set(err, PD_ERR_PEER, "prefill row at position %d, expected %d", rows[i].pos,
+                             kv->n_committed + i);
+        slots[i] = kv->n_committed + i;
+    }
+    kv->top = kv->n_committed + n; /* what the attention of this batch sees */
+    return PD_OK;
+}
+
+enum pd_status kv_place(struct kv *kv, const struct row *rows, int n, enum model_kind kind, int64_t *slots,
+                        struct pd_error *err)
+{
+    if (kind == MODEL_PREFILL)
+        return place_prefill(kv, rows, n, slots, err);
+    /* Slots drift upwards while shallow ones fall free: don't let the attention walk over long gaps. */
+    int span = kv->top - kv->n_committed;
+    if (span > 256 && span / 2 > kv->n_tree)
+        compact(kv);
+    return place_tree(kv, rows, n, slots, err);
+}
+
+void kv_unplace(struct kv *kv, const int64_t *slots, int n, enum model_kind kind)
+{
+    for (int i = n - 1; kind == MODEL_TREE && i >= 0; i--)
+        release(kv, (int)slots[i]);
+    lower_top(kv);
+}
+
+void kv_extend(struct kv *kv, int n)
+{
+    kv->n_committed += n;
+    kv->top = PD_MAX(kv->top, kv->n_committed);
+}
+
+void kv_mask(const struct kv *kv, const int64_t *slots, int n, int n_kv, enum model_kind kind,
+             ggml_fp16_t *mask)
+{
+    for (int i = 0; i < n; i++) {
+        ggml_fp16_t *row = mask + (size_t)i * (size_t)n_kv;
+        int seen = kind == MODEL_PREFILL ? (int)slots[i] + 1 : kv->n_committed;
+        for (int s = 0; s < seen; s++)
+            row[s] = HALF_ZERO;
+        for (int s = seen; s < n_kv; s++)
+            row[s] = HALF_MINUS_INF;
+        for (int s = (int)slots[i]; kind == MODEL_TREE && s != SLOT_NONE; s = kv->slots[s].parent)
+            row[s] = HALF_ZERO;
+    }
+}
+
+/* The chosen row and what grows from it stay; all else is dead by the choice, and is forgotten here in case that
+ * the caller has not dropped it yet. It has to go: a row whose parent is not in the tree counts as a child of the
+ * newest committed row, which a rejected sibling no longer is. Slots are in topological order, so one pass does. */
+static void drop_rejected(struct kv *kv, int chosen)
+{
+    for (int s = kv->n_committed; s < kv->top; s++) {
+        if (!kv->slots[s].live || s == chosen)
+            continue;
+        int parent = kv->slots[s].parent;
+        if (parent == SLOT_NONE || !kv->slots[parent].live)
+            release(kv, s);
+    }
+}
+
+void kv_commit(struct kv *kv, node_id node)
+{
+    int from = find(kv, node), to = kv->n_committed;
+    PD_ASSERT(from != SLOT_NONE);                   /* computed */
+    PD_ASSERT(kv->slots[from].parent == SLOT_NONE); /* its parent is the newest committed row */
+    PD_ASSERT(kv->slots[from].pos == to && to < kv->ctx);
+    drop_rejected(kv, from);
+    /* The row's descendants are all above it, so the lowest slot of the window is its own or free by now. */
+    PD_ASSERT(from == to || !kv->slots[to].live);
+    for (int s = from + 1; s < kv->top; s++)
+        if (kv->slots[s].live && kv->slots[s].parent == from)
+            kv->slots[s].parent = SLOT_NONE;
+    release(kv, from);
+    if (from != to)
+        move_row(kv, to, from);
+    kv->n_committed++;
+    lower_top(kv);
+}
+
+/* Descendants of a dropped row cannot be computed from any more; they go with it. */
+void kv_drop(struct kv *kv, const node_id *nodes, int n)
+{
+    bool any = false;
+    for (int i = 0; i < n; i++) {
+        int slot = find(kv, nodes[i]);
+        if (slot != SLOT_NONE) {
+            release(kv, slot);
+            any = true;
+        }
+    }
+    if (!any)
+        return;
+    for (int s = kv->n_committed; s < kv->top; s++) {
+        int parent = kv->slots[s].parent;
+        if (kv->slots[s].live && parent != SLOT_NONE && !kv->slots[parent].live)
+            release(kv, s);
+    }
+    lower_top(kv);
+}
+
+void kv_drop_tree(struct kv *kv)
+{
+    for (int s = kv->n_committed; s < kv->top; s++)
+        if (kv->slots[s].live)
+            release(kv, s);
+    lower_top(kv);
+}
+
+void kv_truncate(struct kv *kv, int pos)
+{
+    PD_ASSERT(pos >= 0);
+    kv_drop_tree(kv);
+    kv->n_committed = PD_MIN(kv->n_committed, pos);
+    kv->top = kv->n_committed;
+}
+
+int kv_committed(const struct kv *kv)
+{
+    return kv->n_committed;
+}
+
+int kv_tree_rows(const struct kv *kv)
+{
+    return kv->n_tree;
+}
+
+bool kv_has(const struct kv *kv, node_id node)
+{
+    return find(kv, node) != SLOT_NONE;
+}
+
+/* Memory. */
+
+static enum ggml_type row_type(enum kv_type type)
+{
+    return type == KV_F32 ? GGML_TYPE_F32 : type == KV_Q8_0 ? GGML_TYPE_Q8_0 : GGML_TYPE_F16;
+}
+
+/* Untouched pages cost nothing, so a long context is paid for as it fills. */
+static enum pd_status map_memory(struct kv *kv, struct pd_error *err)
+{
+    size_t layer_bytes = (size_t)kv->n_slots * kv->k_bytes;
+    layer_bytes = (layer_bytes + MODEL_ALIGN - 1) / MODEL_ALIGN * MODEL_ALIGN;
+    if (__builtin_mul_overflow(layer_bytes, 2 * (size_t)kv->n_layer, &kv->mem_bytes))
+        kv->mem_bytes = SIZE_MAX;
+    kv->mem = mmap(NULL, kv->mem_bytes, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
+    if (kv->mem == MAP_FAILED) {
+        kv->mem = NULL;
+        return error_set(err, PD_ERR_MEMORY,
+                         "no memory for a KV cache of %.1f MiB (%d rows, %d layers): use a shorter context",
+                         (double)kv->mem_bytes / 1048576, kv->n_slots, kv->n_layer);
+    }
+    kv->buffer = ggml_backend_cpu_buffer_from_ptr(kv->mem, kv->mem_bytes);
+    struct ggml_init_params params = {(2 * (size_t)kv->n_layer + 1) * ggml_tensor_overhead(), NULL, true};
+    kv->headers = ggml_init(params);
+    if (!kv->buffer || !kv->headers)
+        return error_set(err, PD_ERR_MEMORY, "no memory for the KV cache's headers");
+    const struct model *m = kv->model;
+    int64_t width = (int64_t)m->p.head_dim * m->p.n_head_kv;
+    for (int i = 0; i < 2 * kv->n_layer; i++) {
+        struct ggml_tensor *t = ggml_new_tensor_2d(kv->headers, row_type(m->o.kv_type), width, kv->n_slots);
+        ggml_format_name(t, "kv_%c.%d", "kv"[i % 2], m -> o.layer_first + i / 2);
+        ggml_backend_tensor_alloc(kv->buffer, t, (char *)kv->mem + (size_t)i * layer_bytes);
+        (i % 2 ? kv->v : kv->k)[i / 2] = t;
+    }
+    return PD_OK;
+}
+
+enum pd_status kv_new(struct kv **out, const struct model *m, struct pd_error *err)
+{
+    struct kv *kv = mem_new(1, sizeof *kv);
+    static atomic_uint_fast64_t last_id;
+    kv->id = atomic_fetch_add(&last_id, 1) + 1;
+    kv->model = m;
+    kv->n_layer = m->o.layer_count;
+    kv->ctx = m->o.ctx;
+    kv->tree_rows = m->o.tree_rows;
+    kv->n_slots = (kv->ctx + kv->tree_rows + KV_PAD - 1) / KV_PAD * KV_PAD;
+    kv->k_bytes = ggml_row_size(row_type(m->o.kv_type), (int64_t)m->p.head_dim * m->p.n_head_kv);
+    kv->k = mem_new((size_t)kv->n_layer, sizeof(struct ggml_tensor *));
+    kv->v = mem_new((size_t)kv->n_layer, sizeof(struct ggml_tensor *));
+    uint32_t table = 64;
+    while (table < 4 * (uint32_t)kv->tree_rows)
+        table *= 2;
+    kv->table_mask = table - 1;
+    kv->table = mem_try(table, sizeof *kv->table);
+    kv->slots = mem_try((size_t)kv->n_slots, sizeof *kv->slots);
+    enum pd_status status = PD_OK;
+    if (!kv->table || !kv->slots)
+        status = error_set(err, PD_ERR_MEMORY, "no memory for a table of %d KV rows", kv->n_slots);
+    else
+        status = map_memory(kv, err);
+    if (status) {
+        kv_free(kv);
+        return status;
+    }
+    *out = kv;
+    return PD_OK;
+}
+
+void kv_free(struct kv *kv)
+{
+    if (!kv)
+        return;
+    if (kv->headers)
+        ggml_free(kv->headers);
+    if (kv->buffer)
+        ggml_backend_buffer_free(kv->buffer);
+    if (kv->mem)
+        munmap(kv->mem, kv->mem_bytes);
+    free(kv->table);
+    free(kv->slots);
+    free(kv->k);
+    free(kv->v);
+    free(kv);
+}

@@ -1,0 +1,280 @@
+#include "model/model_impl.h"
+
+#include <stdlib.h>
+#include <string.h>
+#include <sys/mman.h>
+#include <unistd.h>
+
+enum { CTX_MAX = 1 << 26, TREE_ROWS_MAX = 1 << 20, BATCH_ROWS_MAX = 1 << 14 };
+
+/* Weights: ggml tensors whose data is the memory map itself. */
+
+struct placed { /* a tensor that this stage needs */
+    struct ggml_tensor *tensor;
+    const struct gguf_tensor *file;
+    bool matmul; /* only ever multiplied with */
+};
+
+static struct placed *collect(struct model *m, const struct gguf *g, struct ggml_tensor **slot,
+                              enum arch_tensor_id id, int layer, struct placed *next)
+{
+    const struct gguf_tensor *t = arch_tensor(g, id, layer);
+    if (!t)
+        return next;
+    *slot = ggml_new_tensor(m->weights, (enum ggml_type)t->type, t->n_dims, t->ne);
+    ggml_set_name(*slot, t->name);
+    PD_ASSERT(ggml_nbytes(*slot) == t->bytes);
+    *next = (struct placed){*slot, t, t->n_dims == 2 && id != ARCH_TOKEN_EMBD};
+    return next + 1;
+}
+
+static struct placed *collect_all(struct model *m, const struct gguf *g, struct placed *next)
+{
+    static const struct {
+        enum arch_tensor_id id;
+        bool layer;
+    } all[] = {
+#define ENTRY(id, name, per_layer, d0, d1) {id, per_layer},
+        ARCH_TENSOR_LIST(ENTRY)
+#undef ENTRY
+    };
+    for (size_t i = 0; i < PD_COUNT(all); i++) {
+        enum arch_tensor_id id = all[i].id;
+        bool head = id == ARCH_OUTPUT || id == ARCH_OUTPUT_NORM;
+        bool wanted = head ? m->o.head : id == ARCH_TOKEN_EMBD ? m->o.embed : true;
+        if (!all[i].layer && wanted)
+            next = collect(m, g, &m->w[id], id, 0, next);
+        for (int l = 0; all[i].layer && l < m->o.layer_count; l++)
+            next = collect(m, g, &m->layers[l].w[id], id, m->o.layer_first + l, next);
+    }
+    return next;
+}
+
+static void keep_buffer(struct model *m, ggml_backend_buffer_t buffer)
+{
+    ggml_backend_buffer_set_usage(buffer, GGML_BACKEND_BUFFER_USAGE_WEIGHTS);
+    m->buffers[m->buffers_count++] = buffer;
+}
+
+/* Let the kernel read ahead; a hint, so its failure (memory that is no file) does not matter. */
+static void read_ahead(const void *data, size_t bytes)
+{
+    uintptr_t page = (uintptr_t)sysconf(_SC_PAGESIZE), begin = (uintptr_t)data & ~(page - 1);
+    madvise((void *)begin, (uintptr_t)data + bytes - begin, MADV_WILLNEED);
+}
+
+/* A buffer for each tensor is cheap (a header) and keeps to the stage's own bytes of the map. */
+static enum pd_status place_weight(struct model *m, const struct placed *w, struct pd_error *err)
+{
+    void *data = (void *)(uintptr_t)w->file->data; /* ggml wants it writable; nobody writes */
+    ggml_backend_buffer_t buffer = NULL;
+    ggml_backend_buffer_type_t repack = m->o.fast && w->matmul ? backend_repack_type() : NULL;
+    if (repack && backend_can_repack(repack, w->tensor)) {
+        buffer = ggml_backend_buft_alloc_buffer(repack, ggml_backend_buft_get_alloc_size(repack, w->tensor));
+        if (!buffer)
+            return error_set(err, PD_ERR_MEMORY, "no memory for %s (%zu bytes)", w->file->name,
+                             w->file->bytes);
+        ggml_backend_tensor_alloc(buffer, w->tensor, ggml_backend_buffer_get_base(buffer));
+        ggml_backend_tensor_set(w->tensor, data, 0, w->file->bytes);
+        keep_buffer(m, buffer);
+        return PD_OK;
+    }
+    if ((uintptr_t)data % MODEL_ALIGN % 32 == 0) {
+        read_ahead(data, w->file->bytes);
+    } else { /* kernels may use aligned loads */
+        void *copy =
+            aligned_alloc(MODEL_ALIGN, (w->file->bytes + MODEL_ALIGN - 1) / MODEL_ALIGN * MODEL_ALIGN);
+        if (!copy)
+            return error_set(err, PD_ERR_MEMORY, "no memory for %s (%zu bytes)", w->file->name,
+                             w->file->bytes);
+        data = m->copies[m->copies_count++] = memcpy(copy, data, w->file->bytes);
+    }
+    buffer = ggml_backend_cpu_buffer_from_ptr(data, w->file->bytes);
+    if (!buffer)
+        return error_set(err, PD_ERR_MEMORY, "no memory for the header of %s", w->file->name);
+    ggml_backend_tensor_alloc(buffer, w->tensor, data);
+    keep_buffer(m, buffer);
+    return PD_OK;
+}
+
+static enum pd_status load_weights(struct model *m, const struct gguf *g, struct pd_error *err)
+{
+    size_t max = ((size_t)m->o.layer_count + 1) * ARCH_TENSOR_COUNT;
+    struct ggml_init_params params = {max * ggml_tensor_overhead(), NULL, true};
+    m->weights = ggml_init(params);
+    if (!m->weights)
+        return error_set(err, PD_ERR_MEMORY, "no memory for %zu tensor headers", max);
+    m->layers = mem_new((size_t)m->o.layer_count, sizeof *m->layers);
+    m->buffers = mem_new(max, sizeof(ggml_backend_buffer_t));
+    m->copies = mem_new(max, sizeof *m->copies);
+    struct placed *all = mem_new(max, sizeof *all), *end = collect_all(m, g, all);
+    enum pd_status status = PD_OK;
+    for (struct placed *w = all; w < end && !status; w++)
+        status = place_weight(m, w, err);
+    free(all);
+    return status;
+}
+
+/* Loading. */
+
+static enum pd_status check_options(struct model_options *o, const struct model_info *info,
+                                    struct pd_error *err)
+{
+    if (o->threads == 0)
+        o->threads = 1;
+    if (o->tree_rows == 0)
+        o->tree_rows = 1024;
+    if (o->batch_rows == 0)
+        o->batch_rows = 64;
+    if (o->layer_first < 0 || o->layer_count < 1 || o->layer_first > info->n_layer - o->layer_count)
+        return error_set(err, PD_ERR_STAGES, "layers %d..%d: the model has %d", o->layer_first,
+                         o->layer_first + o->layer_count - 1, info->n_layer);
+    if (o->ctx < 1 || o->ctx > CTX_MAX)
+        return error_set(err, PD_ERR_USAGE, "a context of %d: give 1 to %d", o->ctx, CTX_MAX);
+    if (o->tree_rows < 1 || o->tree_rows > TREE_ROWS_MAX)
+        return error_set(err, PD_ERR_USAGE, "a tree area of %d rows: give 1 to %d", o->tree_rows,
+                         TREE_ROWS_MAX);
+    if (o->batch_rows < 1 || o->batch_rows > BATCH_ROWS_MAX)
+        return error_set(err, PD_ERR_USAGE, "batches of %d rows: give 1 to %d", o->batch_rows,
+                         BATCH_ROWS_MAX);
+    if (o->kv_type == KV_Q8_0 && info->head_dim % ggml_blck_size(GGML_TYPE_Q8_0))
+        return error_set(err, PD_ERR_UNSUPPORTED, "a q8_0 KV cache needs heads of a multiple of 32, not %d",
+                         info->head_dim);
+    return PD_OK;
+}
+
+static enum pd_status load(struct model *m, const struct gguf *g, struct pd_error *err)
+{
+    enum pd_status status = model_describe(&m->info, g, &m->arena, err);
+    if (status || (status = arch_read(&m->p, g, err)) || (status = check_options(&m->o, &m->info, err)))
+        return status;
+    if ((status = backend_new(&m->exact, m->o.threads, !m->o.fast, err)))
+        return status;
+    if ((status = load_weights(m, g, err)))
+        return status;
+    if ((status = graph_new(&m->run, graph_run_nodes(m), err)))
+        return status;
+    return graph_new(&m->head, GRAPH_HEAD_NODES, err);
+}
+
+enum pd_status model_load(struct model **out, const struct gguf *g, const struct model_options *o,
+                          struct pd_error *err)
+{
+    struct model *m = mem_new(1, sizeof *m);
+    m->o = *o;
+    enum pd_status status = load(m, g, err);
+    if (status) {
+        model_free(m);
+        return status;
+    }
+    *out = m;
+    return PD_OK;
+}
+
+void model_free(struct model *m)
+{
+    if (!m)
+        return;
+    graph_free(&m->run);
+    graph_free(&m->head);
+    for (int i = 0; i < m->buffers_count; i++)
+        ggml_backend_buffer_free(m->buffers[i]);
+    for (int i = 0; i < m->copies_count; i++)
+        free(m->copies[i]);
+    if (m->weights)
+        ggml_free(m->weights);
+    backend_free(&m->exact);
+    backend_free(&m->quick);
+    free(m->buffers);
+    free(m->copies);
+    free(m->layers);
+    arena_free(&m->arena);
+    free(m);
+}
+
+const struct model_info *model_info(const struct model *m)
+{
+    return &m->info;
+}
+
+void model_set_stop(struct model *m, model_stop_fn fn, void *user)
+{
+    backend_set_stop(&m->exact, fn, user);
+    backend_set_stop(&m->quick, fn, user);
+}
+
+/* Computing. */
+
+static enum pd_status check_tokens(const struct model *m, const struct row *rows, int n, struct pd_error *err)
+{
+    for (int i = 0; i < n; i++)
+        if (rows[i].token < 0 || rows[i].token >= m->p.n_vocab)
+            return error_set(err, PD_ERR_PEER, "row %d: token %d is not in the vocabulary of %d", i,
+                             rows[i].token, m->p.n_vocab);
+    return PD_OK;
+}
+
+static void fill_inputs(struct model *m, const struct kv *kv, const struct row *rows, const int64_t *slots,
+                        int n, const float *hidden, enum model_kind kind)
+{
+    struct graph *g = &m->run;
+    int32_t *pos = g->pos->data;
+    for (int i = 0; i < n; i++)
+        pos[i] = rows[i].pos;
+    memcpy(g->slots->data, slots, (size_t)n * sizeof *slots);
+    kv_mask(kv, slots, n, g->n_kv, kind, g->mask->data);
+    if (g->tokens) {
+        int32_t *tokens = g->tokens->data;
+        for (int i = 0; i < n; i++)
+            tokens[i] = rows[i].token;
+    } else {
+        memcpy(g->hidden->data, hidden, ggml_nbytes(g->hidden));
+    }
+}
+
+static enum pd_status run_placed(struct model *m, struct kv *kv, const struct row *rows, const int64_t *slots,
+                                 int n, float *hidden, enum model_kind kind, struct pd_error *err)
+{
+    enum pd_status status = graph_run(m, kv, n, kv_span(kv), err);
+    if (status)
+        return status;
+    fill_inputs(m, kv, rows, slots, n, hidden, kind);
+    bool quick = m->quick.ggml && kind == MODEL_PREFILL && n == m->o.batch_rows;
+    status = backend_compute(quick ? &m->quick : &m->exact, m->run.nodes, err);
+    if (!status)
+        memcpy(hidden, m->run.out->data, ggml_nbytes(m->run.out));
+    return status;
+}
+
+enum pd_status model_run(struct model *m, struct kv *kv, const struct row *rows, int n, float *hidden,
+                         enum model_kind kind, struct pd_error *err)
+{
+    PD_ASSERT(kv->model == m && n >= 1 && n <= m->o.batch_rows);
+    enum pd_status status = m->o.embed ? check_tokens(m, rows, n, err) : PD_OK;
+    if (status)
+        return status;
+    int64_t *slots = mem_new((size_t)n, sizeof *slots);
+    status = kv_place(kv, rows, n, kind, slots, err);
+    if (!status) {
+        status = run_placed(m, kv, rows, slots, n, hidden, kind, err);
+        if (status)
+            kv_unplace(kv, slots, n, kind);
+        else if (kind == MODEL_PREFILL)
+            kv_extend(kv, n);
+    }
+    free(slots);
+    return status;
+}
+
+enum pd_status model_head(struct model *m, const float *hidden, int n, float *logits, struct pd_error *err)
+{
+    PD_ASSERT(m->o.head && n >= 1 && n <= m->o.batch_rows);
+    enum pd_status status = graph_head(m, n, err);
+    if (status)
+        return status;
+    memcpy(m->head.hidden->data, hidden, ggml_nbytes(m->head.hidden));
+    status = backend_compute(&m->exact, m->head.nodes, err);
+    if (!status)
+        memcpy(logits, m->head.out->data, ggml_nbytes(m->head.out));
+    return status;
+}

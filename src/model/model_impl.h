@@ -1,0 +1,126 @@
+/* model_impl: what the sources of the model folder share. Nothing outside of it includes this.
+ *
+ * backend.c  ggml's CPU backend: loading, threads, reference kernels, stopping
+ * model.c    weights in place, model_run and model_head
+ * graph.c    the layer-range graph and the head's graph
+ * kv.c       slots, ancestors, masks, memory
+ */
+#ifndef PD_MODEL_IMPL_H
+#define PD_MODEL_IMPL_H
+
+#include "model/arch.h"
+#include "model/model.h"
+
+#include <ggml-alloc.h>
+#include <ggml-backend.h>
+#include <ggml.h>
+
+enum {
+    KV_PAD = 32,     /* n_kv is a multiple of this, so that few graph shapes occur */
+    SLOT_NONE = -1,  /* as a parent: the newest committed row */
+    MODEL_ALIGN = 64 /* bytes; ggml's CPU kernels want 32 */
+};
+
+/* One instance of ggml's CPU backend. `exact` turns on the reference kernels. */
+struct backend {
+    ggml_backend_t ggml;
+};
+enum pd_status backend_new(struct backend *b, int threads, bool exact, struct pd_error *err);
+void backend_free(struct backend *b);
+void backend_set_stop(struct backend *b, model_stop_fn fn, void *user);
+/* PD_ERR_CANCELLED if the stop function said so. */
+enum pd_status backend_compute(struct backend *b, struct ggml_cgraph *graph, struct pd_error *err);
+/* The buffer type that rearranges weights for wide batches, or NULL if this CPU has none. */
+ggml_backend_buffer_type_t backend_repack_type(void);
+bool backend_can_repack(ggml_backend_buffer_type_t type, struct ggml_tensor *weight);
+
+/* A graph for one shape of batch, kept until another shape is asked for. */
+struct graph {
+    ggml_gallocr_t alloc;
+    void *mem; /* tensor headers and the node list */
+    size_t mem_bytes;
+    struct ggml_context *ctx; /* in mem */
+    struct ggml_cgraph *nodes;
+    int n_rows, n_kv;
+    uint64_t kv_id; /* whose K/V the graph reads; 0 in the head's graph */
+    bool built, reserved;
+    struct ggml_tensor *tokens; /* [n_rows]         i32  first stage */
+    struct ggml_tensor *hidden; /* [n_embd, n_rows] f32  other stages, and the head */
+    struct ggml_tensor *pos;    /* [n_rows]         i32 */
+    struct ggml_tensor *slots;  /* [n_rows]         i64  where each row's K/V goes */
+    struct ggml_tensor *mask;   /* [n_kv, n_rows]   f16  0: visible, -inf: not an ancestor */
+    struct ggml_tensor *out;    /* [n_embd or n_vocab, n_rows] f32 */
+};
+
+struct layer {
+    struct ggml_tensor *w[ARCH_TENSOR_COUNT]; /* NULL: the model has none */
+};
+
+struct model {
+    struct arch_params p;
+    struct model_info info;
+    struct arena arena; /* holds info's arrays and strings */
+    struct model_options o;
+    struct layer *layers;                     /* [o.layer_count] */
+    struct ggml_tensor *w[ARCH_TENSOR_COUNT]; /* those outside of layers */
+    struct ggml_context *weights;             /* headers of all of them */
+    ggml_backend_buffer_t *buffers;           /* over the map, or copies */
+    int buffers_count;
+    void **copies;
+    int copies_count;
+    struct backend exact, quick; /* quick.ggml is NULL if it is never used */
+    struct graph run, head;
+    model_stop_fn stop;
+    void *stop_user;
+};
+
+/* Set up for graphs of at most max_nodes nodes. */
+enum pd_status graph_new(struct graph *g, size_t max_nodes, struct pd_error *err);
+void graph_free(struct graph *g);
+/* Make g the graph of this shape: all layers of the stage over kv's rows, or (graph_head) norm and head. */
+enum pd_status graph_run(struct model *m, const struct kv *kv, int n_rows, int n_kv, struct pd_error *err);
+enum pd_status graph_head(struct model *m, int n_rows, struct pd_error *err);
+size_t graph_run_nodes(const struct model *m); /* upper bound, with inputs */
+enum { GRAPH_HEAD_NODES = 16 };
+
+struct kv_slot {
+    node_id node;
+    int32_t parent; /* slot, or SLOT_NONE */
+    int32_t pos;
+    bool live;
+};
+
+struct kv {
+    uint64_t id; /* never reused in this process, unlike the address */
+    const struct model *model;
+    int n_layer, ctx, tree_rows;
+    int n_slots;    /* allocated: ctx + tree_rows, rounded up to KV_PAD */
+    size_t k_bytes; /* of one row of K, and of V: [head_dim * n_head_kv] */
+    void *mem;      /* mapped on first touch */
+    size_t mem_bytes;
+    struct ggml_context *headers;
+    ggml_backend_buffer_t buffer;
+    struct ggml_tensor **k, **v; /* [n_layer] of [head_dim * n_head_kv, n_slots] */
+
+    int n_committed;
+    int n_tree;            /* live tree rows */
+    int top;               /* all live slots are below it; >= n_committed */
+    struct kv_slot *slots; /* [n_slots]; live ones are tree rows, all at or above n_committed */
+    uint32_t *table;       /* node -> slot + 1, open addressing; 0: empty */
+    uint32_t table_mask;
+};
+
+/* Rows the attention sees: all slots below `top`, rounded up. */
+int kv_span(const struct kv *kv);
+/* Give each row of the batch a slot, in slots[n]; the rows are then live tree rows, to be taken back by
+ * kv_unplace. For MODEL_PREFILL only the slots are computed. */
+enum pd_status kv_place(struct kv *kv, const struct row *rows, int n, enum model_kind kind, int64_t *slots,
+                        struct pd_error *err);
+void kv_unplace(struct kv *kv, const int64_t *slots, int n, enum model_kind kind);
+/* The prefill's rows now are committed. */
+void kv_extend(struct kv *kv, int n);
+/* mask [n_kv, n] f16: row i sees the committed rows (up to itself in a prefill) and its ancestors. */
+void kv_mask(const struct kv *kv, const int64_t *slots, int n, int n_kv, enum model_kind kind,
+             ggml_fp16_t *mask);
+
+#endif
