@@ -1,6 +1,28 @@
 /* pipedec: low-latency decoding of one large language model over a chain of stages.
  *
- * This is the installed header. (Engine, request and events are declared further below.)
+ * An engine is what is loaded once: target and draft, their tokenizer and chat template, and the pipeline. A
+ * request is one prompt and the reply to it; requests run one after the other, and an engine remembers what its
+ * pipeline holds, so that the next turn of a conversation computes only what is new.
+ *
+ *     struct pd_engine_options o;
+ *     struct pd_engine *engine;
+ *     struct pd_error err = {0};
+ *     pd_engine_options_init(&o);
+ *     o.model = "model.gguf";
+ *     if (pd_engine_new(&engine, &o, &err))
+ *         return fprintf(stderr, "%s\n", err.text), 1;
+ *     struct pd_request r;
+ *     pd_request_init(&r);
+ *     r.prompt = "Once upon a time";
+ *     r.on_event = print;                       called on this thread, for each piece of text
+ *     pd_generate(engine, &r, NULL, &err);
+ *     pd_engine_free(engine);
+ *
+ * Ownership: strings in options and requests are borrowed until the call returns (for a stream: until it is freed).
+ * What an engine or a stream returns lives as long as it does, what an event points to until the callback returns
+ * or the next pull. Threading: one request at a time; a second pd_generate waits its turn. pd_engine_cancel may be
+ * called from any thread and from a signal handler.
+ * Compatibility: structs begin with their own size, set by their _init function; fields are only added at the end.
  */
 #ifndef PIPEDEC_H
 #define PIPEDEC_H
@@ -47,6 +69,192 @@ struct pd_error {
 /* The status's name ("PD_ERR_FILE") and its short text; static strings. */
 const char *pd_status_name(enum pd_status status);
 const char *pd_status_text(enum pd_status status);
+
+/* ---- engine ---- */
+
+enum pd_mode {                 /* how the pipeline is kept busy; the tokens are the same in every mode */
+               PD_MODE_AUTO,   /* best with a draft, pp without */
+               PD_MODE_PP,     /* no speculation: one token travels the chain at a time */
+               PD_MODE_CHAIN,  /* a row of drafted tokens, then wait for the verdict */
+               PD_MODE_STPP,   /* a drafted tree of fixed shape, then wait */
+               PD_MODE_ROUNDS, /* a drafted tree of the best nodes, then wait */
+               PD_MODE_LAYER,  /* the dynamic tree as published: a level a step */
+               PD_MODE_BEST    /* the dynamic tree, any nodes at any step, the most probable first */
+};
+const char *pd_mode_name(enum pd_mode mode); /* "best"; static */
+bool pd_mode_parse(const char *name, enum pd_mode *out);
+
+enum pd_clock {
+    PD_CLOCK_WALL,   /* one thread a stage, as fast as it goes (or as slow as the profile says) */
+    PD_CLOCK_VIRTUAL /* every batch is really computed, its duration is the profile's; deterministic */
+};
+enum pd_kv_type { PD_KV_F16, PD_KV_F32, PD_KV_Q8_0 };
+
+/* Long work. done 0..total; the stage of it is a static text: "loading", "prompt". */
+typedef void (*pd_progress_fn)(void *user, const char *what, int64_t done, int64_t total);
+
+struct pd_engine_options {
+    size_t struct_size;
+    const char *model; /* GGUF path of the target; of a split set any part */
+    const char *draft; /* GGUF path of the draft, or NULL */
+    int stages;        /* runs of layers the target is cut into, 1 or more */
+    int threads; /* within a stage; 0: one if stages outnumber the processors, else they are shared out */
+    int draft_threads; /* 0: as a stage has */
+    int ctx;           /* positions; 0: the model's, but no more than 4096 */
+    enum pd_kv_type kv_type;
+    enum pd_mode mode;
+    int width;      /* rows a step; 0: automatic */
+    int children;   /* candidates a node; 0: the mode's default */
+    int depth;      /* levels; 0: the mode's default */
+    int tree_nodes; /* size of the prediction tree; 0: 4096 */
+    enum pd_clock clock;
+    const char *profile; /* device profile, by name or path; needed by the virtual clock, else emulated */
+    const char *chat_template; /* family by name; NULL: told by the model */
+    const char *trace;         /* write a trace of the newest request here (Chrome's JSON); NULL: none */
+    const char *dump_tree;     /* write the tree at every submission here ("-": standard error); NULL: none */
+    double spin_us;            /* wall clock: polling before sleeping; < 0: default */
+    uint64_t seed;             /* virtual clock: of delays, if any */
+    pd_progress_fn on_progress;
+    void *progress_user;
+};
+void pd_engine_options_init(struct pd_engine_options *o);
+
+struct pd_engine;
+enum pd_status pd_engine_new(struct pd_engine **out, const struct pd_engine_options *o, struct pd_error *err);
+void pd_engine_free(struct pd_engine *e); /* NULL is fine; no request may be running */
+/* End the running request, and one whose start is under way, with reason cancelled. */
+void pd_engine_cancel(struct pd_engine *e);
+/* Forget what the pipeline holds: the next request starts from nothing. */
+void pd_engine_reset(struct pd_engine *e);
+
+struct pd_engine_info {
+    size_t struct_size;                            /* set it before the call */
+    const char *model_name, *arch, *chat_template; /* chat_template NULL: unknown to us */
+    const char *draft_name;                        /* NULL: none */
+    int n_layer, n_vocab, ctx, ctx_train, stages, threads, draft_threads;
+    uint64_t weights_bytes, draft_bytes;
+    enum pd_mode mode;
+};
+void pd_engine_get_info(const struct pd_engine *e, struct pd_engine_info *out);
+
+/* ---- requests ---- */
+
+struct pd_sampling {
+    float temperature;    /* 0: the most probable token */
+    int top_k;            /* 0: off */
+    float top_p;          /* 1: off */
+    float min_p;          /* 0: off */
+    float repeat_penalty; /* 1: off */
+    int repeat_last_n;
+    uint64_t seed; /* the same seed gives the same text for any number of stages, mode and draft */
+};
+
+struct pd_message {
+    const char *role; /* "system", "user", "assistant" */
+    const char *content;
+};
+
+enum pd_reason {
+    PD_REASON_NONE,
+    PD_REASON_END,     /* the model ended its text */
+    PD_REASON_LENGTH,  /* max_tokens reached */
+    PD_REASON_CONTEXT, /* the context is full */
+    PD_REASON_STOP,    /* a stop string came */
+    PD_REASON_CANCELLED,
+    PD_REASON_FAULT /* a part of the pipeline failed; the call's error says which */
+};
+const char *pd_reason_name(enum pd_reason reason); /* "end"; static */
+
+struct pd_stats { /* of one request; times on the engine's clock */
+    size_t struct_size;
+    int prompt_tokens, kept_tokens; /* kept: of the prompt's, not computed again */
+    int tokens;                     /* produced, the end token too */
+    double first_token_s;           /* from the request's start to its first token */
+    double total_s;                 /* to its last token */
+    double token_s;                 /* between tokens, mean; 0 with fewer than two */
+    double tokens_per_s;            /* 1 / token_s, or 0 */
+    double prompt_per_s;            /* prompt tokens computed / first_token_s */
+    double step_s;                  /* the slowest stage's mean batch */
+    double steps;                   /* decoding time (first token to last) in steps */
+    double tokens_per_step;
+    double
+        speedup; /* over one token in flight at a time, in steps: stages x tokens_per_step; 0 without a draft */
+    int hits, late_hits, misses;
+    double lag;        /* of hits, steps, mean */
+    int batches, rows; /* submitted */
+    int draft_passes, draft_rows;
+    int head_rows;
+    double draft_busy_s;
+    double machine_us; /* of the roles' own code, each step */
+};
+
+enum pd_event_type {
+    PD_EVENT_TEXT, /* text: whole UTF-8 characters */
+    PD_EVENT_DONE  /* reason and stats; the last */
+};
+struct pd_event {
+    enum pd_event_type type;
+    const char *text; /* NUL-terminated; may be "" where a token completes no character */
+    size_t text_size;
+    int32_t token, pos; /* the newest token behind the text */
+    double time_s;      /* since the request's start, on the engine's clock */
+    enum pd_reason reason;
+    const struct pd_stats *stats;
+};
+
+struct pd_request {
+    size_t struct_size;
+    /* One of: a conversation, which the chat template turns into a prompt; a text as it is; tokens. */
+    const struct pd_message *messages;
+    size_t n_messages;
+    const char *prompt;
+    size_t prompt_size;    /* 0: up to the NUL */
+    const int32_t *tokens; /* with the BOS if there is to be one */
+    size_t n_tokens;
+    int max_tokens; /* 0: until the model ends or the context is full */
+    struct pd_sampling sampling;
+    const char *const *stop; /* [n_stop] the text ends before the first of these */
+    size_t n_stop;
+    bool ignore_end;                                            /* an end token does not end the text */
+    bool special;                                               /* control tokens are written by name */
+    void (*on_event)(void *user, const struct pd_event *event); /* may be NULL */
+    void *user;
+};
+void pd_request_init(struct pd_request *r); /* greedy, no limit, nothing asked */
+void pd_sampling_init(struct pd_sampling *s);
+
+/* Run a request to its end on this thread, with events on the way. `reply` (may be NULL) gets the whole text; free
+ * it with pd_reply_free. A cancelled request is a success with that reason. On PD_ERR_PEER and other failures after
+ * the start, the text so far has been delivered and is in the reply. */
+struct pd_reply {
+    char *text; /* NUL-terminated */
+    size_t text_size;
+    int32_t *tokens;
+    size_t n_tokens;
+    enum pd_reason reason;
+    struct pd_stats stats;
+};
+enum pd_status pd_generate(struct pd_engine *e, const struct pd_request *r, struct pd_reply *reply,
+                           struct pd_error *err);
+void pd_reply_free(struct pd_reply *reply);
+
+/* The same with events pulled; the request runs on a thread of its own. r->on_event is not called.
+ *
+ *     pd_stream_new(&s, engine, &r, &err);
+ *     while (pd_stream_next(s, &event, &err) == PD_OK && event.type == PD_EVENT_TEXT)
+ *         fwrite(event.text, 1, event.text_size, stdout);
+ *     pd_stream_free(s);                         cancels what still runs
+ */
+struct pd_stream;
+enum pd_status pd_stream_new(struct pd_stream **out, struct pd_engine *e, const struct pd_request *r,
+                             struct pd_error *err);
+/* Waits for the next event. After PD_EVENT_DONE it repeats that; a failed request gives its status. */
+enum pd_status pd_stream_next(struct pd_stream *s, struct pd_event *event, struct pd_error *err);
+void pd_stream_free(struct pd_stream *s);
+
+/* Tokens of a text (as in a prompt: control tokens by name count); *tokens is malloc'ed. */
+enum pd_status pd_tokenize(const struct pd_engine *e, const char *text, size_t size, bool bos,
+                           int32_t **tokens, size_t *n_tokens, struct pd_error *err);
 
 #ifdef __cplusplus
 }

@@ -64,6 +64,8 @@ struct compute { /* all of a pipeline's computing; a rank fills only its own par
     int n_stages;
     struct head_ops head;
     struct draft_ops draft; /* self NULL: no draft */
+    void *self;             /* of the kind of computing; its free is called by compute_free */
+    void (*free)(struct compute *c);
 };
 
 /* ---- device profiles (profile.c, docs/profiles.md) ---- */
@@ -172,6 +174,6 @@ struct oracle_options { /* a synthetic target and a draft of given accuracy, for
 };
 enum pd_status oracle_new(struct compute *out, const struct oracle_options *o, int n_stages, int ctx,
                           struct pd_error *err);
-void compute_free(struct compute *c);
+void compute_free(struct compute *c); /* in compute.c: calls c->free, if set, and zeroes c */
 
 #endif

@@ -1,0 +1,76 @@
+/* cli: the program. One file a subcommand, `int cmd_NAME(int argc, char **argv)`, argv[0] being "pipedec NAME";
+ * main.c has the table. A command returns the program's exit code, an enum pd_status.
+ *
+ * Errors: one line "pipedec: ..." on standard error by cli_fail, nothing on standard output.
+ *
+ * Options that several commands share are parsed here, by a child parser of glibc's argp:
+ *
+ *     struct cli_common common;
+ *     struct my_args { struct cli_common *common; ... };
+ *     static const struct argp_child children[] = {{&cli_common_argp, 0, NULL, 0}, {0}};
+ *     static const struct argp argp = {options, parse_mine, "", doc, children, NULL, NULL};
+ *     case ARGP_KEY_INIT: state->child_inputs[0] = args->common; break;      in parse_mine
+ *     cli_common_init(&common);
+ *     cli_parse(&argp, argc, argv, &args);
+ */
+#ifndef PD_CLI_H
+#define PD_CLI_H
+
+#include "base/base.h"
+#include "drive/compute.h"
+
+#include <argp.h>
+#include <signal.h>
+
+/* Keys of long-only options: shared ones from CLI_KEY on, a command's own from CLI_KEY_OWN on. */
+enum { CLI_KEY = 0x1000, CLI_KEY_OWN = 0x2000 };
+
+struct cli_common {
+    struct pd_engine_options engine; /* model, draft, stages, threads, mode, width, clock, profile, ... */
+    struct pd_sampling sampling;
+    bool stages_set, mode_set, clock_set, seed_set, temperature_set;
+    bool emulate; /* --emulate: the profile on the wall clock */
+    bool json;    /* one object on standard output */
+    bool quiet;   /* no progress, no statistics */
+    int restarts; /* --restarts, for launch */
+};
+extern const struct argp cli_common_argp; /* input: struct cli_common * */
+void cli_common_init(struct cli_common *c);
+/* argp_parse with our exit codes: wrong arguments end the program with PD_ERR_USAGE. */
+void cli_parse(const struct argp *argp, int argc, char **argv, void *input);
+/* Checks between options; a model is needed if `need_model`. */
+enum pd_status cli_common_check(const struct cli_common *c, bool need_model, struct pd_error *err);
+/* For commands that build their own pipelines (bench): the same options in the driver's terms. */
+struct compute_options cli_compute_options(const struct cli_common *c);
+
+/* Numbers of options; on nonsense they end the program by argp_error. */
+long cli_int(struct argp_state *state, const char *name, const char *text, long min, long max);
+double cli_float(struct argp_state *state, const char *name, const char *text, double min, double max);
+
+/* "pipedec: TEXT" on standard error; returns the exit code. */
+int cli_fail(const struct pd_error *err);
+int cli_fail_with(enum pd_status status, const char *fmt, ...) PD_PRINTF(2, 3);
+
+/* All of a file ("-": standard input), NUL-terminated; at most `max` bytes. free() it. */
+enum pd_status cli_read_file(const char *path, size_t max, char **out, size_t *size, struct pd_error *err);
+
+/* Progress on a terminal (a pd_progress_fn); silent when standard error is none. */
+void cli_progress(void *user, const char *what, int64_t done, int64_t total);
+void cli_progress_end(void);
+
+/* First Ctrl-C: cancel `e` and note it; second: the signal's own effect. NULL: back to the default. */
+void cli_catch_interrupt(struct pd_engine *e);
+bool cli_interrupted(void);
+
+/* The line of statistics, on standard error. */
+void cli_print_stats(const struct cli_common *c, const struct pd_engine *e, const struct pd_stats *s,
+                     enum pd_reason reason);
+
+int cmd_run(int argc, char **argv);
+int cmd_chat(int argc, char **argv);
+int cmd_info(int argc, char **argv);
+int cmd_bench(int argc, char **argv);
+int cmd_simulate(int argc, char **argv);
+int cmd_launch(int argc, char **argv);
+
+#endif

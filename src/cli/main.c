@@ -1,0 +1,140 @@
+/* The program: finds the subcommand and hands over. */
+#include "cli/cli.h"
+#include "model/model.h"
+
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+
+/* A command whose file is not part of this build is left out of the table. */
+#pragma weak cmd_info
+#pragma weak cmd_bench
+#pragma weak cmd_simulate
+#pragma weak cmd_launch
+
+struct command {
+    const char *name;
+    int (*run)(int argc, char **argv);
+    const char *summary;
+};
+
+static const struct command commands[] = {
+    {"run", cmd_run, "decode one prompt and print the text"},
+    {"chat", cmd_chat, "talk with a model, turn by turn"},
+    {"info", cmd_info, "what a GGUF file holds, and how it would be cut into stages"},
+    {"bench", cmd_bench, "compare modes on a set of questions"},
+    {"simulate", cmd_simulate,
+     "the same machines with a modelled target and draft, for sizes that don't fit here"},
+    {"launch", cmd_launch, "run a command over several machines, and again after a fault"},
+};
+
+static void print_help(FILE *f)
+{
+    fputs("Usage: pipedec COMMAND [OPTION...]\n\n"
+          "Low-latency decoding of one large language model over a chain of stages: a small draft\n"
+          "model's predictions flow down the chain, the large model checks them in passing.\n\n"
+          "Commands:\n",
+          f);
+    for (size_t i = 0; i < PD_COUNT(commands); i++)
+        if (commands[i].run)
+            fprintf(f, "  %-10s %s\n", commands[i].name, commands[i].summary);
+    fputs("  help       a command's own help: pipedec help run\n\n"
+          "Options:\n"
+          "  -h, --help     this text\n"
+          "  -V, --version  the version\n\n"
+          "Examples:\n"
+          "  pipedec run -m model.gguf --chat -p \"Why is the sky blue?\"\n"
+          "  pipedec run -m big.gguf -d small.gguf --stages 14 --clock virtual -p \"Hello\"\n"
+          "  pipedec chat -m model.gguf\n",
+          f);
+}
+
+static const struct command *find(const char *name)
+{
+    for (size_t i = 0; i < PD_COUNT(commands); i++)
+        if (commands[i].run && strcmp(commands[i].name, name) == 0)
+            return &commands[i];
+    return NULL;
+}
+
+/* Edits between two short words (Levenshtein). */
+static int distance(const char *a, const char *b)
+{
+    enum { LONGEST = 31 };
+    int row[LONGEST + 1];
+    int m = (int)strlen(b);
+    if (m > LONGEST || strlen(a) > LONGEST)
+        return LONGEST;
+    for (int j = 0; j <= m; j++)
+        row[j] = j;
+    for (int i = 1; *a; a++, i++) {
+        int diagonal = row[0];
+        row[0] = i;
+        for (int j = 1; j <= m; j++) {
+            int change = diagonal + (*a != b[j - 1]);
+            diagonal = row[j];
+            row[j] = PD_MIN(change, PD_MIN(row[j], row[j - 1]) + 1);
+        }
+    }
+    return row[m];
+}
+
+static int unknown(const char *name)
+{
+    const char *best = NULL;
+    int least = 3; /* further off is no slip of the finger */
+    for (size_t i = 0; i < PD_COUNT(commands); i++) {
+        int d = commands[i].run ? distance(name, commands[i].name) : least;
+        if (d < least) {
+            least = d;
+            best = commands[i].name;
+        }
+    }
+    if (best)
+        return cli_fail_with(PD_ERR_USAGE, "no command '%s'; did you mean '%s'?", name, best);
+    return cli_fail_with(PD_ERR_USAGE, "no command '%s'; 'pipedec --help' lists them", name);
+}
+
+static int dispatch(const struct command *c, int argc, char **argv)
+{
+    char name[64];
+    snprintf(name, sizeof name, "pipedec %s", c->name);
+    argv[0] = name;
+    return c->run(argc, argv);
+}
+
+static int help(int argc, char **argv)
+{
+    if (argc < 2) {
+        print_help(stdout);
+        return PD_OK;
+    }
+    const struct command *c = find(argv[1]);
+    if (!c)
+        return unknown(argv[1]);
+    char flag[] = "--help";
+    char *args[] = {NULL, flag, NULL};
+    return dispatch(c, 2, args);
+}
+
+int main(int argc, char **argv)
+{
+    model_init_process();
+    const char *name = argc > 1 ? argv[1] : "";
+    if (argc < 2) {
+        print_help(stderr);
+        return PD_ERR_USAGE;
+    }
+    if (strcmp(name, "--help") == 0 || strcmp(name, "-h") == 0) {
+        print_help(stdout);
+        return PD_OK;
+    }
+    if (strcmp(name, "--version") == 0 || strcmp(name, "-V") == 0) {
+        puts("pipedec " PD_VERSION);
+        return PD_OK;
+    }
+    if (strcmp(name, "help") == 0)
+        return help(argc - 1, argv + 1);
+    const struct command *c = find(name);
+    return c ? dispatch(c, argc - 1, argv + 1) : unknown(name);
+}
