@@ -148,8 +148,13 @@ install_special() {
     for package in "$@"; do
         case $codename:$package in
         *:@libfuzzer)
-            # The runtimes are packaged by clang's major version.
-            install_packages "libclang-rt-$(clang -dumpversion | cut -d. -f1)-dev"
+            # The runtimes are packaged by clang's major version. They need a 32-bit libc, and on Debian 12 that
+            # must be as new as the libc that came with ggml.
+            local runtimes=("libclang-rt-$(clang -dumpversion | cut -d. -f1)-dev")
+            if [ "$codename:$(dpkg --print-architecture)" = bookworm:amd64 ] && has_suite trixie; then
+                runtimes+=(libc6-i386/trixie)
+            fi
+            install_packages "${runtimes[@]}"
             ;;
         *:@ggml)
             suites+=(trixie-backports)
