@@ -42,7 +42,7 @@ fi
 # The archive: the one apt gets this machine's Debian from.
 archive() {
     apt-get indextargets --format '$(ORIGIN)|$(COMPONENT)|$(REPO_URI)' 'Created-By: Packages' |
-        awk -F'|' '$1 == "Debian" && $2 == "main" && $3 ~ /^https?:/ { print $3; exit }'
+        awk -F'|' '!found && $1 == "Debian" && $2 == "main" && $3 ~ /^https?:/ { print $3; found = 1 }'
 }
 
 make_root() {

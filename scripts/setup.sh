@@ -105,14 +105,18 @@ install_packages() {
     apt install --no-install-recommends --no-remove "$@"
 }
 
+# (Readers of these pipes read to the end: under pipefail a writer that is cut short would count as a failure.)
 # The address from which this machine gets its own suite of Debian: apt itself knows, however the sources are
 # written. Empty if apt has no lists yet or the suite comes from somewhere else.
 archive_address() {
     apt-get indextargets --format '$(ORIGIN)|$(CODENAME)|$(COMPONENT)|$(REPO_URI)' 'Created-By: Packages' |
-        awk -F'|' -v suite="$1" '$1 == "Debian" && $2 == suite && $3 == "main" && $4 ~ /^https?:/ { print $4; exit }'
+        awk -F'|' -v suite="$1" '!found && $1 == "Debian" && $2 == suite && $3 == "main" && $4 ~ /^https?:/ {
+            print $4
+            found = 1
+        }'
 }
 has_suite() {
-    apt-get indextargets --format '$(CODENAME)|$(COMPONENT)' 'Created-By: Packages' | grep -qx "$1|main"
+    apt-get indextargets --format '$(CODENAME)|$(COMPONENT)' 'Created-By: Packages' | grep -x "$1|main" >/dev/null
 }
 
 # add_suites OWN SUITE...: sources for further suites of the archive the machine already uses, at a priority so
