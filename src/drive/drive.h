@@ -87,11 +87,20 @@ struct profile {
     double control_latency_us;             /* a small direct message */
     double stop_ms;                        /* from a stop request to the device's being free */
     int row_bytes;                         /* of a hidden state on the wire; 0: 4 * n_embd of the model */
+    bool scale_model; /* what another stage count means: the same model cut otherwise, or more of the same devices */
 };
-/* By name of a shipped profile ("uniform14") or path of an INI file. */
+/* By name of a shipped profile ("uniform14"; $PIPEDEC_PROFILES/NAME.ini comes first) or path of an INI file.
+ * PD_ERR_PROFILE names file, line and key; nothing unknown, twice or out of range is let through. */
 enum pd_status profile_load(struct profile *out, const char *name_or_path, struct pd_error *err);
-/* For another number of stages: the whole model's time stays the same, spread evenly (shape kept). */
+enum pd_status profile_parse(struct profile *out, const char *name, const char *text, size_t size,
+                             struct pd_error *err);
+/* "home4, paper70b, ..." for messages and help; static. */
+const char *profile_names(void);
+/* For another number of stages. `scale = device` in the file: each device keeps its own time of a step, there are
+ * more or fewer of them. `scale = model`: the whole model's time stays the same, cut otherwise (shape kept). */
 enum pd_status profile_fit(struct profile *p, int n_stages, struct pd_error *err);
+/* A step of one row on the slowest stage, a head included on the last: the unit in which steps are counted. */
+int64_t profile_step_ns(const struct profile *p);
 int64_t curve_ns(const struct curve *c, int rows);
 
 /* ---- observer: what happened, for traces and reports (trace.c); called on the driver's threads ---- */
