@@ -205,6 +205,8 @@ for package in "${missing_packages[@]}"; do
     esac
 done
 apt update
+# The newer libc brings the next release's /etc/os-release along; where the packages come from still tells.
+! has_suite bookworm || codename=bookworm
 [ ${#plain[@]} -eq 0 ] || install_packages "${plain[@]}"
 [ ${#special[@]} -eq 0 ] || install_special "${special[@]}"
 hash -r
