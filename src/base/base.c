@@ -107,22 +107,19 @@ void arena_free(struct arena *a)
     a->used = 0;
 }
 
-static uint64_t mix(uint64_t x)
+uint64_t rng_key(uint64_t seed, uint64_t a, uint64_t b)
 {
-    x += 0x9e3779b97f4a7c15u;
-    x = (x ^ (x >> 30)) * 0xbf58476d1ce4e5b9u;
-    x = (x ^ (x >> 27)) * 0x94d049bb133111ebu;
-    return x ^ (x >> 31);
+    return rng_mix(rng_mix(rng_mix(seed) ^ a) ^ b);
 }
 
 uint64_t rng_u64(uint64_t seed, uint64_t a, uint64_t b, uint64_t c)
 {
-    return mix(mix(mix(mix(seed) ^ a) ^ b) ^ c);
+    return rng_at(rng_key(seed, a, b), c);
 }
 
 double rng_uniform(uint64_t seed, uint64_t a, uint64_t b, uint64_t c)
 {
-    return ((double)(rng_u64(seed, a, b, c) >> 11) + 0.5) * 0x1p-53;
+    return rng_to_uniform(rng_u64(seed, a, b, c));
 }
 
 double rng_gumbel(uint64_t seed, uint64_t a, uint64_t b, uint64_t c)

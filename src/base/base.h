@@ -47,6 +47,23 @@ void arena_free(struct arena *a);
 uint64_t rng_u64(uint64_t seed, uint64_t a, uint64_t b, uint64_t c);
 double rng_uniform(uint64_t seed, uint64_t a, uint64_t b, uint64_t c); /* in the open interval (0, 1) */
 double rng_gumbel(uint64_t seed, uint64_t a, uint64_t b, uint64_t c);  /* -log(-log(uniform)) */
+/* The same for many values of c: rng_u64(seed, a, b, c) == rng_at(rng_key(seed, a, b), c). */
+uint64_t rng_key(uint64_t seed, uint64_t a, uint64_t b);
+static inline uint64_t rng_mix(uint64_t x)
+{
+    x += 0x9e3779b97f4a7c15u;
+    x = (x ^ (x >> 30)) * 0xbf58476d1ce4e5b9u;
+    x = (x ^ (x >> 27)) * 0x94d049bb133111ebu;
+    return x ^ (x >> 31);
+}
+static inline uint64_t rng_at(uint64_t key, uint64_t c)
+{
+    return rng_mix(key ^ c);
+}
+static inline double rng_to_uniform(uint64_t bits)
+{
+    return ((double)(bits >> 11) + 0.5) * 0x1p-53;
+}
 
 /* FNV-1a over bytes, for digests and hash tables (not for anything that must resist an attacker). */
 uint64_t hash_bytes(uint64_t seed, const void *data, size_t size);

@@ -1,0 +1,494 @@
+/* The sampler chain. Vocabularies have up to a few hundred thousand tokens and a draft pass ranks dozens of rows, so
+ * nothing here sorts a vocabulary: maxima of blocks tell where the good tokens are, and a bound on the noise that
+ * needs no logarithm tells which tokens can still win. */
+#include "sample/sample.h"
+
+#include <float.h>
+#include <math.h>
+#include <stdlib.h>
+#include <string.h>
+
+enum {
+    BLOCK = 64,      /* tokens a block */
+    FAR = 16,        /* e^-16: candidates less probable than that are not worth a row */
+    NOISE_STREAM = 1 /* of the random numbers, apart from other uses of a seed */
+};
+
+struct cand {
+    float logit; /* penalised */
+    int32_t id;
+    double z; /* with noise; as the caller of noise_best and rank needs it */
+};
+
+struct sample_scratch {
+    int n_vocab, n_blocks;
+    float *logits;    /* [n_vocab] penalised, or made finite */
+    float *block_max; /* [n_blocks] */
+    float *select;    /* [n_vocab] for selection */
+    uint32_t *stamp;  /* [n_vocab] penalised already if == stamp_now */
+    uint32_t stamp_now;
+    struct cand *cand; /* [n_vocab] */
+};
+
+struct sample_params sample_defaults(void)
+{
+    return (struct sample_params){.top_p = 1, .repeat_penalty = 1, .repeat_last_n = 64};
+}
+
+enum pd_status sample_check(const struct sample_params *p, struct pd_error *err)
+{
+    if (!(p->temperature >= 0 && p->temperature <= 100))
+        return error_set(err, PD_ERR_USAGE, "temperature %g: not in 0..100", (double)p->temperature);
+    if (p->top_k < 0)
+        return error_set(err, PD_ERR_USAGE, "top-k %d: negative", p->top_k);
+    if (!(p->top_p > 0 && p->top_p <= 1))
+        return error_set(err, PD_ERR_USAGE, "top-p %g: not above 0 and up to 1", (double)p->top_p);
+    if (!(p->min_p >= 0 && p->min_p <= 1))
+        return error_set(err, PD_ERR_USAGE, "min-p %g: not in 0..1", (double)p->min_p);
+    if (!(p->repeat_penalty > 0 && p->repeat_penalty <= 100))
+        return error_set(err, PD_ERR_USAGE, "repeat penalty %g: not above 0 and up to 100",
+                         (double)p->repeat_penalty);
+    if (p->repeat_last_n < 0)
+        return error_set(err, PD_ERR_USAGE, "repeat window %d: negative", p->repeat_last_n);
+    return PD_OK;
+}
+
+struct sample_scratch *sample_scratch_new(int n_vocab)
+{
+    PD_ASSERT(n_vocab > 0);
+    struct sample_scratch *s = mem_new(1, sizeof *s);
+    s->n_vocab = n_vocab;
+    s->n_blocks = (n_vocab + BLOCK - 1) / BLOCK;
+    s->logits = mem_new((size_t)n_vocab, sizeof *s->logits);
+    s->block_max = mem_new((size_t)s->n_blocks, sizeof *s->block_max);
+    s->select = mem_new((size_t)n_vocab, sizeof *s->select);
+    s->stamp = mem_new((size_t)n_vocab, sizeof *s->stamp);
+    s->cand = mem_new((size_t)n_vocab, sizeof *s->cand);
+    return s;
+}
+
+void sample_scratch_free(struct sample_scratch *s)
+{
+    if (!s)
+        return;
+    free(s->logits);
+    free(s->block_max);
+    free(s->select);
+    free(s->stamp);
+    free(s->cand);
+    free(s);
+}
+
+/* ---- logits: penalty, repair, maxima ---- */
+
+static bool penalises(const struct sample_params *p, int n_history)
+{
+    return p->repeat_penalty != 1 && p->repeat_last_n > 0 && n_history > 0;
+}
+
+/* The logits as the chain sees them: `logits` itself, or a penalised copy. Each recent token counts once. */
+static const float *penalise(const struct sample_params *p, const float *logits, const int32_t *history,
+                             int n_history, struct sample_scratch *s)
+{
+    if (!penalises(p, n_history))
+        return logits;
+    memcpy(s->logits, logits, (size_t)s->n_vocab * sizeof *logits);
+    if (++s->stamp_now == 0) {
+        memset(s->stamp, 0, (size_t)s->n_vocab * sizeof *s->stamp);
+        s->stamp_now = 1;
+    }
+    for (int i = PD_MAX(0, n_history - p->repeat_last_n); i < n_history; i++) {
+        int32_t id = history[i];
+        if (id < 0 || id >= s->n_vocab || s->stamp[id] == s->stamp_now)
+            continue;
+        s->stamp[id] = s->stamp_now;
+        s->logits[id] = logits[id] > 0 ? logits[id] / p->repeat_penalty : logits[id] * p->repeat_penalty;
+    }
+    return s->logits;
+}
+
+typedef float vec __attribute__((vector_size(16), aligned(4), may_alias));
+typedef int32_t vec_int __attribute__((vector_size(16)));
+
+/* Lanes of a where the mask is set, else of b. */
+static vec pick(vec_int mask, vec a, vec b)
+{
+    return (vec)(((vec_int)a & mask) | ((vec_int)b & ~mask));
+}
+
+static float block_maximum(const float *x, int n)
+{
+    float best = -INFINITY;
+    if (n == BLOCK) {
+        vec m0 = {best, best, best, best}, m1 = m0;
+        for (int i = 0; i < BLOCK; i += 8) {
+            vec a = *(const vec *)(x + i), b = *(const vec *)(x + i + 4);
+            m0 = pick(a > m0, a, m0); /* false for NaN: it never gets in */
+            m1 = pick(b > m1, b, m1);
+        }
+        m0 = pick(m0 > m1, m0, m1);
+        for (int i = 0; i < 4; i++)
+            best = m0[i] > best ? m0[i] : best;
+        return best;
+    }
+    for (int i = 0; i < n; i++)
+        best = x[i] > best ? x[i] : best;
+    return best;
+}
+
+static int block_size(const struct sample_scratch *s, int b)
+{
+    return PD_MIN(BLOCK, s->n_vocab - b * BLOCK);
+}
+
+/* Fill block_max; the highest of them. */
+static float find_maxima(const float *x, struct sample_scratch *s)
+{
+    float best = -INFINITY;
+    for (int b = 0; b < s->n_blocks; b++) {
+        s->block_max[b] = block_maximum(x + (size_t)b * BLOCK, block_size(s, b));
+        best = PD_MAX(best, s->block_max[b]);
+    }
+    return best;
+}
+
+/* The same where infinite logits are made the largest finite one, so that differences make sense. */
+static float find_finite_maxima(const float **x, struct sample_scratch *s)
+{
+    float best = find_maxima(*x, s);
+    if (best < INFINITY)
+        return best;
+    for (int i = 0; i < s->n_vocab; i++)
+        s->logits[i] = (*x)[i] > FLT_MAX ? FLT_MAX : (*x)[i];
+    *x = s->logits;
+    return find_maxima(*x, s);
+}
+
+static int32_t argmax(const float *x, struct sample_scratch *s)
+{
+    float best = find_maxima(x, s);
+    int b = 0;
+    while (b < s->n_blocks && s->block_max[b] != best)
+        b++;
+    for (int i = b * BLOCK; i < s->n_vocab; i++)
+        if (x[i] == best && best > -INFINITY)
+            return i;
+    return 0;
+}
+
+/* e^x for x in [-87, 0], relative error below 3e-6: enough for sums of probabilities, and the same on every
+ * machine. 2^n by the exponent's bits, 2^f for f in [-0.5, 0.5] by its Taylor series. */
+static vec exp_vec(vec x)
+{
+    vec t = x * 1.44269504f;
+    vec_int n = __builtin_convertvector(t - 0.5f, vec_int); /* rounds to zero: t is negative */
+    vec f = (t - __builtin_convertvector(n, vec)) * 0.693147181f;
+    vec y = 1 + f * (1 + f * (0.5f + f * (1 / 6.0f + f * (1 / 24.0f + f * (1 / 120.0f)))));
+    union {
+        vec_int i;
+        vec f;
+    } power = {.i = (n + 127) << 23};
+    return y * power.f;
+}
+
+/* Sum of e^((x - max) * scale) over all tokens. What lies 25 below the maximum counts as nothing: a million such
+ * tokens weigh less than 2e-5. block_max must be filled. */
+static double sum_exp(const float *x, float max, double scale, const struct sample_scratch *s)
+{
+    const float far = -25, k = (float)scale;
+    const vec floor = {far, far, far, far}, none = {0};
+    double sum = 0;
+    for (int b = 0; b < s->n_blocks; b++) {
+        if (!((s->block_max[b] - max) * k > far))
+            continue;
+        const float *from = x + (size_t)b * BLOCK;
+        int n = block_size(s, b);
+        vec part = {0};
+        for (int i = 0; i < n; i += 4) {
+            vec v = {-INFINITY, -INFINITY, -INFINITY, -INFINITY};
+            if (i + 4 <= n)
+                v = *(const vec *)(from + i);
+            else
+                memcpy(&v, from + i, (size_t)(n - i) * sizeof *from);
+            v = (v - max) * k;
+            vec_int counts = v > floor; /* not so for NaN */
+            part += pick(counts, exp_vec(pick(counts, v, floor)), none);
+        }
+        sum += (double)part[0] + part[1] + part[2] + part[3];
+    }
+    return sum;
+}
+
+/* ---- selection ---- */
+
+/* The k-th highest of x[n], 1 <= k <= n; reorders x. Quickselect, middle pivot. */
+static float select_kth(float *x, int n, int k)
+{
+    int lo = 0, hi = n - 1, target = k - 1;
+    while (lo < hi) {
+        float pivot = x[(lo + hi) / 2];
+        int i = lo, j = hi;
+        while (i <= j) {
+            while (x[i] > pivot)
+                i++;
+            while (x[j] < pivot)
+                j--;
+            if (i <= j) {
+                float swap = x[i];
+                x[i++] = x[j];
+                x[j--] = swap;
+            }
+        }
+        if (target <= j)
+            hi = j;
+        else if (target >= i)
+            lo = i;
+        else
+            break;
+    }
+    return x[target];
+}
+
+/* Tokens with a logit of at least `least` (NaN and -inf never), in order of id. block_max must be filled. */
+static int collect(const float *x, float least, struct sample_scratch *s)
+{
+    int n = 0;
+    for (int b = 0; b < s->n_blocks; b++) {
+        if (!(s->block_max[b] >= least))
+            continue;
+        int end = b * BLOCK + block_size(s, b);
+        for (int i = b * BLOCK; i < end; i++)
+            if (x[i] >= least && x[i] > -INFINITY)
+                s->cand[n++] = (struct cand){.logit = x[i], .id = i};
+    }
+    return n;
+}
+
+static int by_logit(const void *a, const void *b)
+{
+    const struct cand *x = a, *y = b;
+    if (x->logit != y->logit)
+        return x->logit > y->logit ? -1 : 1;
+    return (x->id > y->id) - (x->id < y->id);
+}
+
+static int by_z(const void *a, const void *b)
+{
+    const struct cand *x = a, *y = b;
+    if (x->z != y->z)
+        return x->z > y->z ? -1 : 1;
+    return (x->id > y->id) - (x->id < y->id);
+}
+
+/* The k best tokens by logit into cand, best first, ties by lower id. Returns how many there are. The k-th highest
+ * block maximum is a floor: k tokens at least reach it. */
+static int top(const float *x, int k, struct sample_scratch *s)
+{
+    float least = -INFINITY;
+    if (k < s->n_blocks) {
+        memcpy(s->select, s->block_max, (size_t)s->n_blocks * sizeof *s->select);
+        least = select_kth(s->select, s->n_blocks, k);
+    }
+    int n = collect(x, least, s);
+    if (n > 4 * k) { /* a loose floor: find the exact one before sorting */
+        for (int i = 0; i < n; i++)
+            s->select[i] = s->cand[i].logit;
+        n = collect(x, select_kth(s->select, n, k), s);
+    }
+    qsort(s->cand, (size_t)n, sizeof *s->cand, by_logit);
+    return PD_MIN(n, k);
+}
+
+/* How many of the n best (sorted in cand) it takes to hold the share `top_p` of `total`; n + 1: they don't. */
+static int nucleus(int n, float max, double scale, double share, const struct sample_scratch *s)
+{
+    double sum = 0;
+    for (int i = 0; i < n; i++) {
+        sum += exp(((double)s->cand[i].logit - max) * scale);
+        if (sum >= share)
+            return i + 1;
+    }
+    return n + 1;
+}
+
+/* top-k, top-p, min-p at temperature > 0: the tokens that may be drawn, in cand. Returns how many. */
+static int filter(const struct sample_params *p, const float *x, float max, struct sample_scratch *s)
+{
+    const double scale = 1.0 / p->temperature;
+    int n;
+    if (p->top_k > 0 && p->top_k < s->n_vocab) {
+        n = top(x, p->top_k, s);
+        if (p->top_p < 1) {
+            double total = 0;
+            for (int i = 0; i < n; i++)
+                total += exp(((double)s->cand[i].logit - max) * scale);
+            n = PD_MIN(n, nucleus(n, max, scale, total * p->top_p, s));
+        }
+    } else if (p->top_p < 1) {
+        double share = sum_exp(x, max, scale, s) * p->top_p;
+        int want = 128, got;
+        for (;; want *= 8) { /* mostly the first try is enough */
+            want = PD_MIN(want, s->n_vocab);
+            got = top(x, want, s);
+            n = nucleus(got, max, scale, share, s);
+            if (n <= got || got < want || want == s->n_vocab)
+                break;
+        }
+        n = PD_MIN(n, got);
+    } else {
+        n = collect(x, p->min_p > 0 ? (float)(max + p->temperature * log(p->min_p)) - 1e-3f : -INFINITY, s);
+    }
+    if (p->min_p > 0) {
+        int kept = 0;
+        double least = log(p->min_p);
+        for (int i = 0; i < n; i++)
+            if (((double)s->cand[i].logit - max) * scale >= least)
+                s->cand[kept++] = s->cand[i];
+        n = kept;
+    }
+    return n;
+}
+
+/* ---- noise ---- */
+
+static double gumbel(uint64_t bits)
+{
+    return -log(-log(rng_to_uniform(bits)));
+}
+
+/* Not less than gumbel(bits): with l leading ones, 1 - u >= 2^-(l+1), and -log(u) >= 1 - u. */
+static double gumbel_bound(uint64_t bits)
+{
+    return (__builtin_clzll(~bits | 1) + 1) * 0.6931471805599454 + 1e-9;
+}
+
+static uint64_t noise_key(const struct sample_params *p, int32_t pos)
+{
+    return rng_key(p->seed, (uint32_t)pos, NOISE_STREAM);
+}
+
+static bool filters(const struct sample_params *p)
+{
+    return p->top_k > 0 || p->top_p < 1 || p->min_p > 0;
+}
+
+/* argmax of logit / T + noise over cand[n] (n < 0: the whole vocabulary). */
+static int32_t noisy_argmax(const struct sample_params *p, const float *x, int n, int32_t pos,
+                            const struct sample_scratch *s)
+{
+    const uint64_t key = noise_key(p, pos);
+    const double scale = 1.0 / p->temperature;
+    const int count = n < 0 ? s->n_vocab : n;
+    double best = -INFINITY;
+    int32_t best_id = 0;
+    for (int i = 0; i < count; i++) {
+        int32_t id = n < 0 ? i : s->cand[i].id;
+        double z = (double)(n < 0 ? x[i] : s->cand[i].logit) * scale;
+        uint64_t bits = rng_at(key, (uint32_t)id);
+        if (!(z + gumbel_bound(bits) >= best))
+            continue;
+        z += gumbel(bits);
+        if (z > best || (z == best && id < best_id)) {
+            best = z;
+            best_id = id;
+        }
+    }
+    return best_id;
+}
+
+int32_t sample_token(const struct sample_params *p, const float *logits, const int32_t *history,
+                     int n_history, int32_t pos, struct sample_scratch *s)
+{
+    const float *x = penalise(p, logits, history, n_history, s);
+    if (p->temperature <= 0)
+        return argmax(x, s);
+    float max = find_finite_maxima(&x, s);
+    if (max == -INFINITY)
+        return 0;
+    return noisy_argmax(p, x, filters(p) ? filter(p, x, max, s) : -1, pos, s);
+}
+
+/* ---- the drafter's ranking ---- */
+
+static int rank_greedy(const float *x, float max, float spread, int k, int32_t *tokens, float *logp,
+                       struct sample_scratch *s)
+{
+    int n = top(x, k, s);
+    double lse = log(sum_exp(x, max, 1.0 / spread, s));
+    for (int i = 0; i < n; i++) {
+        tokens[i] = s->cand[i].id;
+        logp[i] = (float)PD_MIN(0.0, ((double)s->cand[i].logit - max) / spread - lse);
+    }
+    return n;
+}
+
+/* Put the noise on cand[n]; or, with n < 0, on those of the vocabulary that can matter: the ones that come within
+ * FAR x spread of the best. */
+static int add_noise(const struct sample_params *p, const float *x, int n, int32_t pos, float spread,
+                     struct sample_scratch *s)
+{
+    const uint64_t key = noise_key(p, pos);
+    if (n >= 0) {
+        for (int i = 0; i < n; i++)
+            s->cand[i].z = s->cand[i].logit + p->temperature * gumbel(rng_at(key, (uint32_t)s->cand[i].id));
+        return n;
+    }
+    double best = -INFINITY;
+    n = 0;
+    for (int i = 0; i < s->n_vocab; i++) {
+        uint64_t bits = rng_at(key, (uint32_t)i);
+        if (!((double)x[i] + p->temperature * gumbel_bound(bits) > best - FAR * spread))
+            continue;
+        double z = (double)x[i] + p->temperature * gumbel(bits);
+        best = PD_MAX(best, z);
+        s->cand[n++] = (struct cand){.logit = x[i], .id = i, .z = z};
+    }
+    return n;
+}
+
+static int rank_noisy(int n, float spread, int k, int32_t *tokens, float *logp, struct sample_scratch *s)
+{
+    double best = -INFINITY, sum = 0;
+    for (int i = 0; i < n; i++)
+        best = PD_MAX(best, s->cand[i].z);
+    int near = 0; /* the k best are among those above a floor that k tokens reach */
+    for (int i = 0; i < n; i++)
+        sum += exp((s->cand[i].z - best) / spread);
+    double floor = best - FAR * spread;
+    if (n > 8 * k) { /* the lowest of k bests of k equal parts */
+        double least = INFINITY;
+        for (int part = 0; part < k; part++) {
+            double high = -INFINITY;
+            for (int i = part; i < n; i += k)
+                high = PD_MAX(high, s->cand[i].z);
+            least = PD_MIN(least, high);
+        }
+        floor = PD_MAX(floor, least);
+    }
+    for (int i = 0; i < n; i++)
+        if (s->cand[i].z >= floor && s->cand[i].z > -INFINITY)
+            s->cand[near++] = s->cand[i];
+    qsort(s->cand, (size_t)near, sizeof *s->cand, by_z);
+    near = PD_MIN(near, k);
+    for (int i = 0; i < near; i++) {
+        tokens[i] = s->cand[i].id;
+        logp[i] = (float)PD_MIN(0.0, (s->cand[i].z - best) / spread - log(sum));
+    }
+    return near;
+}
+
+int sample_rank(const struct sample_params *p, const float *logits, const int32_t *history, int n_history,
+                int32_t pos, float spread, int k, int32_t *tokens, float *logp, struct sample_scratch *s)
+{
+    PD_ASSERT(spread > 0 && k >= 0);
+    const float *x = penalise(p, logits, history, n_history, s);
+    float max = find_finite_maxima(&x, s);
+    k = PD_MIN(k, s->n_vocab);
+    if (max == -INFINITY || k == 0)
+        return 0;
+    if (p->temperature <= 0)
+        return rank_greedy(x, max, spread, k, tokens, logp, s);
+    int n = filters(p) ? filter(p, x, max, s) : -1;
+    n = add_noise(p, x, n, pos, spread, s);
+    return rank_noisy(n, spread, k, tokens, logp, s);
+}
