@@ -5,8 +5,8 @@
 # clone of the current main branch in it and runs `./dev test`, then `./dev demo` there (or COMMAND).
 #
 #   --models DIR   this folder's models, read-only, in place of fetching them
-#   --dir DIR      where the Debian goes (default: a new folder under TMPDIR); one that is there is used as it is
-#   --keep         leave the folder
+#   --dir DIR      where the Debian goes and stays; one that is there is used as it is
+#                  (default: a new folder under TMPDIR, removed at the end)
 #   --user         run as an ordinary user without sudo
 #
 # Mounts live in a mount namespace of their own and go with its last process, however that ends.
@@ -23,8 +23,7 @@ root='' models='' keep='' user=root
 while [ $# -gt 0 ]; do
     case $1 in
     --models) models=$(realpath "$2") && shift ;;
-    --dir) root=$2 && shift ;;
-    --keep) keep=1 ;;
+    --dir) root=$2 keep=1 && shift ;;
     --user) user=tester ;;
     --) shift && break ;;
     *) die "bare: no option '$1'" ;;
