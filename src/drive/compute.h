@@ -23,6 +23,7 @@ enum { COMPUTE_ALL = -1 };
 struct compute_options {
     const char *target, *draft;            /* paths; draft NULL: none */
     struct gguf *target_gguf, *draft_gguf; /* opened already (borrowed), else NULL */
+    const struct tokenizer *tokenizer;     /* of the target, borrowed; NULL: made here if there is a draft */
     int n_stages;
     int threads, draft_threads; /* within a batch; 0: by compute_threads */
     int ctx;

@@ -1,0 +1,422 @@
+/* Computing by models. A stage is a model of a few layers and its kv; the last one has the head too. The draft is a
+ * model of all its layers. Nothing here knows about trees or time. */
+#include "drive/compute.h"
+
+#include <math.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/resource.h>
+#include <sys/sysinfo.h>
+#include <unistd.h>
+
+enum {
+    HEAD_SLICE = 32 /* rows of the draft's head at once: their logits are 20 MB for a large vocabulary */
+};
+
+struct part { /* a model and its kv; a stage or the draft */
+    struct model *model;
+    struct kv *kv;
+    struct sample_scratch *scratch;
+    float *logits;      /* [n_vocab, slice]; the last stage and the draft */
+    float *hidden;      /* [n_embd, batch_rows]; the draft */
+    struct row *rows;   /* [batch_rows]; the draft */
+    int n_vocab;        /* of this model */
+    int n_vocab_ranked; /* tokens that the target knows too */
+    float spread;
+};
+
+struct compute_self {
+    struct compute_info info;
+    struct arena arena;
+    struct gguf *target, *draft; /* what was opened here, else NULL */
+    struct part stage[STAGES_MAX];
+    struct part drafter;
+    int loaded, to_load;
+};
+
+void compute_options_init(struct compute_options *o)
+{
+    *o = (struct compute_options){.n_stages = 1, .ctx = 4096, .only_role = COMPUTE_ALL};
+}
+
+int compute_threads(int stages)
+{
+    int cores = get_nprocs();
+    return stages >= cores ? 1 : cores / stages;
+}
+
+void compute_rss(uint64_t *now, uint64_t *peak)
+{
+    struct rusage usage = {0};
+    unsigned long long total = 0, resident = 0;
+    FILE *f = fopen("/proc/self/statm", "r");
+    if (f) {
+        if (fscanf(f, "%llu %llu", &total, &resident) != 2)
+            resident = 0;
+        fclose(f);
+    }
+    getrusage(RUSAGE_SELF, &usage);
+    *now = resident * (uint64_t)sysconf(_SC_PAGESIZE);
+    *peak = (uint64_t)usage.ru_maxrss * 1024;
+}
+
+/* ---- a stage ---- */
+
+static enum pd_status stage_run(void *self, const struct row *rows, int n, bool prefill, float *hidden,
+                                stop_fn stop, void *stop_user, struct pd_error *err)
+{
+    struct part *p = self;
+    model_set_stop(p->model, stop, stop_user);
+    enum pd_status status =
+        model_run(p->model, p->kv, rows, n, hidden, prefill ? MODEL_PREFILL : MODEL_TREE, err);
+    model_set_stop(p->model, NULL, NULL);
+    return status;
+}
+
+static void part_kv(void *self, const node_id *commit, int n_commit, const node_id *drop, int n_drop)
+{
+    struct part *p = self;
+    for (int i = 0; i < n_commit; i++)
+        kv_commit(p->kv, commit[i]);
+    kv_drop(p->kv, drop, n_drop);
+}
+
+static void part_keep(void *self, int keep)
+{
+    kv_truncate(((struct part *)self)->kv, keep);
+}
+
+static int part_tree_rows(void *self)
+{
+    return kv_tree_rows(((struct part *)self)->kv);
+}
+
+static enum pd_status head_token(void *self, const float *hidden, int32_t pos, const int32_t *history,
+                                 const struct sample_params *sample, int32_t *token, struct pd_error *err)
+{
+    struct part *p = self;
+    enum pd_status status = model_head(p->model, hidden, 1, p->logits, err);
+    if (!status)
+        *token = sample_token(sample, p->logits, history, pos + 1, pos + 1, p->scratch);
+    return status;
+}
+
+/* ---- the draft ---- */
+
+/* A token beyond the draft's vocabulary (padding that the target chose all the same) is as good as any other. */
+static const struct row *known_tokens(struct part *p, const struct row *rows, int n)
+{
+    memcpy(p->rows, rows, (size_t)n * sizeof *rows);
+    for (int i = 0; i < n; i++)
+        if (p->rows[i].token >= p->n_vocab)
+            p->rows[i].token = 0;
+    return p->rows;
+}
+
+struct ranking {
+    int first, k;
+    const struct sample_params *sample;
+    int (*history)(void *user, int row, int32_t *out, int max);
+    void *history_user;
+    int32_t *count, *tokens;
+    float *logp;
+};
+
+/* Candidates after wanted row `i` (its row in the batch: r->first + i). */
+static void rank_row(struct part *p, const struct row *row, int i, const float *logits,
+                     const struct ranking *r)
+{
+    enum { RECENT = 4096 };
+    int32_t recent[RECENT];
+    int n = 0;
+    if (r->sample->repeat_penalty != 1 && r->history)
+        n = r->history(r->history_user, r->first + i, recent, PD_MIN(RECENT, r->sample->repeat_last_n));
+    r->count[i] =
+        sample_rank(r->sample, logits, recent, n, row->pos + 1, p->spread, r->k,
+                    r->tokens + (size_t)i * (size_t)r->k, r->logp + (size_t)i * (size_t)r->k, p->scratch);
+}
+
+static enum pd_status rank_rows(struct part *p, const struct row *rows, int n, const struct ranking *r,
+                                stop_fn stop, void *stop_user, struct pd_error *err)
+{
+    const size_t n_embd = (size_t)model_info(p->model)->n_embd;
+    for (int from = r->first; from < n; from += HEAD_SLICE) {
+        int slice = PD_MIN(HEAD_SLICE, n - from);
+        enum pd_status status =
+            model_head(p->model, p->hidden + (size_t)from * n_embd, slice, p->logits, err);
+        if (status)
+            return status;
+        for (int i = 0; i < slice; i++) {
+            if (stop && stop(stop_user))
+                return error_set(err, PD_ERR_CANCELLED, "stopped");
+            rank_row(p, &rows[from + i], from + i - r->first, p->logits + (size_t)i * (size_t)p->n_vocab, r);
+        }
+    }
+    return PD_OK;
+}
+
+static enum pd_status draft_run(void *self, const struct row *rows, int n, int n_behind, bool prefill, int k,
+                                const struct sample_params *sample,
+                                int (*history)(void *user, int row, int32_t *out, int max),
+                                void *history_user, int32_t *count, int32_t *tokens, float *logp,
+                                stop_fn stop, void *stop_user, struct pd_error *err)
+{
+    struct part *p = self;
+    rows = known_tokens(p, rows, n);
+    model_set_stop(p->model, stop, stop_user);
+    enum pd_status status =
+        model_run(p->model, p->kv, rows, n, p->hidden, prefill ? MODEL_PREFILL : MODEL_TREE, err);
+    if (!status && !prefill && n > n_behind) {
+        struct ranking r = {n_behind, k, sample, history, history_user, count, tokens, logp};
+        status = rank_rows(p, rows, n, &r, stop, stop_user, err);
+        for (int i = 0; status && i < n; i++) /* nothing of a stopped pass is kept */
+            kv_drop(p->kv, &rows[i].node, 1);
+    }
+    model_set_stop(p->model, NULL, NULL);
+    return status;
+}
+
+/* ---- building ---- */
+
+static enum pd_status part_load(struct part *p, const struct gguf *g, const struct model_options *o,
+                                struct pd_error *err)
+{
+    enum pd_status status = model_load(&p->model, g, o, err);
+    if (status || (status = kv_new(&p->kv, p->model, err)))
+        return status;
+    p->n_vocab = p->n_vocab_ranked = model_info(p->model)->n_vocab;
+    return PD_OK;
+}
+
+static enum pd_status part_add_head(struct part *p, int slice, struct pd_error *err)
+{
+    p->logits = mem_try((size_t)p->n_vocab * (size_t)slice, sizeof *p->logits);
+    if (!p->logits)
+        return error_set(err, PD_ERR_MEMORY, "no memory for the logits of %d rows", slice);
+    p->scratch = sample_scratch_new(p->n_vocab_ranked);
+    return PD_OK;
+}
+
+static void part_free(struct part *p)
+{
+    kv_free(p->kv);
+    model_free(p->model);
+    sample_scratch_free(p->scratch);
+    free(p->logits);
+    free(p->hidden);
+    free(p->rows);
+}
+
+static void compute_self_free(struct compute *c)
+{
+    struct compute_self *s = c->self;
+    for (int i = 0; i < STAGES_MAX; i++)
+        part_free(&s->stage[i]);
+    part_free(&s->drafter);
+    gguf_close(s->target);
+    gguf_close(s->draft);
+    arena_free(&s->arena);
+    free(s);
+}
+
+void compute_free(struct compute *c)
+{
+    if (c->free)
+        c->free(c);
+    *c = (struct compute){0};
+}
+
+const struct compute_info *compute_info(const struct compute *c)
+{
+    return c->free == compute_self_free ? &((struct compute_self *)c->self)->info : NULL;
+}
+
+static void part_loaded(struct compute_self *s, const struct compute_options *o)
+{
+    s->loaded++;
+    if (o->on_part)
+        o->on_part(o->on_part_user, s->loaded, s->to_load);
+}
+
+static bool wanted(const struct compute_options *o, int role)
+{
+    return o->only_role == COMPUTE_ALL || o->only_role == role;
+}
+
+static enum pd_status load_stage(struct compute *c, int i, const struct gguf *g,
+                                 const struct compute_options *o, struct pd_error *err)
+{
+    struct compute_self *s = c->self;
+    struct part *p = &s->stage[i];
+    const bool last = i == o->n_stages - 1;
+    struct model_options mo = {
+        .layer_first = s->info.first[i],
+        .layer_count = s->info.first[i + 1] - s->info.first[i],
+        .embed = i == 0,
+        .head = last,
+        .threads = s->info.threads,
+        .ctx = o->ctx,
+        .tree_rows = o->tree_rows,
+        .batch_rows = o->batch_rows ? o->batch_rows : BATCH_ROWS,
+        .kv_type = o->kv_type,
+    };
+    enum pd_status status = part_load(p, g, &mo, err);
+    if (!status && last)
+        status = part_add_head(p, 1, err);
+    if (status)
+        return status;
+    c->stage[i] = (struct stage_ops){.self = p,
+                                     .n_embd = s->info.target.n_embd,
+                                     .run = stage_run,
+                                     .kv = part_kv,
+                                     .keep = part_keep,
+                                     .tree_rows = part_tree_rows};
+    if (last)
+        c->head = (struct head_ops){.self = p, .token = head_token};
+    part_loaded(s, o);
+    return PD_OK;
+}
+
+static enum pd_status load_draft(struct compute *c, const struct gguf *g, const struct compute_options *o,
+                                 struct pd_error *err)
+{
+    struct compute_self *s = c->self;
+    struct part *p = &s->drafter;
+    const int batch = o->batch_rows ? o->batch_rows : BATCH_ROWS;
+    struct model_options mo = {
+        .layer_count = s->info.draft.n_layer,
+        .embed = true,
+        .head = true,
+        .threads = s->info.draft_threads,
+        .ctx = o->ctx,
+        .tree_rows = o->draft_tree_rows ? o->draft_tree_rows : 4096,
+        .batch_rows = batch,
+        .kv_type = o->kv_type,
+        .fast = true, /* a prediction need not be the same everywhere */
+    };
+    enum pd_status status = part_load(p, g, &mo, err);
+    if (status)
+        return status;
+    p->n_vocab_ranked = PD_MIN(p->n_vocab, s->info.target.n_vocab);
+    p->spread = o->spread > 0 ? o->spread : 0.8f; /* the draft is under-confident: docs/design.md */
+    p->rows = mem_new((size_t)batch, sizeof *p->rows);
+    p->hidden = mem_new((size_t)batch * (size_t)s->info.draft.n_embd, sizeof *p->hidden);
+    if ((status = part_add_head(p, PD_MIN(HEAD_SLICE, batch), err)))
+        return status;
+    c->draft = (struct draft_ops){.self = p,
+                                  .prefill_rows = PD_MIN(CHUNK_ROWS, batch),
+                                  .run = draft_run,
+                                  .kv = part_kv,
+                                  .keep = part_keep,
+                                  .tree_rows = part_tree_rows};
+    part_loaded(s, o);
+    return PD_OK;
+}
+
+static enum pd_status check_vocab(const struct gguf *target, const struct gguf *draft,
+                                  const struct compute_options *o, struct pd_error *err)
+{
+    struct tokenizer *own = NULL, *other = NULL;
+    const struct tokenizer *t = o->tokenizer;
+    enum pd_status status = PD_OK;
+    if (!t) {
+        status = tokenizer_new(&own, target, err);
+        t = own;
+    }
+    if (!status)
+        status = tokenizer_new(&other, draft, err);
+    if (!status)
+        status = tokenizer_same_vocab(t, other, err);
+    tokenizer_free(other);
+    tokenizer_free(own);
+    return status;
+}
+
+/* Bytes of K/V for all layers of a model. */
+static double kv_bytes(const struct model_info *i, enum kv_type type, double positions)
+{
+    static const double element[] = {[KV_F16] = 2, [KV_F32] = 4, [KV_Q8_0] = 34.0 / 32};
+    return 2.0 * i->n_layer * i->n_head_kv * i->head_dim * element[type] * positions;
+}
+
+/* Memory is mapped on first touch, so a context that can never fit would fail late, by the kernel's hand. */
+static enum pd_status check_memory(const struct compute_info *i, const struct compute_options *o,
+                                   struct pd_error *err)
+{
+    struct sysinfo machine;
+    if (sysinfo(&machine) != 0)
+        return PD_OK;
+    double have = ((double)machine.totalram + (double)machine.totalswap) * machine.mem_unit, need = 0;
+    double share = o->only_role == COMPUTE_ALL ? 1 : 1.0 / o->n_stages;
+    if (o->only_role != ROLE_DRAFTER)
+        need += share * kv_bytes(&i->target, o->kv_type, o->ctx);
+    if (i->draft.arch && wanted(o, ROLE_DRAFTER))
+        need += kv_bytes(&i->draft, o->kv_type, o->ctx);
+    if (need <= have)
+        return PD_OK;
+    return error_set(err, PD_ERR_MEMORY,
+                     "out of memory: a context of %d needs %.1f GB of K/V, this machine has %.1f GB; give a "
+                     "smaller --ctx",
+                     o->ctx, need / 1e9, have / 1e9);
+}
+
+static enum pd_status open_files(struct compute_self *s, const struct compute_options *o,
+                                 const struct gguf **target, const struct gguf **draft, struct pd_error *err)
+{
+    enum pd_status status = PD_OK;
+    *target = o->target_gguf;
+    *draft = o->draft_gguf;
+    if (!*target) {
+        status = gguf_open(&s->target, o->target, err);
+        *target = s->target;
+    }
+    if (!status && !*draft && o->draft) {
+        status = gguf_open(&s->draft, o->draft, err);
+        *draft = s->draft;
+    }
+    if (!status)
+        status = model_describe(&s->info.target, *target, &s->arena, err);
+    if (!status && *draft)
+        status = model_describe(&s->info.draft, *draft, &s->arena, err);
+    return status;
+}
+
+static enum pd_status load_all(struct compute *c, const struct compute_options *o, struct pd_error *err)
+{
+    struct compute_self *s = c->self;
+    const struct gguf *target, *draft;
+    enum pd_status status = open_files(s, o, &target, &draft, err);
+    if (status)
+        return status;
+    s->info.target_digest = gguf_digest(target);
+    s->info.draft_digest = draft ? gguf_digest(draft) : 0;
+    s->info.threads = o->threads ? o->threads : compute_threads(o->n_stages);
+    s->info.draft_threads = o->draft_threads ? o->draft_threads : s->info.threads;
+    if (o->n_stages > STAGES_MAX)
+        return error_set(err, PD_ERR_STAGES, "%d stages: no more than %d are possible", o->n_stages,
+                         STAGES_MAX);
+    if ((status = model_cut(&s->info.target, o->n_stages, s->info.first, err)) ||
+        (status = check_memory(&s->info, o, err)))
+        return status;
+    if (draft && wanted(o, ROLE_DRAFTER) && (status = check_vocab(target, draft, o, err)))
+        return status;
+    c->n_stages = o->n_stages;
+    bool with_draft = draft && wanted(o, ROLE_DRAFTER);
+    s->to_load = (o->only_role == COMPUTE_ALL ? o->n_stages : o->only_role != ROLE_DRAFTER) + with_draft;
+    for (int i = 0; i < o->n_stages && !status; i++)
+        if (wanted(o, role_stage(i)))
+            status = load_stage(c, i, target, o, err);
+    if (!status && with_draft)
+        status = load_draft(c, draft, o, err);
+    return status;
+}
+
+enum pd_status compute_models(struct compute *out, const struct compute_options *o, struct pd_error *err)
+{
+    *out = (struct compute){.self = mem_new(1, sizeof(struct compute_self)), .free = compute_self_free};
+    enum pd_status status = load_all(out, o, err);
+    if (status)
+        compute_free(out);
+    return status;
+}
