@@ -21,7 +21,7 @@ foreach(source ${test_sources})
   if(TARGET pd_${folder})
     list(APPEND libs pd_${folder})
   endif()
-  target_link_libraries(${target} PRIVATE ${libs} pd_base PkgConfig::CMOCKA)
+  target_link_libraries(${target} PRIVATE ${libs} pd_base PkgConfig::CMOCKA PkgConfig::YYJSON)
   target_include_directories(${target} PRIVATE tests)
   target_compile_definitions(${target} PRIVATE PD_TEST_DATA="${CMAKE_SOURCE_DIR}/tests/data"
                                                PD_BUILD_DIR="${CMAKE_BINARY_DIR}")
