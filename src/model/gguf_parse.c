@@ -72,7 +72,7 @@ static enum pd_status read_str(struct cursor *c, struct gguf_str *out)
     if (read_u64(c, &size))
         return c->err ? c->err->status : PD_ERR_FORMAT;
     if (size > left(c))
-        return bad(c, "a string is longer than the rest of the file");
+        return bad(c, "a string is longer than the rest of the file, which is truncated or malformed");
     *out = (struct gguf_str){(const char *)c->part->data + c->pos, (size_t)size};
     c->pos += (size_t)size;
     return PD_OK;
@@ -118,7 +118,7 @@ static enum pd_status read_kind(struct cursor *c, enum gguf_kind *out)
 static enum pd_status read_strings(struct cursor *c, struct gguf_kv *kv)
 {
     if (kv->count > left(c) / 8)
-        return bad(c, "the array is longer than the rest of the file");
+        return bad(c, "the array is longer than the rest of the file, which is truncated or malformed");
     kv->strings = gguf_take(c->g, kv->count, sizeof *kv->strings);
     if (!kv->strings)
         return no_memory(c);
@@ -143,8 +143,9 @@ static enum pd_status read_fixed(struct cursor *c, struct gguf_kv *kv)
 {
     size_t size = kind_bytes[kv->elem];
     if (kv->count > left(c) / size)
-        return bad(c, kv->kind == GGUF_KIND_ARRAY ? "the array is longer than the rest of the file"
-                                                  : "the file ends here: it is truncated");
+        return bad(c, kv->kind == GGUF_KIND_ARRAY
+                          ? "the array is longer than the rest of the file, which is truncated or malformed"
+                          : "the file ends here: it is truncated");
     if (kv->elem == GGUF_KIND_BOOL) {
         enum pd_status st = check_bools(c, kv);
         if (st)
@@ -180,7 +181,7 @@ static enum pd_status read_value(struct cursor *c, struct gguf_kv *kv)
         if (kv->elem == GGUF_KIND_ARRAY)
             return bad(c, "arrays of arrays are not allowed");
         if (count > left(c)) /* an element takes at least a byte */
-            return bad(c, "the array is longer than the rest of the file");
+            return bad(c, "the array is longer than the rest of the file, which is truncated or malformed");
         kv->count = (size_t)count;
     }
     kv->raw = c->part->data + c->pos;
@@ -205,7 +206,7 @@ static enum pd_status read_metadata(struct cursor *c, uint64_t count)
     struct gguf_part *p = c->part;
     snprintf(c->what, sizeof c->what, "metadata count");
     if (count > left(c) / PAIR_BYTES_MIN)
-        return bad(c, "more pairs than the file can hold");
+        return bad(c, "more pairs than the file can hold; it is truncated or malformed");
     p->kvs = gguf_take(c->g, (size_t)count, sizeof *p->kvs);
     p->kv_by_key = gguf_take(c->g, (size_t)count, sizeof(struct gguf_kv *));
     if (!p->kvs || !p->kv_by_key)
@@ -319,7 +320,7 @@ static enum pd_status read_tensors(struct cursor *c, uint64_t count, size_t inde
     struct gguf_part *p = c->part;
     snprintf(c->what, sizeof c->what, "tensor count");
     if (count > left(c) / ENTRY_BYTES_MIN)
-        return bad(c, "more tensors than the file can hold");
+        return bad(c, "more tensors than the file can hold; it is truncated or malformed");
     p->tensors = gguf_take(c->g, (size_t)count, sizeof *p->tensors);
     uint64_t *offsets = mem_try((size_t)count, sizeof *offsets);
     enum pd_status st = PD_OK;
