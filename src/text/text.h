@@ -46,7 +46,7 @@ int tokenizer_vocab_size(const struct tokenizer *t);
 
 enum tokenize_flags {
     TOKENIZE_SPECIAL = 1, /* "<|im_end|>" in the text is that control token, not its letters */
-    TOKENIZE_BOS = 2,     /* begin (and end) the sequence with BOS (EOS) if the model wants that */
+    TOKENIZE_BOS = 2,     /* begin the sequence with BOS if the model wants that */
 };
 /* Append the tokens of text [size bytes] to `out`. Empty text gives no tokens (besides BOS). User-defined tokens
  * ("<tool_call>") are found with or without TOKENIZE_SPECIAL. Errors: PD_ERR_MEMORY. */
@@ -109,17 +109,20 @@ struct chat_msg {
 };
 
 enum chat_family {
-    CHAT_CHATML,  /* no system prompt of its own */
-    CHAT_QWEN2,   /* chatml with Qwen2.5's system prompt */
-    CHAT_SMOLLM2, /* chatml with SmolLM2's system prompt */
-    CHAT_LLAMA2,
+    CHAT_CHATML,  /* no system prompt of its own; also Qwen3 */
+    CHAT_QWEN2,   /* chatml with Qwen2's system prompt */
+    CHAT_QWEN25,  /* ... Qwen2.5's, also of Qwen2.5-Coder */
+    CHAT_SMOLLM2, /* ... SmolLM2's */
+    CHAT_LLAMA2,  /* "[INST] <<SYS>>...", each exchange a sequence of its own */
     CHAT_LLAMA3,
-    CHAT_MISTRAL_V1, /* " [INST] text [/INST]" with spaces */
-    CHAT_MISTRAL_V3, /* "[INST] text[/INST]", also Nemo's "[INST]text[/INST]" as v3-tekken */
-    CHAT_MISTRAL_V3_TEKKEN,
-    CHAT_MISTRAL_V7, /* "[SYSTEM_PROMPT] text[/SYSTEM_PROMPT]" */
-    CHAT_GEMMA,
-    CHAT_ZEPHYR,
+    CHAT_LLAMA31,           /* 3.1 to 3.3: a system message with dates */
+    CHAT_MISTRAL,           /* "[INST] text [/INST]reply": the older files of Mistral 7B and Mixtral */
+    CHAT_MISTRAL_V1,        /* " [INST] text [/INST] reply" */
+    CHAT_MISTRAL_V3,        /* "[INST] text[/INST] reply" */
+    CHAT_MISTRAL_V3_TEKKEN, /* "[INST]text[/INST]reply": Nemo */
+    CHAT_MISTRAL_V7,        /* as v3, "[SYSTEM_PROMPT] text[/SYSTEM_PROMPT]" */
+    CHAT_GEMMA,             /* a system text goes before the first user message's */
+    CHAT_ZEPHYR,            /* also TinyLlama */
     CHAT_PHI3,
     CHAT_FAMILY_COUNT
 };
