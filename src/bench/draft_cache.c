@@ -1,0 +1,383 @@
+/* A draft that remembers: between the drafter and the real draft. */
+#include "bench/draft_cache.h"
+
+#include <stdlib.h>
+#include <string.h>
+
+struct cached_node { /* a tree row that the drafter believes to be in the draft's kv */
+    node_id id, parent;
+    int32_t token, pos;
+    struct path_hash hash; /* of the tokens up to and with it */
+    bool computed;         /* it is in the real draft's kv; then so are its ancestors */
+    bool wanted;           /* scratch: its candidates are to be computed */
+    bool planned;          /* scratch: it is on the list of rows to compute */
+};
+
+struct draft_cache {
+    struct draft_store *store;
+    struct draft_ops real;
+    /* what the drafter believes to be committed */
+    int32_t *tokens;
+    struct path_hash *hashes;
+    int n, capacity;
+    /* what the real draft has committed: a prefix in agreement with tokens once synced */
+    int32_t *real_tokens;
+    int real_n;
+    struct cached_node *nodes;
+    int n_nodes, nodes_max;
+    int n_computed; /* nodes with `computed` */
+    struct path_hash sample_key;
+    int *plan; /* indices of nodes to compute, by position */
+    int n_plan;
+    int batch_at; /* first of the plan in the batch in hand */
+    struct draft_cache_stats stats;
+};
+
+struct draft_cache *draft_cache_new(struct draft_store *store, const struct draft_ops *real)
+{
+    struct draft_cache *c = mem_new(1, sizeof *c);
+    c->store = store;
+    c->real = *real;
+    return c;
+}
+
+void draft_cache_free(struct draft_cache *c)
+{
+    if (!c)
+        return;
+    free(c->tokens);
+    free(c->hashes);
+    free(c->real_tokens);
+    free(c->nodes);
+    free(c->plan);
+    free(c);
+}
+
+struct draft_cache_stats draft_cache_stats(const struct draft_cache *c)
+{
+    return c->stats;
+}
+
+static void *grown(void *old, size_t count, size_t more, size_t size)
+{
+    void *p = mem_new(more, size);
+    if (old)
+        memcpy(p, old, count * size);
+    free(old);
+    return p;
+}
+
+static void append_token(struct draft_cache *c, int32_t token)
+{
+    if (c->n == c->capacity) {
+        int more = c->capacity ? 2 * c->capacity : 1024;
+        c->tokens = grown(c->tokens, (size_t)c->n, (size_t)more, sizeof *c->tokens);
+        c->hashes = grown(c->hashes, (size_t)c->n, (size_t)more, sizeof *c->hashes);
+        c->real_tokens = grown(c->real_tokens, (size_t)c->real_n, (size_t)more, sizeof *c->real_tokens);
+        c->capacity = more;
+    }
+    struct path_hash before = c->n ? c->hashes[c->n - 1] : path_hash_start(0);
+    c->tokens[c->n] = token;
+    c->hashes[c->n++] = path_hash_add(before, token);
+}
+
+static int find_node(const struct draft_cache *c, node_id id)
+{
+    for (int i = c->n_nodes - 1; i >= 0; i--) /* the newest are asked for most */
+        if (c->nodes[i].id.v == id.v)
+            return i;
+    return -1;
+}
+
+static void add_node(struct draft_cache *c, const struct row *row)
+{
+    if (c->n_nodes == c->nodes_max) {
+        int more = c->nodes_max ? 2 * c->nodes_max : 256;
+        c->nodes = grown(c->nodes, (size_t)c->n_nodes, (size_t)more, sizeof *c->nodes);
+        free(c->plan);
+        c->plan = mem_new((size_t)more, sizeof *c->plan);
+        c->nodes_max = more;
+    }
+    int parent = find_node(c, row->parent);
+    PD_ASSERT(parent >= 0 || row->pos == c->n); /* else it follows the newest committed token */
+    struct path_hash before = parent >= 0 ? c->nodes[parent].hash
+                              : c->n      ? c->hashes[c->n - 1]
+                                          : path_hash_start(0);
+    c->nodes[c->n_nodes++] = (struct cached_node){
+        row->node, row->parent, row->token, row->pos, path_hash_add(before, row->token), false, false, false};
+}
+
+static void remove_node(struct draft_cache *c, int i)
+{
+    c->n_computed -= c->nodes[i].computed;
+    memmove(&c->nodes[i], &c->nodes[i + 1], (size_t)(c->n_nodes - i - 1) * sizeof *c->nodes);
+    c->n_nodes--;
+}
+
+/* ---- keys ---- */
+
+/* What besides the path decides a ranking; at temperature 0 no noise does. */
+static struct path_hash sample_hash(const struct sample_params *p)
+{
+    struct path_hash h = path_hash_start(11);
+    int32_t parts[8] = {0, p->top_k, 0, 0, 0, 0, 0, 0};
+    memcpy(&parts[0], &p->temperature, sizeof p->temperature);
+    memcpy(&parts[2], &p->top_p, sizeof p->top_p);
+    memcpy(&parts[3], &p->min_p, sizeof p->min_p);
+    memcpy(&parts[4], &p->repeat_penalty, sizeof p->repeat_penalty);
+    parts[5] = p->repeat_penalty == 1 ? 0 : p->repeat_last_n;
+    if (p->temperature > 0) {
+        parts[6] = (int32_t)(uint32_t)p->seed;
+        parts[7] = (int32_t)(uint32_t)(p->seed >> 32);
+    }
+    for (size_t i = 0; i < PD_COUNT(parts); i++)
+        h = path_hash_add(h, parts[i]);
+    return h;
+}
+
+static struct path_hash node_key(const struct draft_cache *c, int i)
+{
+    return (struct path_hash){c->nodes[i].hash.a ^ c->sample_key.a, c->nodes[i].hash.b ^ c->sample_key.b};
+}
+
+/* ---- computing what is missing ---- */
+
+/* Bring the real draft's committed tokens up to the drafter's, by prefill chunks at multiples of the chunk's size,
+ * where a prompt's own chunks would be. */
+static enum pd_status sync_committed(struct draft_cache *c, stop_fn stop, void *stop_user,
+                                     struct pd_error *err)
+{
+    int chunk = PD_MIN(PD_MAX(c->real.prefill_rows, 1), BATCH_ROWS), same = 0;
+    while (same < c->real_n && same < c->n && c->real_tokens[same] == c->tokens[same])
+        same++;
+    if (same < c->real_n) {
+        PD_ASSERT(c->n_computed == 0);
+        c->real.keep(c->real.self, same);
+        c->real_n = same;
+    }
+    while (c->real_n < c->n) {
+        struct row rows[BATCH_ROWS];
+        int n = PD_MIN(chunk - c->real_n % chunk, c->n - c->real_n);
+        for (int i = 0; i < n; i++)
+            rows[i] = (struct row){.token = c->tokens[c->real_n + i], .pos = c->real_n + i};
+        enum pd_status s = c->real.run(c->real.self, rows, n, n, true, 0, NULL, NULL, NULL, NULL, NULL, NULL,
+                                       stop, stop_user, err);
+        if (s)
+            return s;
+        memcpy(c->real_tokens + c->real_n, c->tokens + c->real_n, (size_t)n * sizeof *c->tokens);
+        c->real_n += n;
+        c->stats.caught_up += n;
+    }
+    return PD_OK;
+}
+
+/* List node `i` and its uncomputed ancestors, ancestors first. */
+static void plan_node(struct draft_cache *c, int i)
+{
+    int first = c->n_plan;
+    for (; i >= 0 && !c->nodes[i].computed && !c->nodes[i].planned; i = find_node(c, c->nodes[i].parent)) {
+        c->nodes[i].planned = true;
+        c->plan[c->n_plan++] = i;
+    }
+    for (int a = first, b = c->n_plan - 1; a < b; a++, b--) {
+        int swap = c->plan[a];
+        c->plan[a] = c->plan[b];
+        c->plan[b] = swap;
+    }
+}
+
+/* Rows computed for their K/V alone go first where that keeps parents before children: order by position. */
+static void sort_plan(struct draft_cache *c)
+{
+    for (int i = 1; i < c->n_plan; i++) {
+        int x = c->plan[i], k = i;
+        for (; k > 0 && c->nodes[c->plan[k - 1]].pos > c->nodes[x].pos; k--)
+            c->plan[k] = c->plan[k - 1];
+        c->plan[k] = x;
+    }
+}
+
+static int plan_history(void *user, int row, int32_t *out, int max)
+{
+    struct draft_cache *c = user;
+    int n = 0;
+    for (int i = c->plan[c->batch_at + row]; i >= 0 && n < max; i = find_node(c, c->nodes[i].parent))
+        out[n++] = c->nodes[i].token;
+    for (int pos = c->n - 1; pos >= 0 && n < max; pos--)
+        out[n++] = c->tokens[pos];
+    for (int a = 0, b = n - 1; a < b; a++, b--) { /* newest first until now */
+        int32_t swap = out[a];
+        out[a] = out[b];
+        out[b] = swap;
+    }
+    return n;
+}
+
+/* Compute the plan's rows [at, at + n) in one pass and remember what it says. */
+static enum pd_status run_batch(struct draft_cache *c, int at, int n, const struct sample_params *sample,
+                                stop_fn stop, void *stop_user, struct pd_error *err)
+{
+    struct row rows[BATCH_ROWS];
+    int32_t count[BATCH_ROWS], tokens[BATCH_ROWS * DRAFT_TOP];
+    float logp[BATCH_ROWS * DRAFT_TOP];
+    int behind = 0;
+    for (int i = 0; i < n; i++) {
+        struct cached_node *x = &c->nodes[c->plan[at + i]];
+        rows[i] = (struct row){.node = x->id, .parent = x->parent, .token = x->token, .pos = x->pos};
+        behind += behind == i && !x->wanted;
+    }
+    c->batch_at = at;
+    enum pd_status s = c->real.run(c->real.self, rows, n, behind, false, DRAFT_TOP, sample, plan_history, c,
+                                   count, tokens, logp, stop, stop_user, err);
+    if (s)
+        return s;
+    for (int i = 0; i < n; i++) {
+        struct cached_node *x = &c->nodes[c->plan[at + i]];
+        x->computed = true;
+        c->n_computed++;
+        if (i < behind) {
+            c->stats.caught_up++;
+            continue;
+        }
+        struct draft_answer a = {.key = node_key(c, c->plan[at + i]), .count = count[i - behind]};
+        memcpy(a.tokens, tokens + (i - behind) * DRAFT_TOP, (size_t)a.count * sizeof *a.tokens);
+        memcpy(a.logp, logp + (i - behind) * DRAFT_TOP, (size_t)a.count * sizeof *a.logp);
+        draft_store_add(c->store, &a);
+        c->stats.computed++;
+    }
+    return PD_OK;
+}
+
+static enum pd_status compute_missing(struct draft_cache *c, int first_wanted,
+                                      const struct sample_params *sample, int room, stop_fn stop,
+                                      void *stop_user, struct pd_error *err)
+{
+    c->n_plan = 0;
+    for (int i = 0; i < c->n_nodes; i++)
+        c->nodes[i].planned = c->nodes[i].wanted = false;
+    for (int i = first_wanted; i < c->n_nodes; i++)
+        if (!draft_store_find(c->store, node_key(c, i))) {
+            c->nodes[i].wanted = true;
+            plan_node(c, i);
+        } else {
+            c->stats.answered++;
+        }
+    if (!c->n_plan)
+        return PD_OK;
+    enum pd_status s = sync_committed(c, stop, stop_user, err);
+    sort_plan(c);
+    for (int at = 0; at < c->n_plan && !s; at += room)
+        s = run_batch(c, at, PD_MIN(room, c->n_plan - at), sample, stop, stop_user, err);
+    return s;
+}
+
+/* A pass that failed or was stopped leaves nothing behind. */
+static void forget_from(struct draft_cache *c, int first)
+{
+    for (int i = c->n_nodes - 1; i >= first; i--) {
+        node_id id = c->nodes[i].id;
+        if (c->nodes[i].computed)
+            c->real.kv(c->real.self, NULL, 0, &id, 1);
+        remove_node(c, i);
+    }
+}
+
+static void hand_out(const struct draft_cache *c, int first_wanted, int k, int32_t *count, int32_t *tokens,
+                     float *logp)
+{
+    for (int i = first_wanted; i < c->n_nodes; i++) {
+        const struct draft_answer *a = draft_store_find(c->store, node_key(c, i));
+        int at = i - first_wanted, n = PD_MIN(a->count, k);
+        count[at] = n;
+        memcpy(tokens + (size_t)at * (size_t)k, a->tokens, (size_t)n * sizeof *tokens);
+        memcpy(logp + (size_t)at * (size_t)k, a->logp, (size_t)n * sizeof *logp);
+    }
+}
+
+static enum pd_status cache_run(void *self, const struct row *rows, int n, int n_behind, bool prefill, int k,
+                                const struct sample_params *sample,
+                                int (*history)(void *user, int row, int32_t *out, int max),
+                                void *history_user, int32_t *count, int32_t *tokens, float *logp,
+                                stop_fn stop, void *stop_user, struct pd_error *err)
+{
+    struct draft_cache *c = self;
+    (void)history; /* of other rows than those computed: plan_history has them all */
+    (void)history_user;
+    if (prefill) { /* remembered; computed when something must be that follows */
+        for (int i = 0; i < n; i++) {
+            PD_ASSERT(rows[i].pos == c->n && c->n_nodes == 0);
+            append_token(c, rows[i].token);
+        }
+        return PD_OK;
+    }
+    PD_ASSERT(k <= DRAFT_TOP);
+    int first = c->n_nodes;
+    for (int i = 0; i < n; i++)
+        add_node(c, &rows[i]);
+    enum pd_status s = PD_OK;
+    if (n_behind < n) {
+        c->sample_key = sample_hash(sample);
+        int room = PD_MIN(PD_MAX(c->real.prefill_rows, n), BATCH_ROWS);
+        s = compute_missing(c, first + n_behind, sample, room, stop, stop_user, err);
+    }
+    if (s) {
+        forget_from(c, first);
+        return s;
+    }
+    hand_out(c, first + n_behind, k, count, tokens, logp);
+    return PD_OK;
+}
+
+static void commit_node(struct draft_cache *c, node_id id)
+{
+    int i = find_node(c, id);
+    PD_ASSERT(i >= 0 && c->nodes[i].pos == c->n);
+    bool computed = c->nodes[i].computed;
+    append_token(c, c->nodes[i].token);
+    remove_node(c, i);
+    if (computed) {
+        PD_ASSERT(c->real_n == c->n - 1);
+        c->real.kv(c->real.self, &id, 1, NULL, 0);
+        c->real_tokens[c->real_n++] = c->tokens[c->n - 1];
+    }
+}
+
+static void cache_kv(void *self, const node_id *commit, int n_commit, const node_id *drop, int n_drop)
+{
+    struct draft_cache *c = self;
+    for (int i = 0; i < n_commit; i++)
+        commit_node(c, commit[i]);
+    for (int i = 0; i < n_drop; i++) {
+        int at = find_node(c, drop[i]);
+        if (at < 0)
+            continue;
+        if (c->nodes[at].computed)
+            c->real.kv(c->real.self, NULL, 0, &drop[i], 1);
+        remove_node(c, at);
+    }
+}
+
+/* The real draft loses its tree but keeps its committed tokens: the next request often begins with them. */
+static void cache_keep(void *self, int keep)
+{
+    struct draft_cache *c = self;
+    PD_ASSERT(keep <= c->n);
+    c->n = keep;
+    c->n_nodes = c->n_computed = 0;
+    c->real.keep(c->real.self, c->real_n);
+}
+
+static int cache_tree_rows(void *self)
+{
+    return ((struct draft_cache *)self)->n_nodes;
+}
+
+struct draft_ops draft_cache_ops(struct draft_cache *c)
+{
+    return (struct draft_ops){.self = c,
+                              .prefill_rows = c->real.prefill_rows,
+                              .run = cache_run,
+                              .kv = cache_kv,
+                              .keep = cache_keep,
+                              .tree_rows = cache_tree_rows};
+}
