@@ -18,10 +18,10 @@
 #define PD_ASSERT(cond) ((cond) ? (void)0 : pd_assert_fail(#cond, __FILE__, __LINE__))
 _Noreturn void pd_assert_fail(const char *cond, const char *file, int line);
 
-#define PD_COUNT(array)  (sizeof(array) / sizeof((array)[0]))
-#define PD_MIN(a, b)     ((a) < (b) ? (a) : (b))
-#define PD_MAX(a, b)     ((a) > (b) ? (a) : (b))
-#define PD_PRINTF(f, a)  __attribute__((format(printf, f, a)))
+#define PD_COUNT(array) (sizeof(array) / sizeof((array)[0]))
+#define PD_MIN(a, b)    ((a) < (b) ? (a) : (b))
+#define PD_MAX(a, b)    ((a) > (b) ? (a) : (b))
+#define PD_PRINTF(f, a) __attribute__((format(printf, f, a)))
 
 /* Fill `err` (may be NULL) and return `status`, so that it can be the return statement. */
 enum pd_status error_set(struct pd_error *err, enum pd_status status, const char *fmt, ...) PD_PRINTF(3, 4);

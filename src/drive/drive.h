@@ -31,8 +31,8 @@ struct stage_ops {
     void *self;
     int n_embd; /* floats of a hidden state; 0: none travel (replay, oracle) */
     /* Compute rows; hidden [n_embd, n] in and out. PD_ERR_CANCELLED: stopped, nothing kept. */
-    enum pd_status (*run)(void *self, const struct row *rows, int n, bool prefill, float *hidden, stop_fn stop,
-                          void *stop_user, struct pd_error *err);
+    enum pd_status (*run)(void *self, const struct row *rows, int n, bool prefill, float *hidden,
+                          stop_fn stop, void *stop_user, struct pd_error *err);
     void (*kv)(void *self, const node_id *commit, int n_commit, const node_id *drop, int n_drop);
     void (*keep)(void *self, int keep);
     /* Live tree rows (0 after each request) and committed rows; for leak checks. */
@@ -78,16 +78,17 @@ struct curve { /* time of a batch by its rows: linear between points, the last s
 };
 struct profile {
     char name[64];
-    int n_stages;                    /* the profile's own number; 0: any */
-    struct curve stage[STAGES_MAX];  /* by stage index; filled for every stage by profile_fit */
-    struct curve prefill;            /* a stage's prefill chunk; n 0: as stage */
-    double head_ms;                  /* one head row on the last stage */
-    struct curve draft;              /* a draft pass by rows */
-    double link_latency_us, link_gbps;     /* every hop of the chain: latency and bandwidth, 10^9 bits/s */
-    double control_latency_us;             /* a small direct message */
-    double stop_ms;                        /* from a stop request to the device's being free */
-    int row_bytes;                         /* of a hidden state on the wire; 0: 4 * n_embd of the model */
-    bool scale_model; /* what another stage count means: the same model cut otherwise, or more of the same devices */
+    int n_stages;                      /* the profile's own number; 0: any */
+    struct curve stage[STAGES_MAX];    /* by stage index; filled for every stage by profile_fit */
+    struct curve prefill;              /* a stage's prefill chunk; n 0: as stage */
+    double head_ms;                    /* one head row on the last stage */
+    struct curve draft;                /* a draft pass by rows */
+    double link_latency_us, link_gbps; /* every hop of the chain: latency and bandwidth, 10^9 bits/s */
+    double control_latency_us;         /* a small direct message */
+    double stop_ms;                    /* from a stop request to the device's being free */
+    int row_bytes;                     /* of a hidden state on the wire; 0: 4 * n_embd of the model */
+    bool
+        scale_model; /* what another stage count means: the same model cut otherwise, or more of the same devices */
 };
 /* By name of a shipped profile ("uniform14"; $PIPEDEC_PROFILES/NAME.ini comes first) or path of an INI file.
  * PD_ERR_PROFILE names file, line and key; nothing unknown, twice or out of range is let through. */
@@ -105,15 +106,24 @@ int64_t curve_ns(const struct curve *c, int rows);
 
 /* ---- observer: what happened, for traces and reports (trace.c); called on the driver's threads ---- */
 
-enum observe_type { OBS_BATCH, OBS_PREFILL, OBS_HEAD, OBS_DRAFT, OBS_LINK, OBS_ADVANCE, OBS_SUBMIT, OBS_STOPPED };
+enum observe_type {
+    OBS_BATCH,
+    OBS_PREFILL,
+    OBS_HEAD,
+    OBS_DRAFT,
+    OBS_LINK,
+    OBS_ADVANCE,
+    OBS_SUBMIT,
+    OBS_STOPPED
+};
 struct observation {
     enum observe_type type;
     int role, to;             /* where; for OBS_LINK also where to */
     int64_t begin_ns, end_ns; /* the clock of the run; 0 is its start */
     int rows, rows_live;
-    int32_t token, pos;       /* OBS_ADVANCE */
+    int32_t token, pos; /* OBS_ADVANCE */
     enum tree_verdict verdict;
-    const struct tree *tree;  /* OBS_SUBMIT: as it is now, for --dump-tree */
+    const struct tree *tree; /* OBS_SUBMIT: as it is now, for --dump-tree */
 };
 struct observer {
     void *user;
@@ -142,7 +152,7 @@ struct result {
     struct stats stats;
     struct stage_load load[STAGES_MAX]; /* tree batches of this request, by stage */
     int64_t draft_busy_ns;
-    int64_t step_ns; /* the slowest stage's mean tree batch, head included */
+    int64_t step_ns;                   /* the slowest stage's mean tree batch, head included */
     int64_t machine_ns, machine_steps; /* wall time spent in the roles' own code, and tree submissions */
 };
 
@@ -150,14 +160,14 @@ struct driver_options {
     struct drafter_options drafter; /* n_stages too */
     const struct profile *profile;  /* sim: needed; others: NULL or emulation */
     const struct observer *observer;
-    int n_embd;  /* of the target, for link times without hidden states */
+    int n_embd;     /* of the target, for link times without hidden states */
     double spin_us; /* wall clocks: polling before sleeping; < 0: default */
     /* sim only */
-    uint64_t seed;         /* of the disturbances */
-    double jitter;         /* each delay is multiplied by 1 + jitter x uniform(0, 1) */
-    bool reorder;          /* messages of different channels overtake at random within the rules */
-    int64_t cancel_at_ns;  /* > 0: cancel the request then */
-    int kill_stage;        /* with kill_at_ns > 0: that stage falls silent then */
+    uint64_t seed;        /* of the disturbances */
+    double jitter;        /* each delay is multiplied by 1 + jitter x uniform(0, 1) */
+    bool reorder;         /* messages of different channels overtake at random within the rules */
+    int64_t cancel_at_ns; /* > 0: cancel the request then */
+    int kill_stage;       /* with kill_at_ns > 0: that stage falls silent then */
     int64_t kill_at_ns;
 };
 struct driver {
@@ -176,12 +186,12 @@ enum pd_status threads_new(struct driver **out, const struct driver_options *o, 
 struct oracle_options { /* a synthetic target and a draft of given accuracy, for sizes that do not fit */
     uint64_t seed;
     int n_vocab;
-    int end_token;       /* -1: never ends */
-    int end_percent;     /* chance in 1000 that a position ends the text */
-    int n_top;           /* ranks with a stated chance */
-    double top[16];      /* cumulative: the true token is among the draft's first 1, 2, ... choices */
+    int end_token;   /* -1: never ends */
+    int end_percent; /* chance in 1000 that a position ends the text */
+    int n_top;       /* ranks with a stated chance */
+    double top[16];  /* cumulative: the true token is among the draft's first 1, 2, ... choices */
 };
-enum pd_status oracle_new(struct compute *out, const struct oracle_options *o, int n_stages, int ctx,
+enum pd_status oracle_new(struct compute *out, const struct oracle_options *o, int n_stages,
                           struct pd_error *err);
 void compute_free(struct compute *c); /* in compute.c: calls c->free, if set, and zeroes c */
 

@@ -26,12 +26,11 @@ enum { POLICY_LEVELS = 32, POLICY_RANKS = 16 };
 
 struct policy_options { /* 0 means: the mode's default */
     enum policy_mode mode;
-    int width;      /* rows a step (rounds, chain, stpp: rows a round); 0: automatic, by `cost` */
-    int width_max;  /* bound of the automatic width */
-    int children;   /* candidates per node */
-    int depth;      /* chain, rounds, stpp: levels drafted a round; best: levels below the root at most */
-    int expand;     /* nodes a draft pass computes */
-    double min_path; /* best: a node less probable than this is not submitted (0: any) */
+    int width;     /* rows a step (rounds, chain, stpp: rows a round); 0: automatic, by `cost` */
+    int width_max; /* bound of the automatic width */
+    int children;  /* candidates per node */
+    int depth;     /* chain, rounds, stpp: levels drafted a round; best: levels below the root at most */
+    int expand;    /* nodes a draft pass computes */
     /* stpp: how many children a node of rank r at level l gets (level 0: the root). All 0: the default shape. */
     uint8_t shape[POLICY_LEVELS][POLICY_RANKS];
 };
@@ -40,28 +39,25 @@ void policy_defaults(struct policy_options *o);
 
 /* What a step costs: a row is added while its probability x step > the time that it adds. */
 struct policy_cost {
-    double step_ns;               /* time of a step with one row */
-    const double *rows_ns;        /* [n] time of a step with i + 1 rows; beyond n: no row is worth it */
-    int n;                        /* 0: unknown, as if flat up to width_max */
+    double step_ns;        /* time of a step with one row */
+    const double *rows_ns; /* [n] time of a step with i + 1 rows; beyond n: no row is worth it */
+    int n;                 /* 0: unknown, as if flat up to width_max */
 };
 
 struct policy {
     struct policy_options o;
-    int32_t level_pos; /* layer: position of the newest level submitted */
-    int passes;        /* rounds: draft passes done for this root */
+    int passes; /* round-based modes: draft passes done for this root */
 };
 void policy_init(struct policy *p, const struct policy_options *o);
 /* The root has changed (begin, hit, late, miss). */
-void policy_root(struct policy *p, const struct tree *t, bool fresh);
+void policy_root(struct policy *p);
 
 /* Nodes that the draft should compute next (known, not EXPANDED, not DRAFTING), at most max; parents are always
  * expanded already. Only called while no pass is in hand. 0: nothing to draft. */
 int policy_expand(struct policy *p, struct tree *t, int max, int32_t *out);
 /* A draft pass is over. */
-void policy_drafted(struct policy *p, struct tree *t);
+void policy_drafted(struct policy *p);
 /* Nodes to submit now, parents before children, at most max. 0: nothing (wait for the draft or a verdict). */
 int policy_submit(struct policy *p, struct tree *t, const struct policy_cost *cost, int max, int32_t *out);
-/* True if a round's verdict is awaited or its tree not complete, so that a free stage 0 is no reason to hurry. */
-bool policy_waits(const struct policy *p, const struct tree *t);
 
 #endif

@@ -41,12 +41,18 @@ static inline int role_verifier(int n_stages)
     return n_stages + 1;
 }
 
+/* Rows that a stage may have to hold: those the drafter keeps alive, and batches whose death it has not heard of. */
+static inline int rows_bound(int live_rows_max)
+{
+    return live_rows_max + 16 * BATCH_ROWS;
+}
+
 enum finish {
     FINISH_NONE,
-    FINISH_END,       /* the model ended its text */
-    FINISH_LENGTH,    /* max_tokens reached */
-    FINISH_CONTEXT,   /* the context is full */
-    FINISH_STOP,      /* a stop string, by the user of the engine */
+    FINISH_END,     /* the model ended its text */
+    FINISH_LENGTH,  /* max_tokens reached */
+    FINISH_CONTEXT, /* the context is full */
+    FINISH_STOP,    /* a stop string, by the user of the engine */
     FINISH_CANCELLED,
     FINISH_FAULT
 };
@@ -85,18 +91,18 @@ struct msg_end {
     uint32_t advances; /* the drafter has seen so many; a stage waits for as many before it ends */
 };
 struct msg_advance {
-    uint32_t seq;  /* 1, 2, ... within the request */
-    int32_t token; /* chosen after the root */
-    int32_t pos;   /* its position */
+    uint32_t seq;   /* 1, 2, ... within the request */
+    int32_t token;  /* chosen after the root */
+    int32_t pos;    /* its position */
     uint8_t finish; /* enum finish: nothing follows unless FINISH_NONE */
 };
 struct msg_report {
     int32_t stage;
-    int32_t rows;      /* of the batch that ended; 0: none, rows were dropped */
-    int32_t rows_live; /* of them when it ended */
+    int32_t rows;       /* of the batch that ended; 0: none, rows were dropped */
+    int32_t rows_live;  /* of them when it ended */
     bool prefill, idle; /* idle: nothing waits here */
-    uint32_t taken;    /* ROWS messages of this request no longer waiting */
-    int64_t busy_ns;   /* the batch's duration */
+    uint32_t taken;     /* ROWS messages of this request no longer waiting */
+    int64_t busy_ns;    /* the batch's duration */
 };
 struct msg_ended {
     uint32_t heads; /* head rows computed */
@@ -128,16 +134,16 @@ struct msg { /* a tagged union; `request` counts from 1 */
 };
 
 enum event_type {
-    EV_MSG,     /* msg */
-    EV_READY,   /* the device is free: is there work? */
-    EV_DONE,    /* the batch (or draft pass, or head) in hand is done; busy_ns; token (head); draft (drafter) */
+    EV_MSG,   /* msg */
+    EV_READY, /* the device is free: is there work? */
+    EV_DONE,  /* the batch (or draft pass, or head) in hand is done; busy_ns; token (head); draft (drafter) */
     EV_STOPPED, /* it was stopped before its end, nothing of it was kept */
     EV_TIMER,   /* the time asked for by EFF_TIMER has come */
     EV_REQUEST, /* drafter: request */
     EV_CANCEL   /* drafter: finish as `finish` says (FINISH_STOP or FINISH_CANCELLED) */
 };
 
-struct request { /* what the drafter is asked for; borrowed for the step */
+struct request {           /* what the drafter is asked for; borrowed for the step */
     const int32_t *tokens; /* [n_tokens] the whole sequence: kept positions too */
     int32_t n_tokens;
     int32_t keep; /* positions whose K/V every stage still holds, < n_tokens */
@@ -149,11 +155,11 @@ struct request { /* what the drafter is asked for; borrowed for the step */
 
 /* Candidates of each node of the draft pass that wanted them, in the order of EFF_DRAFT. */
 struct draft_result {
-    int n;                  /* nodes */
-    int k;                  /* stride */
-    const int32_t *count;   /* [n] candidates, <= k */
-    const int32_t *tokens;  /* [k, n] best first */
-    const float *logp;      /* [k, n] */
+    int n;                 /* nodes */
+    int k;                 /* stride */
+    const int32_t *count;  /* [n] candidates, <= k */
+    const int32_t *tokens; /* [k, n] best first */
+    const float *logp;     /* [k, n] */
 };
 
 struct event {
@@ -185,8 +191,8 @@ struct stats { /* of one request, kept by the drafter */
     int64_t begin_ns, first_token_ns, last_token_ns, end_ns;
     int32_t prompt_tokens, kept_tokens, tokens; /* tokens: produced */
     int32_t hits, late_hits, misses;
-    int64_t lag_sum_steps_x1000;   /* over hits: steps between a parent's submission and its child's */
-    int32_t submissions, rows;     /* tree batches and rows submitted */
+    int64_t lag_sum_steps_x1000; /* over hits: steps between a parent's submission and its child's */
+    int32_t submissions, rows;   /* tree batches and rows submitted */
     int32_t draft_passes, draft_rows;
     int32_t stopped_passes;
     uint32_t heads;
@@ -227,23 +233,23 @@ struct role_fault {
 
 enum row_state { ROW_QUEUED, ROW_RUNNING, ROW_DONE };
 struct mirror {
-    struct row *rows;     /* [capacity], live, parents before children */
-    uint8_t *state;       /* [capacity] enum row_state */
-    uint8_t *dead;        /* [capacity] scratch of an advance */
+    struct row *rows; /* [capacity], live, parents before children */
+    uint8_t *state;   /* [capacity] enum row_state */
+    uint8_t *dead;    /* [capacity] scratch of an advance */
     int n, capacity;
-    node_id tip;          /* the newest chosen node that is known here */
-    bool tip_here;        /* its row is in rows[] (not yet computed or not yet used) */
-    bool pending;         /* a token was chosen after the tip whose row has not come yet */
+    node_id tip;   /* the newest chosen node that is known here */
+    bool tip_here; /* its row is in rows[] (not yet computed or not yet used) */
+    bool pending;  /* a token was chosen after the tip whose row has not come yet */
     int32_t pending_token;
-    uint32_t advances;    /* seen */
-    bool over;            /* nothing lives any more */
+    uint32_t advances; /* seen */
+    bool over;         /* nothing lives any more */
 };
 
 /* ---- stage ---- */
 
 struct stage_options {
     int index, n_stages;
-    int live_rows_max; /* the mirror's size */
+    int live_rows_max; /* the drafter's; the mirror holds rows_bound of it */
     int batch_rows;    /* <= BATCH_ROWS */
 };
 struct stage {
@@ -284,8 +290,6 @@ struct verifier {
     int32_t ctx_max;
     int32_t tip_pos, produced;
     bool head_busy;
-    uint32_t head_request; /* the request whose head is in hand */
-    uint32_t head_hidden;
     uint32_t heads;
     bool end_waits;
     uint32_t *release;
@@ -304,9 +308,12 @@ struct drafter_options {
     int tree_nodes;    /* the tree's size */
     int live_rows_max; /* rows in flight and alive */
     int ctx;
-    int draft_rows;    /* rows of a draft pass, <= BATCH_ROWS */
-    bool have_draft;   /* false: mode pp only */
-    double grace;      /* of a step: how long to hold a submission for an advance that is due */
+    int draft_rows;  /* rows of a draft pass, <= BATCH_ROWS */
+    bool have_draft; /* false: mode pp only */
+    double grace;    /* of a step: how long to hold a submission for an advance that is due */
+    const double
+        *cost_ns; /* [cost_n] time of a step with i + 1 rows, from a profile; NULL: measured; borrowed */
+    int cost_n;
 };
 struct drafter;
 struct drafter *drafter_new(const struct drafter_options *o);

@@ -24,20 +24,21 @@ enum tree_flag {
     TREE_SUBMITTED = 1, /* its row has entered the pipeline */
     TREE_EXPANDED = 2,  /* the draft has computed it */
     TREE_DRAFTING = 4,  /* the draft is computing it */
-    TREE_REJECTED = 8   /* the policy has passed it over for good */
+    TREE_REJECTED = 8,  /* the policy has passed it over for good */
+    TREE_LEAF = 16      /* nothing below it can be of use: it is never expanded */
 };
 
 struct tree_node {
     node_id id; /* 0: this pool entry is free */
     int32_t token;
-    int32_t pos;                              /* from the sequence's start */
+    int32_t pos;                               /* from the sequence's start */
     int32_t parent, first_child, next_sibling; /* pool indices, -1: none */
-    uint32_t flags;                           /* enum tree_flag */
-    int32_t rank;                             /* among its siblings as the draft named them, best 0 */
-    float logp;                               /* given its parent, natural log */
-    double path;                              /* sum of logp from the first root on */
-    int64_t entered_ns;                       /* when it was submitted */
-    int64_t entered_batch;                    /* in which submission */
+    uint32_t flags;                            /* enum tree_flag */
+    int32_t rank;                              /* among its siblings as the draft named them, best 0 */
+    float logp;                                /* given its parent, natural log */
+    double path;                               /* sum of logp from the first root on */
+    int64_t entered_ns;                        /* when it was submitted */
+    int64_t entered_batch;                     /* in which submission */
 };
 
 struct tree {
@@ -70,7 +71,7 @@ int tree_add(struct tree *t, int parent, int32_t token, float logp);
 int tree_child(const struct tree *t, int parent, int32_t token); /* index or -1 */
 /* Ids given to messages: the node's parent, NODE_NONE for the first root. */
 node_id tree_parent_id(const struct tree *t, int node);
-int tree_depth(const struct tree *t, int node); /* levels below the root */
+int tree_depth(const struct tree *t, int node);          /* levels below the root */
 void tree_set(struct tree *t, int node, uint32_t flags); /* adds flags, keeps the counts */
 
 /* The `max` best live nodes by path log-probability (ties: lower id first) of those with (flags & mask) == value.

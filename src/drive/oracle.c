@@ -1,0 +1,162 @@
+/* Oracle: a synthetic target and a draft of stated accuracy, in place of the models. The target's next token is a
+ * hash of the tokens before it; the draft names it at a rank drawn, by hash too, from the stated chances. */
+#include "drive/drive.h"
+
+#include <math.h>
+#include <stdlib.h>
+#include <string.h>
+
+enum { CONTEXT = 3 }; /* tokens that the next one depends on */
+
+struct oracle {
+    struct oracle_options o;
+    int tree_rows[STAGES_MAX + 1]; /* live tree rows by stage; the draft's last */
+    int n_stages;
+};
+struct oracle_stage {
+    struct oracle *oracle;
+    int index;
+};
+
+/* `history` ends with the newest token, at position pos. */
+static int32_t next_token(const struct oracle *c, const int32_t *newest, int32_t pos)
+{
+    uint64_t h = c->o.seed;
+    for (int i = 0; i < CONTEXT && pos - i >= 0; i++)
+        h = rng_u64(h, (uint64_t)newest[-i], (uint64_t)i, 1);
+    h = rng_u64(h, (uint64_t)pos, 0, 2);
+    if (c->o.end_token >= 0 && h % 1000 < (uint64_t)c->o.end_percent)
+        return c->o.end_token;
+    int32_t token = (int32_t)((h >> 20) % (uint64_t)c->o.n_vocab);
+    return token == c->o.end_token ? (token + 1) % c->o.n_vocab : token;
+}
+
+static int rank_of_truth(const struct oracle *c, const int32_t *newest, int32_t pos)
+{
+    uint64_t h = 0;
+    for (int i = 0; i < CONTEXT && pos - i >= 0; i++)
+        h = rng_u64(h ^ (uint64_t)newest[-i], (uint64_t)pos, (uint64_t)i, 3);
+    double u = rng_uniform(c->o.seed, h, 4, 0);
+    int r = 0;
+    while (r < c->o.n_top && u >= c->o.top[r])
+        r++;
+    return r; /* n_top: not among the named */
+}
+
+static enum pd_status stage_run(void *self, const struct row *rows, int n, bool prefill, float *hidden,
+                                stop_fn stop, void *stop_user, struct pd_error *err)
+{
+    struct oracle_stage *s = self;
+    (void)rows, (void)hidden, (void)err;
+    if (stop && stop(stop_user))
+        return PD_ERR_CANCELLED;
+    if (!prefill)
+        s->oracle->tree_rows[s->index] += n;
+    return PD_OK;
+}
+
+static void stage_kv(void *self, const node_id *commit, int n_commit, const node_id *drop, int n_drop)
+{
+    struct oracle_stage *s = self;
+    (void)commit, (void)drop;
+    s->oracle->tree_rows[s->index] -= n_commit + n_drop;
+    PD_ASSERT(s->oracle->tree_rows[s->index] >= 0);
+}
+
+static void stage_keep(void *self, int keep)
+{
+    struct oracle_stage *s = self;
+    (void)keep;
+    s->oracle->tree_rows[s->index] = 0;
+}
+
+static int stage_tree_rows(void *self)
+{
+    struct oracle_stage *s = self;
+    return s->oracle->tree_rows[s->index];
+}
+
+static enum pd_status head_token(void *self, const float *hidden, int32_t pos, const int32_t *history,
+                                 const struct sample_params *sample, int32_t *token, struct pd_error *err)
+{
+    (void)hidden, (void)sample, (void)err;
+    *token = next_token(self, &history[pos], pos);
+    return PD_OK;
+}
+
+/* Candidates of one node: the truth at its rank, decoys elsewhere, probabilities as stated. */
+static int name_candidates(const struct oracle *c, const int32_t *history, int n, int32_t pos, int k,
+                           int32_t *tokens, float *logp)
+{
+    const int32_t *newest = &history[n - 1];
+    int32_t truth = next_token(c, newest, pos);
+    int rank = rank_of_truth(c, newest, pos), count = PD_MIN(k, c->o.n_top);
+    for (int i = 0; i < count; i++) {
+        double chance = c->o.top[i] - (i ? c->o.top[i - 1] : 0);
+        tokens[i] = i == rank ? truth : (truth + 1 + i) % c->o.n_vocab;
+        logp[i] = (float)log(PD_MAX(chance, 1e-9));
+    }
+    return count;
+}
+
+static enum pd_status draft_run(void *self, const struct row *rows, int n, int n_behind, bool prefill, int k,
+                                const struct sample_params *sample,
+                                int (*history)(void *user, int row, int32_t *out, int max),
+                                void *history_user, int32_t *count, int32_t *tokens, float *logp,
+                                stop_fn stop, void *stop_user, struct pd_error *err)
+{
+    struct oracle_stage *s = self;
+    (void)sample, (void)err;
+    if (stop && stop(stop_user))
+        return PD_ERR_CANCELLED;
+    if (prefill)
+        return PD_OK;
+    s->oracle->tree_rows[s->index] += n;
+    for (int i = n_behind; i < n; i++) {
+        int32_t before[CONTEXT];
+        int have = history(history_user, i, before, CONTEXT), at = i - n_behind;
+        count[at] = name_candidates(s->oracle, before, have, rows[i].pos, k, &tokens[at * k], &logp[at * k]);
+    }
+    return PD_OK;
+}
+
+static void oracle_free(struct compute *c)
+{
+    free(c->head.self);
+    for (int i = 0; i < c->n_stages; i++)
+        free(c->stage[i].self);
+    free(c->draft.self);
+    *c = (struct compute){0};
+}
+
+static struct oracle_stage *part_new(struct oracle *c, int index)
+{
+    struct oracle_stage *s = mem_new(1, sizeof *s);
+    s->oracle = c;
+    s->index = index;
+    return s;
+}
+
+enum pd_status oracle_new(struct compute *out, const struct oracle_options *o, int n_stages,
+                          struct pd_error *err)
+{
+    if (n_stages < 1 || n_stages > STAGES_MAX)
+        return error_set(err, PD_ERR_STAGES, "%d stages: between 1 and %d are possible", n_stages,
+                         STAGES_MAX);
+    for (int i = 0; i < o->n_top; i++)
+        if (!(o->top[i] >= (i ? o->top[i - 1] : 0) && o->top[i] <= 1))
+            return error_set(err, PD_ERR_USAGE, "oracle: chances must grow and stay within 0 and 1");
+    if (o->n_vocab <= o->n_top + 1 || o->n_top < 0 || o->n_top > 16)
+        return error_set(err, PD_ERR_USAGE, "oracle: the vocabulary must exceed the %d ranks", o->n_top);
+    struct oracle *c = mem_new(1, sizeof *c);
+    c->o = *o;
+    c->n_stages = n_stages;
+    *out = (struct compute){.n_stages = n_stages, .free = oracle_free};
+    for (int i = 0; i < n_stages; i++)
+        out->stage[i] =
+            (struct stage_ops){part_new(c, i), 0, stage_run, stage_kv, stage_keep, stage_tree_rows};
+    out->head = (struct head_ops){c, head_token};
+    out->draft = (struct draft_ops){part_new(c, n_stages), CHUNK_ROWS, draft_run, stage_kv, stage_keep,
+                                    stage_tree_rows};
+    return PD_OK;
+}

@@ -1,0 +1,634 @@
+/* sim: the whole pipeline on a virtual clock. Every batch is really computed (when it ends, so that a stopped one
+ * costs nothing), its duration comes from the profile. Events are ordered by (time, sequence): deterministic. */
+#include "drive/drive.h"
+
+#include <stdlib.h>
+#include <string.h>
+#include <time.h>
+
+enum what { WHAT_MSG, WHAT_DEVICE, WHAT_TIMER, WHAT_CANCEL };
+
+struct sim_event {
+    int64_t at_ns;
+    uint64_t seq;
+    enum what what;
+    int role;      /* where it happens */
+    uint32_t work; /* WHAT_DEVICE: which work ends; an older one is void */
+    struct msg msg;
+    struct row *rows; /* owned */
+};
+
+/* The device of a stage (shared by the verifier on the last), or the draft's (index n_stages). */
+struct device {
+    bool busy, head, stopped;
+    uint32_t work;
+    int64_t begin_ns;
+    struct row rows[BATCH_ROWS];
+    int n, n_behind;
+    bool prefill;
+};
+
+struct sim {
+    struct driver driver;
+    struct driver_options o;
+    struct profile profile;
+    const struct compute *c;
+    double *cost_ns;
+    struct drafter *drafter;
+    struct stage *stages;
+    struct verifier verifier;
+    struct device *devices;
+    int n;
+    int64_t now_ns;
+    uint64_t seq;
+    struct sim_event *heap;
+    int n_heap, heap_max;
+    int64_t *link_free_ns; /* [n + 1] chain hop into role i + 1 */
+    int64_t *delivered_ns; /* [roles, roles, 2] last delivery, keeps order */
+    int64_t timer_ns;
+    /* hidden states: float[n_embd] by handle, 0 is none */
+    float **hidden;
+    uint32_t *hidden_free;
+    int n_hidden, n_hidden_free, hidden_max;
+    float *gather;
+    /* draft results */
+    int32_t *count, *tokens;
+    float *logp;
+    /* the request that runs */
+    struct sample_params sample;
+    struct sample_params verifier_sample;
+    const struct sink *sink;
+    struct result *result;
+    bool finished;
+    enum pd_status status;
+    struct pd_error *err;
+    struct effects fx;
+};
+
+static bool before(const struct sim_event *a, const struct sim_event *b)
+{
+    return a->at_ns != b->at_ns ? a->at_ns < b->at_ns : a->seq < b->seq;
+}
+
+static void heap_push(struct sim *s, const struct sim_event *e)
+{
+    if (s->n_heap == s->heap_max) {
+        s->heap_max = s->heap_max ? 2 * s->heap_max : 256;
+        s->heap = realloc(s->heap, (size_t)s->heap_max * sizeof *s->heap);
+        PD_ASSERT(s->heap);
+    }
+    int i = s->n_heap++;
+    for (; i && before(e, &s->heap[(i - 1) / 2]); i = (i - 1) / 2)
+        s->heap[i] = s->heap[(i - 1) / 2];
+    s->heap[i] = *e;
+}
+
+static struct sim_event heap_pop(struct sim *s)
+{
+    struct sim_event top = s->heap[0], last = s->heap[--s->n_heap];
+    int i = 0;
+    for (int c = 1; c < s->n_heap; i = c, c = 2 * i + 1) {
+        if (c + 1 < s->n_heap && before(&s->heap[c + 1], &s->heap[c]))
+            c++;
+        if (!before(&s->heap[c], &last))
+            break;
+        s->heap[i] = s->heap[c];
+    }
+    s->heap[i] = last;
+    return top;
+}
+
+static void schedule(struct sim *s, struct sim_event e, int64_t at_ns)
+{
+    e.at_ns = at_ns;
+    e.seq = s->seq++;
+    heap_push(s, &e);
+}
+
+static void fail(struct sim *s, enum pd_status status, const char *text)
+{
+    if (!s->status)
+        s->status = error_set(s->err, status, "%s", text);
+}
+
+static void observe(struct sim *s, struct observation o)
+{
+    if (s->o.observer)
+        s->o.observer->see(s->o.observer->user, &o);
+}
+
+/* ---- hidden states ---- */
+
+static uint32_t hidden_new(struct sim *s)
+{
+    int n_embd = s->c->stage[0].n_embd;
+    if (!n_embd)
+        return 0;
+    if (s->n_hidden_free)
+        return s->hidden_free[--s->n_hidden_free];
+    if (s->n_hidden + 1 >= s->hidden_max) {
+        s->hidden_max = s->hidden_max ? 2 * s->hidden_max : 1024;
+        s->hidden = realloc(s->hidden, (size_t)s->hidden_max * sizeof *s->hidden);
+        s->hidden_free = realloc(s->hidden_free, (size_t)s->hidden_max * sizeof *s->hidden_free);
+        PD_ASSERT(s->hidden && s->hidden_free);
+    }
+    s->hidden[++s->n_hidden] = mem_new((size_t)n_embd, sizeof(float));
+    return (uint32_t)s->n_hidden;
+}
+
+static void hidden_release(struct sim *s, uint32_t h)
+{
+    if (h)
+        s->hidden_free[s->n_hidden_free++] = h;
+}
+
+/* ---- messages ---- */
+
+static double disturbed(struct sim *s, double ns, uint64_t kind)
+{
+    return s->o.jitter > 0 ? ns * (1 + s->o.jitter * rng_uniform(s->o.seed, s->seq, kind, 0)) : ns;
+}
+
+static bool chain_message(const struct msg *m)
+{
+    return m->type == MSG_BEGIN || m->type == MSG_ROWS || m->type == MSG_END;
+}
+
+static int64_t arrival(struct sim *s, int from, int to, const struct msg *m)
+{
+    const struct profile *p = &s->profile;
+    bool chain = chain_message(m),
+         local = from + to >= 2 * s->n + 1; /* last stage and verifier: one device */
+    int64_t at = s->now_ns;
+    if (chain && !local) {
+        int row_bytes = p->row_bytes ? p->row_bytes : 4 * s->o.n_embd;
+        double bytes = 64 + (m->type == MSG_ROWS ? m->rows.n * (16.0 + (from ? row_bytes : 0)) : 0);
+        double wire_ns = p->link_gbps > 0 ? bytes * 8 / p->link_gbps : 0;
+        int64_t begin = PD_MAX(s->now_ns, s->link_free_ns[to]);
+        s->link_free_ns[to] = begin + (int64_t)disturbed(s, wire_ns, 1);
+        at = s->link_free_ns[to] + (int64_t)disturbed(s, 1e3 * p->link_latency_us, 2);
+        if (m->type == MSG_ROWS)
+            observe(s, (struct observation){.type = OBS_LINK,
+                                            .role = from,
+                                            .to = to,
+                                            .begin_ns = begin,
+                                            .end_ns = at,
+                                            .rows = m->rows.n});
+    } else if (!chain && !local) {
+        at += (int64_t)disturbed(s, 1e3 * p->control_latency_us, 3);
+        if (s->o.reorder) /* up to three steps late, but in order between the same two roles */
+            at += (int64_t)(3 * s->cost_ns[0] * rng_uniform(s->o.seed, s->seq, 4, 0));
+    }
+    int64_t *last = &s->delivered_ns[(from * (s->n + 2) + to) * 2 + chain];
+    *last = PD_MAX(*last, at);
+    return *last;
+}
+
+static void post(struct sim *s, int from, int to, const struct msg *m)
+{
+    struct sim_event e = {.what = WHAT_MSG, .role = to, .msg = *m};
+    if (m->type == MSG_ROWS) {
+        e.rows = mem_new((size_t)m->rows.n, sizeof *e.rows);
+        memcpy(e.rows, m->rows.rows, (size_t)m->rows.n * sizeof *e.rows);
+        if (from == ROLE_DRAFTER)
+            for (int i = 0; i < m->rows.n; i++)
+                e.rows[i].hidden = hidden_new(s);
+    }
+    if (s->o.kill_at_ns > 0 && s->now_ns >= s->o.kill_at_ns && from == role_stage(s->o.kill_stage)) {
+        free(e.rows);
+        return;
+    }
+    schedule(s, e, arrival(s, from, to, m));
+}
+
+/* ---- devices ---- */
+
+static struct device *device_of(struct sim *s, int role)
+{
+    return role == ROLE_DRAFTER ? &s->devices[s->n] : &s->devices[PD_MIN(role - 1, s->n - 1)];
+}
+
+static int64_t duration(struct sim *s, int role, const struct device *d)
+{
+    const struct profile *p = &s->profile;
+    if (role == ROLE_DRAFTER)
+        return (int64_t)disturbed(s, (double)curve_ns(&p->draft, d->n), 5);
+    if (d->head)
+        return (int64_t)disturbed(s, 1e6 * p->head_ms, 6);
+    const struct curve *c = d->prefill && p->prefill.n ? &p->prefill : &p->stage[role - 1];
+    return (int64_t)disturbed(s, (double)curve_ns(c, d->n), 7);
+}
+
+static void device_start(struct sim *s, int role, const struct effect *e)
+{
+    struct device *d = device_of(s, role);
+    PD_ASSERT(!d->busy);
+    d->busy = true;
+    d->stopped = false;
+    d->head = e->type == EFF_HEAD;
+    d->prefill = e->prefill;
+    d->n = e->n;
+    d->n_behind = e->n_behind;
+    memcpy(d->rows, e->rows, (size_t)e->n * sizeof *d->rows);
+    d->begin_ns = s->now_ns;
+    d->work++;
+    schedule(s, (struct sim_event){.what = WHAT_DEVICE, .role = role, .work = d->work},
+             s->now_ns + duration(s, role, d));
+}
+
+static void device_stop(struct sim *s, int role)
+{
+    struct device *d = device_of(s, role);
+    if (!d->busy || d->stopped || d->head)
+        return;
+    d->stopped = true;
+    d->work++; /* voids the end that was scheduled */
+    schedule(s, (struct sim_event){.what = WHAT_DEVICE, .role = role, .work = d->work},
+             s->now_ns + (int64_t)(1e6 * s->profile.stop_ms));
+}
+
+static enum pd_status run_stage(struct sim *s, int index, struct device *d)
+{
+    const struct stage_ops *ops = &s->c->stage[index];
+    size_t width = (size_t)ops->n_embd;
+    for (int i = 0; i < d->n && width; i++)
+        memcpy(&s->gather[(size_t)i * width], s->hidden[d->rows[i].hidden], width * sizeof(float));
+    enum pd_status status =
+        ops->run(ops->self, d->rows, d->n, d->prefill, width ? s->gather : NULL, NULL, NULL, s->err);
+    for (int i = 0; i < d->n && width; i++)
+        memcpy(s->hidden[d->rows[i].hidden], &s->gather[(size_t)i * width], width * sizeof(float));
+    return status;
+}
+
+static int history_of(void *user, int row, int32_t *out, int max)
+{
+    return drafter_history(user, row, out, max);
+}
+
+static enum pd_status run_draft(struct sim *s, struct device *d, struct draft_result *r)
+{
+    const struct draft_ops *ops = &s->c->draft;
+    *r = (struct draft_result){d->n - d->n_behind, POLICY_RANKS, s->count, s->tokens, s->logp};
+    return ops->run(ops->self, d->rows, d->n, d->n_behind, d->prefill, POLICY_RANKS, &s->sample, history_of,
+                    s->drafter, s->count, s->tokens, s->logp, NULL, NULL, s->err);
+}
+
+static enum observe_type seen_as(int role, const struct device *d)
+{
+    if (d->stopped)
+        return OBS_STOPPED;
+    if (role == ROLE_DRAFTER)
+        return OBS_DRAFT;
+    return d->head ? OBS_HEAD : d->prefill ? OBS_PREFILL : OBS_BATCH;
+}
+
+static void carry_out(struct sim *s, int role, const struct effects *fx);
+
+static void step(struct sim *s, int role, const struct event *ev)
+{
+    struct effects fx;
+    struct timespec a, b;
+    clock_gettime(CLOCK_MONOTONIC, &a);
+    const struct role_fault *fault;
+    if (role == ROLE_DRAFTER) {
+        drafter_step(s->drafter, ev, &fx);
+        fault = drafter_fault(s->drafter);
+    } else if (role == role_verifier(s->n)) {
+        verifier_step(&s->verifier, ev, &fx);
+        fault = &s->verifier.fault;
+    } else {
+        stage_step(&s->stages[role - 1], ev, &fx);
+        fault = &s->stages[role - 1].fault;
+    }
+    clock_gettime(CLOCK_MONOTONIC, &b);
+    s->result->machine_ns += (b.tv_sec - a.tv_sec) * 1000000000LL + (b.tv_nsec - a.tv_nsec);
+    if (fault->set)
+        fail(s, PD_ERR_PEER, fault->text);
+    carry_out(s, role, &fx);
+}
+
+static void count_load(struct sim *s, int role, const struct device *d)
+{
+    int64_t busy = s->now_ns - d->begin_ns;
+    if (role == ROLE_DRAFTER) {
+        s->result->draft_busy_ns += busy;
+    } else if (!d->prefill) {
+        struct stage_load *l = &s->result->load[PD_MIN(role, s->n) - 1];
+        l->busy_ns += busy;
+        l->batches += !d->head;
+        l->rows += d->head ? 0 : d->n;
+    }
+}
+
+static void device_done(struct sim *s, int role, uint32_t work)
+{
+    struct device *d = device_of(s, role);
+    if (!d->busy || d->work != work)
+        return;
+    struct event ev = {
+        .type = d->stopped ? EV_STOPPED : EV_DONE, .now_ns = s->now_ns, .busy_ns = s->now_ns - d->begin_ns};
+    struct draft_result result;
+    enum pd_status status = PD_OK;
+    if (d->stopped) {
+    } else if (role == ROLE_DRAFTER) {
+        status = run_draft(s, d, &result);
+        ev.draft = &result;
+    } else if (d->head) {
+        const struct head_ops *h = &s->c->head;
+        const float *hidden = d->rows[0].hidden ? s->hidden[d->rows[0].hidden] : NULL;
+        status = h->token(h->self, hidden, d->rows[0].pos, s->verifier.history, &s->verifier.begin.sample,
+                          &ev.token, s->err);
+    } else {
+        status = run_stage(s, role - 1, d);
+    }
+    if (status) {
+        s->status = status;
+        return;
+    }
+    count_load(s, role, d);
+    observe(s, (struct observation){.type = seen_as(role, d),
+                                    .role = role,
+                                    .begin_ns = d->begin_ns,
+                                    .end_ns = s->now_ns,
+                                    .rows = d->n,
+                                    .rows_live = d->n});
+    d->busy = false;
+    step(s, role, &ev);
+}
+
+/* A free device asks for work; on the last stage the head goes first. */
+static void kick(struct sim *s, int role)
+{
+    struct event ready = {.type = EV_READY, .now_ns = s->now_ns};
+    if (s->status || device_of(s, role)->busy)
+        return;
+    if (role >= s->n) /* last stage or verifier */
+        step(s, role_verifier(s->n), &ready);
+    if (!device_of(s, role)->busy)
+        step(s, PD_MIN(role, s->n), &ready);
+}
+
+/* ---- effects ---- */
+
+static void set_timer(struct sim *s, int64_t at_ns)
+{
+    if (at_ns == s->timer_ns)
+        return;
+    s->timer_ns = at_ns;
+    if (at_ns >= 0)
+        schedule(s, (struct sim_event){.what = WHAT_TIMER, .role = ROLE_DRAFTER}, at_ns);
+}
+
+static void emit_token(struct sim *s, const struct effect *e)
+{
+    struct token_event t = {e->token, e->pos, e->verdict, s->now_ns};
+    observe(s, (struct observation){.type = OBS_ADVANCE,
+                                    .begin_ns = s->now_ns,
+                                    .end_ns = s->now_ns,
+                                    .token = e->token,
+                                    .pos = e->pos,
+                                    .verdict = e->verdict,
+                                    .tree = drafter_tree(s->drafter)});
+    enum finish f = s->sink->on_token ? s->sink->on_token(s->sink->user, &t) : FINISH_NONE;
+    if (!f && s->sink->cancel && atomic_load(s->sink->cancel))
+        f = FINISH_CANCELLED;
+    if (f)
+        schedule(s, (struct sim_event){.what = WHAT_CANCEL, .msg.type = (uint8_t)f}, s->now_ns);
+}
+
+static void carry_out(struct sim *s, int role, const struct effects *fx)
+{
+    for (int i = 0; i < fx->n && !s->status; i++) {
+        const struct effect *e = &fx->e[i];
+        bool draft = role == ROLE_DRAFTER;
+        const struct stage_ops *stage = draft ? NULL : &s->c->stage[PD_MIN(role, s->n) - 1];
+        switch (e->type) {
+        case EFF_SEND:
+            if (draft && e->msg.type == MSG_ROWS && !e->msg.rows.prefill) {
+                s->result->machine_steps++;
+                observe(s, (struct observation){.type = OBS_SUBMIT,
+                                                .begin_ns = s->now_ns,
+                                                .end_ns = s->now_ns,
+                                                .rows = e->msg.rows.n,
+                                                .tree = drafter_tree(s->drafter)});
+            }
+            post(s, role, e->to, &e->msg);
+            break;
+        case EFF_RUN:
+        case EFF_HEAD:
+        case EFF_DRAFT:
+            device_start(s, role, e);
+            break;
+        case EFF_STOP:
+            device_stop(s, role);
+            break;
+        case EFF_KV:
+            if (!draft)
+                stage->kv(stage->self, e->commit, e->n_commit, e->drop, e->n_drop);
+            else if (s->c->draft.self)
+                s->c->draft.kv(s->c->draft.self, e->commit, e->n_commit, e->drop, e->n_drop);
+            break;
+        case EFF_KEEP:
+            if (!draft)
+                stage->keep(stage->self, e->keep);
+            else if (s->c->draft.self)
+                s->c->draft.keep(s->c->draft.self, e->keep);
+            break;
+        case EFF_RELEASE:
+            for (int k = 0; k < e->n_hidden; k++)
+                hidden_release(s, e->hidden[k]);
+            break;
+        case EFF_TOKEN:
+            emit_token(s, e);
+            break;
+        case EFF_TIMER:
+            set_timer(s, e->at_ns);
+            break;
+        case EFF_FINISHED:
+            s->result->finish = e->finish;
+            s->result->stats = *e->stats;
+            s->finished = true;
+            break;
+        }
+    }
+}
+
+static bool killed(const struct sim *s, int role)
+{
+    return s->o.kill_at_ns > 0 && s->now_ns >= s->o.kill_at_ns && role == role_stage(s->o.kill_stage);
+}
+
+static void happen(struct sim *s, struct sim_event *e)
+{
+    s->now_ns = e->at_ns;
+    struct event ev = {.now_ns = s->now_ns};
+    if (killed(s, e->role))
+        return;
+    switch (e->what) {
+    case WHAT_MSG:
+        ev.type = EV_MSG;
+        ev.msg = &e->msg;
+        if (e->msg.type == MSG_ROWS)
+            e->msg.rows.rows = e->rows;
+        step(s, e->role, &ev);
+        break;
+    case WHAT_DEVICE:
+        device_done(s, e->role, e->work);
+        break;
+    case WHAT_TIMER:
+        if (s->timer_ns != e->at_ns)
+            return;
+        s->timer_ns = -1;
+        ev.type = EV_TIMER;
+        step(s, ROLE_DRAFTER, &ev);
+        break;
+    case WHAT_CANCEL:
+        ev.type = EV_CANCEL;
+        ev.finish = e->msg.type;
+        step(s, ROLE_DRAFTER, &ev);
+        break;
+    }
+    kick(s, e->role);
+}
+
+/* After a request nothing may be left anywhere. */
+static void check_clean(struct sim *s)
+{
+    PD_ASSERT(s->n_hidden == s->n_hidden_free);
+    for (int i = 0; i < s->n; i++) {
+        PD_ASSERT(s->stages[i].m.n == 0 && s->stages[i].n_chunks == 0 && !s->devices[i].busy);
+        PD_ASSERT(s->c->stage[i].tree_rows(s->c->stage[i].self) == 0);
+    }
+    PD_ASSERT(s->verifier.m.n == 0 && drafter_tree(s->drafter)->count == 0);
+    PD_ASSERT(!s->c->draft.self || s->c->draft.tree_rows(s->c->draft.self) == 0);
+}
+
+static void sim_summary(struct sim *s)
+{
+    for (int i = 0; i < s->n; i++) {
+        const struct stage_load *l = &s->result->load[i];
+        if (l->batches)
+            s->result->step_ns = PD_MAX(s->result->step_ns, l->busy_ns / l->batches);
+    }
+}
+
+static enum pd_status sim_generate(struct driver *driver, const struct request *r, const struct sink *sink,
+                                   struct result *out, struct pd_error *err)
+{
+    struct sim *s = (struct sim *)driver;
+    if (s->status)
+        return error_set(err, s->status, "the pipeline has failed before");
+    *out = (struct result){0};
+    s->sink = sink;
+    s->result = out;
+    s->err = err;
+    s->sample = r->sample;
+    s->finished = false;
+    s->timer_ns = -1;
+    if (s->o.cancel_at_ns > 0)
+        schedule(s, (struct sim_event){.what = WHAT_CANCEL, .msg.type = FINISH_CANCELLED},
+                 s->now_ns + s->o.cancel_at_ns);
+    step(s, ROLE_DRAFTER, &(struct event){.type = EV_REQUEST, .now_ns = s->now_ns, .request = r});
+    kick(s, ROLE_DRAFTER);
+    while (!s->finished && !s->status) {
+        if (!s->n_heap) {
+            fail(s, PD_ERR_PEER,
+                 s->o.kill_at_ns > 0 ? "a stage fell silent: nothing moves any more"
+                                     : "bug: the pipeline stands still");
+            break;
+        }
+        struct sim_event e = heap_pop(s);
+        happen(s, &e);
+        free(e.rows);
+    }
+    if (!s->status) {
+        for (int i = 0; i < s->n_heap; i++)
+            free(s->heap[i].rows);
+        s->n_heap = 0;
+        check_clean(s);
+        sim_summary(s);
+    }
+    return s->status;
+}
+
+static int sim_kept(struct driver *driver)
+{
+    return drafter_kept(((struct sim *)driver)->drafter);
+}
+
+static void sim_free(struct driver *driver)
+{
+    struct sim *s = (struct sim *)driver;
+    for (int i = 0; i < s->n_heap; i++)
+        free(s->heap[i].rows);
+    for (int i = 0; i < s->n; i++)
+        stage_deinit(&s->stages[i]);
+    for (int i = 1; i <= s->n_hidden; i++)
+        free(s->hidden[i]);
+    verifier_deinit(&s->verifier);
+    drafter_free(s->drafter);
+    free(s->heap);
+    free(s->stages);
+    free(s->devices);
+    free(s->cost_ns);
+    free(s->link_free_ns);
+    free(s->delivered_ns);
+    free(s->hidden);
+    free(s->hidden_free);
+    free(s->gather);
+    free(s->count);
+    free(s->tokens);
+    free(s->logp);
+    free(s);
+}
+
+/* Time of a step with i + 1 rows: the slowest stage's, the head's row included. */
+static void fill_cost(struct sim *s)
+{
+    s->cost_ns = mem_new(BATCH_ROWS, sizeof *s->cost_ns);
+    for (int rows = 1; rows <= BATCH_ROWS; rows++)
+        for (int i = 0; i < s->n; i++) {
+            double ns =
+                (double)curve_ns(&s->profile.stage[i], rows) + (i == s->n - 1 ? 1e6 * s->profile.head_ms : 0);
+            s->cost_ns[rows - 1] = PD_MAX(s->cost_ns[rows - 1], ns);
+        }
+}
+
+enum pd_status sim_new(struct driver **out, const struct driver_options *o, const struct compute *c,
+                       struct pd_error *err)
+{
+    PD_ASSERT(o->profile && o->drafter.n_stages == c->n_stages);
+    struct sim *s = mem_new(1, sizeof *s);
+    s->driver = (struct driver){sim_generate, sim_kept, sim_free};
+    s->o = *o;
+    s->profile = *o->profile;
+    s->c = c;
+    s->n = c->n_stages;
+    enum pd_status status = profile_fit(&s->profile, s->n, err);
+    if (status) {
+        free(s);
+        return status;
+    }
+    fill_cost(s);
+    struct drafter_options d = o->drafter;
+    d.cost_ns = s->cost_ns;
+    d.cost_n = BATCH_ROWS;
+    d.have_draft = d.have_draft && c->draft.self;
+    s->drafter = drafter_new(&d);
+    s->stages = mem_new((size_t)s->n, sizeof *s->stages);
+    s->devices = mem_new((size_t)s->n + 1, sizeof *s->devices);
+    for (int i = 0; i < s->n; i++)
+        stage_init(&s->stages[i], &(struct stage_options){.index = i,
+                                                          .n_stages = s->n,
+                                                          .live_rows_max = d.live_rows_max,
+                                                          .batch_rows = BATCH_ROWS});
+    verifier_init(&s->verifier, s->n, d.live_rows_max, d.ctx);
+    s->link_free_ns = mem_new((size_t)s->n + 2, sizeof *s->link_free_ns);
+    s->delivered_ns = mem_new((size_t)(s->n + 2) * (size_t)(s->n + 2) * 2, sizeof *s->delivered_ns);
+    s->gather = mem_new((size_t)BATCH_ROWS * (size_t)PD_MAX(c->stage[0].n_embd, 1), sizeof *s->gather);
+    s->count = mem_new(BATCH_ROWS, sizeof *s->count);
+    s->tokens = mem_new(BATCH_ROWS * POLICY_RANKS, sizeof *s->tokens);
+    s->logp = mem_new(BATCH_ROWS * POLICY_RANKS, sizeof *s->logp);
+    *out = &s->driver;
+    return PD_OK;
+}

@@ -1,0 +1,260 @@
+#include "policy/policy.h"
+
+#include <math.h>
+#include <string.h>
+
+static const char *const names[MODE_COUNT] = {"pp", "chain", "stpp", "rounds", "layer", "best"};
+
+const char *policy_name(enum policy_mode mode)
+{
+    return mode < MODE_COUNT ? names[mode] : "?";
+}
+
+bool policy_parse(const char *name, enum policy_mode *out)
+{
+    for (int i = 0; i < MODE_COUNT; i++) {
+        if (strcmp(name, names[i]) == 0) {
+            *out = (enum policy_mode)i;
+            return true;
+        }
+    }
+    return false;
+}
+
+/* The default shape of the static tree: chosen once from how often the demo draft's first, second, ... choice was
+ * right on prompts outside the bench; 32 nodes with the root (docs/speed.md). */
+static void default_shape(struct policy_options *o)
+{
+    static const uint8_t by_rank[][4] = {{4},          {3, 2, 1, 0}, {2, 1, 1, 0}, {2, 1, 0, 0},
+                                         {1, 1, 0, 0}, {1, 0, 0, 0}, {1, 0, 0, 0}, {1, 0, 0, 0}};
+    for (size_t l = 0; l < PD_COUNT(by_rank); l++)
+        memcpy(o->shape[l], by_rank[l], sizeof by_rank[l]);
+}
+
+void policy_defaults(struct policy_options *o)
+{
+    static const struct {
+        int width, children, depth, expand;
+    } d[MODE_COUNT] = {
+        [MODE_PP] = {1, 1, 1, 1},       [MODE_CHAIN] = {0, 1, 8, 1},   [MODE_STPP] = {64, 8, 8, 32},
+        [MODE_ROUNDS] = {32, 8, 8, 16}, [MODE_LAYER] = {32, 8, 0, 32}, [MODE_BEST] = {0, 16, 0, 32},
+    };
+    bool shaped = false;
+    for (int l = 0; l < POLICY_LEVELS && !shaped; l++)
+        shaped = o->shape[l][0] > 0;
+    if (!shaped)
+        default_shape(o);
+    o->children = o->children ? o->children : d[o->mode].children;
+    o->depth = o->depth ? o->depth : d[o->mode].depth;
+    o->expand = o->expand ? o->expand : d[o->mode].expand;
+    o->width_max = o->width_max ? o->width_max : 32;
+    o->width = o->width ? o->width : d[o->mode].width;
+    if (o->mode == MODE_CHAIN)
+        o->width = o->depth + 1;
+    if (o->mode == MODE_PP)
+        o->width = 1;
+}
+
+void policy_init(struct policy *p, const struct policy_options *o)
+{
+    *p = (struct policy){.o = *o};
+    policy_defaults(&p->o);
+}
+
+void policy_root(struct policy *p)
+{
+    p->passes = 0;
+}
+
+void policy_drafted(struct policy *p)
+{
+    p->passes++;
+}
+
+static bool has(const struct tree *t, int node, uint32_t flags)
+{
+    return (t->nodes[node].flags & flags) != 0;
+}
+
+static const uint32_t drafted = TREE_EXPANDED | TREE_DRAFTING | TREE_LEAF;
+
+/* The deepest level with a submitted node: layer's frontier. -1: nothing is in flight. */
+static int32_t frontier_pos(const struct tree *t)
+{
+    int32_t pos = -1;
+    for (int i = 0; i < t->high; i++)
+        if (t->nodes[i].id.v && has(t, i, TREE_SUBMITTED))
+            pos = PD_MAX(pos, t->nodes[i].pos);
+    return pos;
+}
+
+/* Is the node in stpp's fixed shape? */
+static bool in_shape(const struct policy *p, const struct tree *t, int node)
+{
+    for (; node != t->root; node = t->nodes[node].parent) {
+        int parent = t->nodes[node].parent, level = tree_depth(t, parent);
+        int rank = parent == t->root ? 0 : t->nodes[parent].rank;
+        if (level >= POLICY_LEVELS || rank >= POLICY_RANKS || t->nodes[node].rank >= p->o.shape[level][rank])
+            return false;
+    }
+    return true;
+}
+
+static bool shape_goes_on(const struct policy *p, const struct tree *t, int node)
+{
+    int level = tree_depth(t, node), rank = node == t->root ? 0 : t->nodes[node].rank;
+    return level < POLICY_LEVELS && rank < POLICY_RANKS && p->o.shape[level][rank] > 0;
+}
+
+/* The end of the chain of first choices from the root. */
+static int chain_end(const struct tree *t)
+{
+    for (int node = t->root;;) {
+        int best = -1;
+        for (int c = t->nodes[node].first_child; c >= 0; c = t->nodes[c].next_sibling)
+            if (t->nodes[c].rank == 0)
+                best = c;
+        if (best < 0)
+            return node;
+        node = best;
+    }
+}
+
+/* All nodes of a kind, best first: fills out with those that `keep` accepts. */
+static int select_nodes(const struct policy *p, struct tree *t, uint32_t mask, uint32_t value, int max,
+                        int32_t *out, bool (*keep)(const struct policy *, const struct tree *, int))
+{
+    int n = tree_best(t, mask, value, t->capacity, t->stack), kept = 0;
+    for (int i = 0; i < n && kept < max; i++)
+        if (keep(p, t, t->stack[i]))
+            out[kept++] = t->stack[i];
+    return kept;
+}
+
+static bool shape_expandable(const struct policy *p, const struct tree *t, int node)
+{
+    return shape_goes_on(p, t, node) && in_shape(p, t, node);
+}
+
+static bool in_depth(const struct policy *p, const struct tree *t, int node)
+{
+    return !p->o.depth || tree_depth(t, node) < p->o.depth;
+}
+
+static bool round_open(const struct policy *p, const struct tree *t)
+{
+    return !has(t, t->root, TREE_SUBMITTED) && p->passes < p->o.depth;
+}
+
+int policy_expand(struct policy *p, struct tree *t, int max, int32_t *out)
+{
+    max = PD_MIN(max, p->o.expand);
+    if (t->root < 0 || max < 1)
+        return 0;
+    switch (p->o.mode) {
+    case MODE_CHAIN:
+        out[0] = chain_end(t);
+        return round_open(p, t) && !has(t, out[0], drafted);
+    case MODE_STPP:
+        return round_open(p, t) ? select_nodes(p, t, drafted, 0, max, out, shape_expandable) : 0;
+    case MODE_ROUNDS:
+        return round_open(p, t) ? tree_best(t, drafted, 0, max, out) : 0;
+    case MODE_LAYER: {
+        int32_t pos = frontier_pos(t);
+        int n = tree_best(t, drafted | TREE_SUBMITTED, TREE_SUBMITTED, t->capacity, t->stack), kept = 0;
+        for (int i = 0; i < n && kept < max; i++)
+            if (t->nodes[t->stack[i]].pos == pos)
+                out[kept++] = t->stack[i];
+        if (pos < 0 && !has(t, t->root, drafted))
+            out[kept++] = t->root;
+        return kept;
+    }
+    case MODE_BEST:
+        return select_nodes(p, t, drafted, 0, max, out, in_depth);
+    default:
+        return 0;
+    }
+}
+
+/* One level a step, once the draft knows all children of the level before; what is passed over is lost. */
+static int submit_layer(struct tree *t, int max, int32_t *out)
+{
+    int32_t pos = frontier_pos(t);
+    for (int i = 0; i < t->high; i++)
+        if (t->nodes[i].id.v && t->nodes[i].pos == pos && has(t, i, TREE_SUBMITTED) &&
+            !has(t, i, TREE_EXPANDED | TREE_LEAF))
+            return 0;
+    int n = tree_best(t, TREE_SUBMITTED | TREE_REJECTED, 0, t->capacity, t->stack), kept = 0;
+    for (int i = 0; i < n; i++) {
+        int node = t->stack[i];
+        if (t->nodes[node].pos == pos + 1 && kept < max && has(t, t->nodes[node].parent, TREE_SUBMITTED))
+            out[kept++] = node;
+        else if (t->nodes[node].pos <= pos + 1)
+            tree_set(t, node, TREE_REJECTED);
+    }
+    return kept;
+}
+
+/* How many of the best nodes are worth their row: probability x step > the time the row adds. */
+static int worth(const struct policy *p, const struct tree *t, const struct policy_cost *cost,
+                 const int32_t *nodes, int n)
+{
+    if (!cost || !cost->n)
+        return PD_MIN(n, p->o.width_max);
+    int k = 1;
+    for (; k < n && k < cost->n; k++) {
+        double chance = exp(t->nodes[nodes[k]].path - t->nodes[t->root].path);
+        if (chance * cost->rows_ns[k - 1] <= cost->rows_ns[k] - cost->rows_ns[k - 1])
+            break;
+    }
+    return PD_MIN(k, n);
+}
+
+/* A round's tree with the root in front, once it is complete. */
+static int submit_round(struct policy *p, struct tree *t, int max, int32_t *out)
+{
+    int32_t probe;
+    for (int i = 0; i < t->high; i++)
+        if (t->nodes[i].id.v && has(t, i, TREE_DRAFTING))
+            return 0;
+    if (policy_expand(p, t, 1, &probe) > 0)
+        return 0;
+    switch (p->o.mode) {
+    case MODE_CHAIN: {
+        int end = chain_end(t), depth = tree_depth(t, end), n = PD_MIN(depth + 1, max);
+        for (int i = depth; i >= 0; i--, end = t->nodes[end].parent)
+            if (i < n)
+                out[i] = end;
+        return n;
+    }
+    case MODE_STPP:
+        return select_nodes(p, t, TREE_SUBMITTED, 0, max, out, in_shape);
+    default:
+        return tree_best(t, TREE_SUBMITTED, 0, max, out);
+    }
+}
+
+int policy_submit(struct policy *p, struct tree *t, const struct policy_cost *cost, int max, int32_t *out)
+{
+    if (t->root < 0 || max < 1)
+        return 0;
+    bool fresh = !has(t, t->root, TREE_SUBMITTED);
+    if (p->o.width)
+        max = PD_MIN(max, p->o.width);
+    switch (p->o.mode) {
+    case MODE_PP:
+        out[0] = t->root;
+        return fresh;
+    case MODE_CHAIN:
+    case MODE_STPP:
+    case MODE_ROUNDS:
+        return fresh ? submit_round(p, t, max, out) : 0;
+    case MODE_LAYER:
+        out[0] = t->root;
+        return fresh ? 1 : submit_layer(t, max, out);
+    default: {
+        int n = tree_best(t, TREE_SUBMITTED, 0, max, out);
+        return p->o.width ? n : worth(p, t, cost, out, n);
+    }
+    }
+}

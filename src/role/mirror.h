@@ -1,0 +1,35 @@
+/* mirror: how a stage and the verifier decide alone which rows live (internal to role).
+ *
+ * A row lives if it is the chosen tip, or its parent is the tip or lives. An advance may come before the row it
+ * names: then the chosen token is pending, everything here is dead, and the row is recognised when it comes. It
+ * can't happen twice in a row: the verifier needs the first one's row, which must have passed here, to go on.
+ */
+#ifndef PD_ROLE_MIRROR_H
+#define PD_ROLE_MIRROR_H
+
+#include "role/role.h"
+
+enum mirror_answer { MIRROR_LIVE, MIRROR_DEAD, MIRROR_FULL };
+
+void mirror_init(struct mirror *m, int capacity);
+void mirror_deinit(struct mirror *m);
+/* A request begins: its first root is the prompt's last token, as if it had just been chosen. */
+void mirror_begin(struct mirror *m, int32_t root_token);
+/* A row has come. */
+enum mirror_answer mirror_add(struct mirror *m, const struct row *row);
+int mirror_find(const struct mirror *m, node_id node); /* index or -1 */
+/* The target chose `token`. Sets dead[i] for every row that no longer lives; the caller looks at them, then calls
+ * mirror_sweep. False: impossible from an honest verifier. */
+bool mirror_advance(struct mirror *m, int32_t token);
+/* Nothing lives any more: sets dead[i] for all. */
+void mirror_over(struct mirror *m);
+void mirror_sweep(struct mirror *m);
+/* Forget one row (the tip, once it is committed or verified). */
+void mirror_remove(struct mirror *m, int index);
+
+/* Next effect of `type`, zeroed. */
+struct effect *effect_new(struct effects *out, enum effect_type type);
+/* Record what no honest peer sends. */
+void fault_set(struct role_fault *f, const char *fmt, ...) PD_PRINTF(2, 3);
+
+#endif
