@@ -51,6 +51,8 @@ set(pc_mpi "")
 if(PIPEDEC_MPI AND MPI_C_FOUND)
   string(JOIN " " pc_mpi ${MPI_C_LIBRARIES})
 endif()
+# The prefix is found from where pipedec.pc lies, so an installed tree may be moved.
+file(RELATIVE_PATH pc_up "/${CMAKE_INSTALL_LIBDIR}/pkgconfig" "/")
 configure_file(cmake/pipedec.pc.in pipedec.pc @ONLY)
 install(FILES ${CMAKE_BINARY_DIR}/pipedec.pc DESTINATION ${CMAKE_INSTALL_LIBDIR}/pkgconfig)
 install(FILES include/pipedec.h DESTINATION ${CMAKE_INSTALL_INCLUDEDIR})
