@@ -97,7 +97,7 @@ struct pd_engine_options {
     size_t struct_size;
     const char *model; /* GGUF path of the target; of a split set any part */
     const char *draft; /* GGUF path of the draft, or NULL */
-    int stages;        /* runs of layers the target is cut into, 1 or more */
+    int stages;  /* runs of layers the target is cut into; 0: as many as the profile has devices, or 1 */
     int threads; /* within a stage; 0: one if stages outnumber the processors, else they are shared out */
     int draft_threads; /* 0: as a stage has */
     int ctx;           /* positions; 0: the model's, but no more than 4096 */
@@ -110,7 +110,7 @@ struct pd_engine_options {
     enum pd_clock clock;
     const char *profile; /* device profile, by name or path; needed by the virtual clock, else emulated */
     const char *chat_template; /* family by name; NULL: told by the model */
-    const char *trace;         /* write a trace of the newest request here (Chrome's JSON); NULL: none */
+    const char *trace;         /* write a trace of all requests here (Chrome's JSON); NULL: none */
     const char *dump_tree;     /* write the tree at every submission here ("-": standard error); NULL: none */
     double spin_us;            /* wall clock: polling before sleeping; < 0: default */
     uint64_t seed;             /* virtual clock: of delays, if any */

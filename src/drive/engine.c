@@ -1,0 +1,386 @@
+/* The engine: files, tokenizer, computing and driver put together. */
+#include "drive/engine_impl.h"
+
+#include <errno.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/sysinfo.h>
+
+/* ---- names ---- */
+
+static const char *const mode_names[] = {"auto", "pp", "chain", "stpp", "rounds", "layer", "best"};
+
+const char *pd_mode_name(enum pd_mode mode)
+{
+    return (size_t)mode < PD_COUNT(mode_names) ? mode_names[mode] : "unknown";
+}
+
+bool pd_mode_parse(const char *name, enum pd_mode *out)
+{
+    for (size_t i = 0; i < PD_COUNT(mode_names); i++)
+        if (strcmp(name, mode_names[i]) == 0) {
+            *out = (enum pd_mode)i;
+            return true;
+        }
+    return false;
+}
+
+enum policy_mode engine_mode(enum pd_mode mode, bool have_draft)
+{
+    enum policy_mode out = have_draft ? MODE_BEST : MODE_PP;
+    if (mode != PD_MODE_AUTO)
+        policy_parse(pd_mode_name(mode), &out);
+    return out;
+}
+
+/* ---- options ---- */
+
+void pd_engine_options_init(struct pd_engine_options *o)
+{
+    *o = (struct pd_engine_options){.struct_size = sizeof *o, .spin_us = -1};
+}
+
+static enum pd_status bad(struct pd_error *err, const char *what, double value)
+{
+    return error_set(err, PD_ERR_USAGE, "%s of %g makes no sense", what, value);
+}
+
+static enum pd_status check_options(const struct pd_engine_options *o, struct pd_error *err)
+{
+    if (!o->model)
+        return error_set(err, PD_ERR_USAGE, "no model given");
+    if (o->stages < 0)
+        return error_set(err, PD_ERR_STAGES, "%d stages: give 1 or more", o->stages);
+    if (o->threads < 0 || o->draft_threads < 0)
+        return bad(err, "a number of threads", PD_MIN(o->threads, o->draft_threads));
+    if (o->ctx < 0)
+        return bad(err, "a context", o->ctx);
+    if (o->width < 0 || o->width > BATCH_ROWS)
+        return error_set(err, PD_ERR_USAGE, "a width of %d: give 1 to %d, or 0 for automatic", o->width,
+                         BATCH_ROWS);
+    if (o->children < 0 || o->depth < 0)
+        return bad(err, o->children < 0 ? "a number of children" : "a depth", PD_MIN(o->children, o->depth));
+    if (o->tree_nodes < 0 || (o->tree_nodes > 0 && o->tree_nodes < 64) || o->tree_nodes > 1 << 20)
+        return error_set(err, PD_ERR_USAGE, "a tree of %d nodes: give 64 to %d", o->tree_nodes, 1 << 20);
+    if ((unsigned)o->mode > PD_MODE_BEST)
+        return bad(err, "a mode", o->mode);
+    if (o->mode > PD_MODE_PP && !o->draft)
+        return error_set(err, PD_ERR_USAGE, "mode %s needs a draft model", pd_mode_name(o->mode));
+    if (o->clock == PD_CLOCK_VIRTUAL && !o->profile)
+        return error_set(err, PD_ERR_USAGE, "the virtual clock needs a device profile");
+    return PD_OK;
+}
+
+/* A caller built against an older header has a shorter struct; what it does not know keeps its default. */
+static enum pd_status take_options(struct pd_engine *e, const struct pd_engine_options *o,
+                                   struct pd_error *err)
+{
+    pd_engine_options_init(&e->o);
+    if (o->struct_size == 0 || o->struct_size > sizeof e->o)
+        return error_set(err, PD_ERR_USAGE, "engine options of %zu bytes: call pd_engine_options_init first",
+                         o->struct_size);
+    memcpy(&e->o, o, o->struct_size);
+    e->o.struct_size = sizeof e->o;
+    const char **strings[] = {&e->o.model,         &e->o.draft, &e->o.profile,
+                              &e->o.chat_template, &e->o.trace, &e->o.dump_tree};
+    for (size_t i = 0; i < PD_COUNT(strings); i++)
+        if (*strings[i])
+            *strings[i] = arena_strdup(&e->arena, *strings[i]);
+    return check_options(&e->o, err);
+}
+
+int engine_ctx(const struct pd_engine_options *o, const struct model_info *info)
+{
+    if (o->ctx)
+        return o->ctx;
+    return info->ctx_train > 0 ? PD_MIN(info->ctx_train, ENGINE_CTX) : ENGINE_CTX;
+}
+
+void engine_compute_options(struct compute_options *out, const struct pd_engine_options *o, int n_stages)
+{
+    static const enum kv_type types[] = {[PD_KV_F16] = KV_F16, [PD_KV_F32] = KV_F32, [PD_KV_Q8_0] = KV_Q8_0};
+    const int nodes = o->tree_nodes ? o->tree_nodes : ENGINE_TREE_NODES;
+    /* On the virtual clock one batch is computed at a time, so each may have the whole machine. */
+    const int threads = o->clock == PD_CLOCK_VIRTUAL ? get_nprocs() : compute_threads(n_stages);
+    compute_options_init(out);
+    out->target = o->model;
+    out->draft = o->draft;
+    out->n_stages = n_stages;
+    out->ctx = o->ctx;
+    out->threads = o->threads ? o->threads : threads;
+    out->draft_threads = o->draft_threads ? o->draft_threads : out->threads;
+    out->kv_type = types[o->kv_type];
+    out->tree_rows = 2 * ENGINE_LIVE_ROWS; /* rows live on until an advance has reached the stage */
+    out->draft_tree_rows = nodes + 2 * BATCH_ROWS;
+}
+
+void engine_driver_options(struct driver_options *out, const struct pd_engine_options *o, int n_stages,
+                           int ctx, bool have_draft, const struct profile *profile, struct engine_cost *cost)
+{
+    *out = (struct driver_options){.profile = profile, .spin_us = o->spin_us, .seed = o->seed};
+    out->drafter = (struct drafter_options){
+        .n_stages = n_stages,
+        .policy = {.mode = engine_mode(o->mode, have_draft),
+                   .width = o->width,
+                   .children = o->children,
+                   .depth = o->depth},
+        .tree_nodes = o->tree_nodes ? o->tree_nodes : ENGINE_TREE_NODES,
+        .live_rows_max = ENGINE_LIVE_ROWS,
+        .ctx = ctx,
+        .draft_rows = BATCH_ROWS,
+        .have_draft = have_draft,
+        .grace = 0.1,
+    };
+    if (profile && cost) {
+        for (int i = 0; i < BATCH_ROWS; i++) {
+            cost->ns[i] = 0;
+            for (int s = 0; s < n_stages; s++)
+                cost->ns[i] = PD_MAX(cost->ns[i], (double)curve_ns(&profile->stage[s], i + 1));
+        }
+        out->drafter.cost_ns = cost->ns;
+        out->drafter.cost_n = BATCH_ROWS;
+    }
+}
+
+/* ---- observers: trace, dump, progress ---- */
+
+static size_t piece(void *user, int32_t token, char *out, size_t room)
+{
+    const struct pd_engine *e = user;
+    size_t size = 0;
+    const char *text = tokenizer_piece(e->tokenizer, token, &size);
+    size = PD_MIN(size, room);
+    if (size)
+        memcpy(out, text, size);
+    return size;
+}
+
+static void see_prefill(void *user, const struct observation *o)
+{
+    struct pd_engine *e = user;
+    if (o->type != OBS_PREFILL || o->role != role_stage(e->n_stages - 1))
+        return;
+    e->prefill_done += o->rows;
+    e->o.on_progress(e->o.progress_user, "prompt", e->prefill_done, e->prefill_total);
+}
+
+static const struct observer *add_observer(struct pd_engine *e, int i, const struct observer *old,
+                                           const struct observer *more)
+{
+    if (!old)
+        return more;
+    e->pair[i] = (struct observer_pair){old, more};
+    e->all_see[i] = observer_both(&e->pair[i]);
+    return &e->all_see[i];
+}
+
+static enum pd_status open_observers(struct pd_engine *e, const struct observer **out, struct pd_error *err)
+{
+    *out = NULL;
+    if (e->o.trace) {
+        enum pd_status status = trace_open(&e->trace, e->o.trace, e->n_stages, err);
+        if (status)
+            return status;
+        e->trace_see = trace_observer(e->trace);
+        *out = &e->trace_see;
+    }
+    if (e->o.dump_tree) {
+        bool to_stderr = strcmp(e->o.dump_tree, "-") == 0;
+        if (!to_stderr && !(e->dump_file = fopen(e->o.dump_tree, "w")))
+            return error_set(err, PD_ERR_FILE, "%s: %s", e->o.dump_tree, strerror(errno));
+        e->dump =
+            (struct tree_dump){.out = to_stderr ? stderr : e->dump_file, .piece = piece, .piece_user = e};
+        e->dump_see = tree_dump_observer(&e->dump);
+        *out = add_observer(e, 0, *out, &e->dump_see);
+    }
+    if (e->o.on_progress) {
+        e->progress_see = (struct observer){.user = e, .see = see_prefill};
+        *out = add_observer(e, 1, *out, &e->progress_see);
+    }
+    return PD_OK;
+}
+
+/* ---- loading ---- */
+
+static void part_loaded(void *user, int done, int total)
+{
+    const struct pd_engine *e = user;
+    e->o.on_progress(e->o.progress_user, "loading", done, total);
+}
+
+static void find_end_tokens(struct pd_engine *e)
+{
+    const int n = tokenizer_vocab_size(e->tokenizer);
+    for (int32_t id = 0; id < n && e->n_end_tokens < END_TOKENS_MAX; id++)
+        if (tokenizer_is_end(e->tokenizer, id))
+            e->end_tokens[e->n_end_tokens++] = id;
+}
+
+static enum pd_status find_template(struct pd_engine *e, struct pd_error *err)
+{
+    if (e->o.chat_template) {
+        enum pd_status status = template_by_name(&e->family, e->o.chat_template, err);
+        e->have_family = status == PD_OK;
+        return status;
+    }
+    const char *text = gguf_cstr(e->target, "tokenizer.chat_template", NULL);
+    e->have_family = template_detect(&e->family, text, &e->family_error) == PD_OK;
+    return PD_OK; /* only a conversation needs one */
+}
+
+static enum pd_status load_profile(struct pd_engine *e, struct pd_error *err)
+{
+    e->n_stages = e->o.stages ? e->o.stages : 1;
+    if (!e->o.profile)
+        return PD_OK;
+    enum pd_status status = profile_load(&e->profile, e->o.profile, err);
+    if (status)
+        return status;
+    if (!e->o.stages && e->profile.n_stages)
+        e->n_stages = e->profile.n_stages;
+    e->have_profile = true;
+    return profile_fit(&e->profile, e->n_stages, err);
+}
+
+static enum pd_status load_models(struct pd_engine *e, int only_role, struct pd_error *err)
+{
+    struct compute_options co;
+    struct model_info target;
+    enum pd_status status = model_describe(&target, e->target, &e->arena, err);
+    if (status)
+        return status;
+    e->ctx = e->o.ctx = engine_ctx(&e->o, &target);
+    engine_compute_options(&co, &e->o, e->n_stages);
+    co.target_gguf = e->target;
+    co.draft_gguf = e->draft;
+    co.tokenizer = e->tokenizer;
+    co.only_role = only_role;
+    co.on_part = e->o.on_progress ? part_loaded : NULL;
+    co.on_part_user = e;
+    if ((status = compute_models(&e->compute, &co, err)))
+        return status;
+    e->info = *compute_info(&e->compute);
+    return PD_OK;
+}
+
+static enum pd_status make_driver(struct pd_engine *e, const struct engine_hooks *hooks, struct pd_error *err)
+{
+    struct driver_options d;
+    const bool have_draft = e->draft != NULL;
+    engine_driver_options(&d, &e->o, e->n_stages, e->ctx, have_draft, e->have_profile ? &e->profile : NULL,
+                          &e->cost);
+    e->mode = d.drafter.policy.mode;
+    d.n_embd = e->info.target.n_embd;
+    enum pd_status status = open_observers(e, &d.observer, err);
+    if (status)
+        return status;
+    if (hooks->make_driver)
+        return hooks->make_driver(hooks->user, &e->driver, &d, &e->compute, err);
+    return (e->o.clock == PD_CLOCK_VIRTUAL ? sim_new : threads_new)(&e->driver, &d, &e->compute, err);
+}
+
+static enum pd_status load(struct pd_engine *e, const struct pd_engine_options *o,
+                           const struct engine_hooks *hooks, struct pd_error *err)
+{
+    enum pd_status status;
+    if ((status = take_options(e, o, err)) || (status = load_profile(e, err)) ||
+        (status = gguf_open(&e->target, e->o.model, err)) ||
+        (e->o.draft && (status = gguf_open(&e->draft, e->o.draft, err))) ||
+        (status = tokenizer_new(&e->tokenizer, e->target, err)) || (status = find_template(e, err)) ||
+        (status = load_models(e, hooks->only_role, err)))
+        return status;
+    find_end_tokens(e);
+    return make_driver(e, hooks, err);
+}
+
+enum pd_status engine_new_with(struct pd_engine **out, const struct pd_engine_options *o,
+                               const struct engine_hooks *hooks, struct pd_error *err)
+{
+    struct pd_engine *e = mem_new(1, sizeof *e);
+    pthread_mutex_init(&e->lock, NULL);
+    pthread_mutex_init(&e->turn, NULL);
+    atomic_init(&e->cancel, false);
+    enum pd_status status = load(e, o, hooks, err);
+    if (status) {
+        pd_engine_free(e);
+        e = NULL;
+    }
+    *out = e;
+    return status;
+}
+
+enum pd_status pd_engine_new(struct pd_engine **out, const struct pd_engine_options *o, struct pd_error *err)
+{
+    static const struct engine_hooks none = {.only_role = COMPUTE_ALL};
+    model_init_process();
+    return engine_new_with(out, o, &none, err);
+}
+
+void pd_engine_free(struct pd_engine *e)
+{
+    if (!e)
+        return;
+    if (e->driver)
+        e->driver->free(e->driver);
+    compute_free(&e->compute);
+    struct pd_error err = {0};
+    if (trace_close(e->trace, &err))
+        log_msg(LOG_ERROR, "%s", err.text);
+    if (e->dump_file && fclose(e->dump_file) != 0)
+        log_msg(LOG_ERROR, "%s: %s", e->o.dump_tree, strerror(errno));
+    tokenizer_free(e->tokenizer);
+    gguf_close(e->target);
+    gguf_close(e->draft);
+    held_free(&e->held);
+    talk_forget(&e->talk);
+    pthread_mutex_destroy(&e->lock);
+    pthread_mutex_destroy(&e->turn);
+    arena_free(&e->arena);
+    free(e);
+}
+
+void pd_engine_cancel(struct pd_engine *e)
+{
+    atomic_store(&e->cancel, true);
+}
+
+void pd_engine_get_info(const struct pd_engine *e, struct pd_engine_info *out)
+{
+    static const enum pd_mode modes[MODE_COUNT] = {
+        [MODE_PP] = PD_MODE_PP,         [MODE_CHAIN] = PD_MODE_CHAIN, [MODE_STPP] = PD_MODE_STPP,
+        [MODE_ROUNDS] = PD_MODE_ROUNDS, [MODE_LAYER] = PD_MODE_LAYER, [MODE_BEST] = PD_MODE_BEST};
+    const struct model_info *t = &e->info.target;
+    struct pd_engine_info all = {
+        .struct_size = PD_MIN(out->struct_size, sizeof all),
+        .model_name = t->name,
+        .arch = t->arch,
+        .chat_template = e->have_family ? template_name(e->family) : NULL,
+        .draft_name = e->draft ? e->info.draft.name : NULL,
+        .n_layer = t->n_layer,
+        .n_vocab = t->n_vocab,
+        .ctx = e->ctx,
+        .ctx_train = t->ctx_train,
+        .stages = e->n_stages,
+        .threads = e->info.threads,
+        .draft_threads = e->info.draft_threads,
+        .weights_bytes = t->weights_bytes,
+        .draft_bytes = e->draft ? e->info.draft.weights_bytes : 0,
+        .mode = modes[e->mode],
+    };
+    memcpy(out, &all, all.struct_size);
+}
+
+enum pd_status pd_tokenize(const struct pd_engine *e, const char *text, size_t size, bool bos,
+                           int32_t **tokens, size_t *n_tokens, struct pd_error *err)
+{
+    struct token_list list = {0};
+    enum pd_status status =
+        tokenizer_encode(e->tokenizer, text, size, TOKENIZE_SPECIAL | (bos ? TOKENIZE_BOS : 0), &list, err);
+    if (status) {
+        token_list_free(&list);
+        return status;
+    }
+    *tokens = list.ids ? list.ids : mem_new(1, sizeof **tokens);
+    *n_tokens = list.count;
+    return PD_OK;
+}

@@ -1,0 +1,40 @@
+/* engine: behind the public header. What other folders may use of it: options in the driver's terms, and a way to
+ * put another driver under an engine (several machines).
+ *
+ *     struct engine_hooks hooks = {.only_role = ROLE_DRAFTER, .make_driver = make, .user = cluster};
+ *     engine_new_with(&engine, &options, &hooks, &err);      this rank computes the draft, others the stages
+ */
+#ifndef PD_DRIVE_ENGINE_H
+#define PD_DRIVE_ENGINE_H
+
+#include "drive/compute.h"
+#include "drive/drive.h"
+
+struct engine_hooks {
+    int only_role; /* COMPUTE_ALL, or the one role computed here (compute_options) */
+    /* NULL: sim or threads by options. `c` is borrowed until the driver is freed. */
+    enum pd_status (*make_driver)(void *user, struct driver **out, const struct driver_options *o,
+                                  const struct compute *c, struct pd_error *err);
+    void *user;
+};
+enum pd_status engine_new_with(struct pd_engine **out, const struct pd_engine_options *o,
+                               const struct engine_hooks *hooks, struct pd_error *err);
+
+/* Defaults of what a pipeline is sized by, in one place for engine, bench and workers. */
+enum { ENGINE_TREE_NODES = 4096, ENGINE_LIVE_ROWS = 1024, ENGINE_CTX = 4096 };
+
+/* The file, cut and threads asked for; ctx 0 stays to be settled by the model (engine_ctx). */
+void engine_compute_options(struct compute_options *out, const struct pd_engine_options *o, int n_stages);
+int engine_ctx(const struct pd_engine_options *o, const struct model_info *info);
+
+/* Time of a step by rows, from a profile; drafter_options.cost_ns points into it. */
+struct engine_cost {
+    double ns[BATCH_ROWS];
+};
+/* Drafter's and driver's options. `profile` (fitted) and `cost` are borrowed, may be NULL. */
+void engine_driver_options(struct driver_options *out, const struct pd_engine_options *o, int n_stages,
+                           int ctx, bool have_draft, const struct profile *profile, struct engine_cost *cost);
+/* PD_MODE_AUTO settled. */
+enum policy_mode engine_mode(enum pd_mode mode, bool have_draft);
+
+#endif
