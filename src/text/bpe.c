@@ -3,6 +3,8 @@
 
 #include <string.h>
 
+#define MERGE_BYTES_MAX 1024
+
 /* The byte alphabet of GPT-2: printable bytes of Latin-1 stand for themselves, the other 68 are numbered from
  * U+0100 on in their own order. */
 static bool stands_for_itself(unsigned byte)
@@ -91,27 +93,67 @@ static int32_t find_near(const struct strings *names, int32_t guess, const char 
     return strings_find(names, data, size);
 }
 
-static enum pd_status merge_read(struct tokenizer *t, const struct strings *names, struct gguf_str text,
-                                 size_t rank, int32_t *last, struct pd_error *err)
+#define BATCH 32 /* merges whose table entries are fetched at the same time */
+
+/* An entry of the file's list, cut at its space. */
+struct merge_words {
+    struct gguf_str text;
+    size_t left; /* bytes */
+    uint32_t left_hash, right_hash;
+};
+
+static enum pd_status merge_cut(struct merge_words *m, const struct strings *names, struct gguf_str text,
+                                size_t rank, struct pd_error *err)
 {
-    char joined[512];
     const char *space = text.size > 2 ? memchr(text.data + 1, ' ', text.size - 2) : NULL;
-    if (!space || text.size > sizeof joined)
+    if (!space || text.size > MERGE_BYTES_MAX)
         return error_set(err, PD_ERR_FORMAT,
                          "tokenizer.ggml.merges[%zu]: not two tokens with a space between", rank);
-    size_t left = (size_t)(space - text.data), right = text.size - left - 1;
-    memcpy(joined, text.data, left);
-    memcpy(joined + left, space + 1, right);
-    int32_t a = strings_find(names, joined, left), b = strings_find(names, joined + left, right);
-    int32_t id = find_near(names, *last + 1, joined, left + right);
+    m->text = text;
+    m->left = (size_t)(space - text.data);
+    m->left_hash = strings_hash(text.data, m->left);
+    m->right_hash = strings_hash(space + 1, text.size - m->left - 1);
+    strings_prefetch(names, m->left_hash);
+    strings_prefetch(names, m->right_hash);
+    return PD_OK;
+}
+
+static enum pd_status merge_resolve(struct tokenizer *t, const struct strings *names,
+                                    const struct merge_words *m, size_t rank, int32_t *last,
+                                    struct pd_error *err)
+{
+    char joined[MERGE_BYTES_MAX];
+    const char *right = m->text.data + m->left + 1;
+    size_t right_size = m->text.size - m->left - 1;
+    memcpy(joined, m->text.data, m->left);
+    memcpy(joined + m->left, right, right_size);
+    int32_t a = strings_find_hash(names, m->text.data, m->left, m->left_hash);
+    int32_t b = strings_find_hash(names, right, right_size, m->right_hash);
+    int32_t id = find_near(names, *last + 1, joined, m->left + right_size);
     if (a < 0 || b < 0 || id < 0)
-        return error_set(err, PD_ERR_FORMAT,
-                         "tokenizer.ggml.merges[%zu]: \"%.*s\" names a token that is not in "
-                         "tokenizer.ggml.tokens",
-                         rank, (int)PD_MIN(text.size, (size_t)80), text.data);
+        return error_set(
+            err, PD_ERR_FORMAT,
+            "tokenizer.ggml.merges[%zu]: \"%.*s\" names a token that is not in tokenizer.ggml.tokens", rank,
+            (int)PD_MIN(m->text.size, (size_t)80), m->text.data);
     *last = id;
     merge_enter(t, (uint64_t)a << 32 | (uint32_t)b, (uint32_t)rank, id);
     return PD_OK;
+}
+
+static enum pd_status merges_load(struct tokenizer *t, const struct gguf *g, const char *key, size_t n,
+                                  const struct strings *names, struct pd_error *err)
+{
+    struct merge_words batch[BATCH];
+    enum pd_status status = PD_OK;
+    int32_t last = -1;
+    for (size_t first = 0; first < n && !status; first += BATCH) {
+        size_t count = PD_MIN(n - first, (size_t)BATCH);
+        for (size_t i = 0; i < count && !status; i++)
+            status = merge_cut(&batch[i], names, gguf_array_str(g, key, first + i), first + i, err);
+        for (size_t i = 0; i < count && !status; i++)
+            status = merge_resolve(t, names, &batch[i], first + i, &last, err);
+    }
+    return status;
 }
 
 enum pd_status bpe_load(struct tokenizer *t, const struct gguf *g, const struct strings *names,
@@ -133,12 +175,9 @@ enum pd_status bpe_load(struct tokenizer *t, const struct gguf *g, const struct 
     for (size_t i = 0; i < slots; i++)
         t->merges[i].rank = RANK_NONE;
 
-    int32_t last = -1;
-    for (size_t i = 0; i < n; i++) {
-        enum pd_status status = merge_read(t, names, gguf_array_str(g, key, i), i, &last, err);
-        if (status)
-            return status;
-    }
+    enum pd_status status = merges_load(t, g, key, n, names, err);
+    if (status)
+        return status;
     for (int32_t id = 0; id < t->n; id++) {
         size_t size;
         const char *piece = strings_at(&t->pieces, id, &size);

@@ -32,7 +32,15 @@ enum pd_status strings_init(struct strings *s, size_t count, size_t bytes, const
 void strings_push(struct strings *s, const char *data, size_t size);   /* within what init was told */
 enum pd_status strings_table(struct strings *s, struct pd_error *err); /* room for the look-up */
 void strings_enter(struct strings *s, int32_t id);                     /* the first of equal strings wins */
+void strings_enter_all(struct strings *s);
 int32_t strings_find(const struct strings *s, const char *data, size_t size); /* -1: not entered */
+/* The same in two steps: a loader that knows what it will look for has the table's memory fetched ahead. */
+uint32_t strings_hash(const char *data, size_t size);
+int32_t strings_find_hash(const struct strings *s, const char *data, size_t size, uint32_t hash);
+static inline void strings_prefetch(const struct strings *s, uint32_t hash)
+{
+    __builtin_prefetch(&s->slots[hash & s->mask]);
+}
 void strings_deinit(struct strings *s);
 enum pd_status span_list_add(struct span_list *l, size_t begin, size_t end, struct pd_error *err);
 

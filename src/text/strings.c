@@ -4,6 +4,8 @@
 #include <stdlib.h>
 #include <string.h>
 
+#define AHEAD 16 /* entries that wait for memory at the same time */
+
 enum pd_status strings_init(struct strings *s, size_t count, size_t bytes, const char *what,
                             struct pd_error *err)
 {
@@ -36,7 +38,7 @@ enum pd_status strings_table(struct strings *s, struct pd_error *err)
 }
 
 /* Eight bytes at a time: loading a vocabulary hashes half a million short strings. */
-static uint32_t hash_of(const char *data, size_t size)
+uint32_t strings_hash(const char *data, size_t size)
 {
     uint64_t h = size * 0x9E3779B97F4A7C15u, word;
     for (; size >= 8; data += 8, size -= 8) {
@@ -70,18 +72,35 @@ void strings_enter(struct strings *s, int32_t id)
 {
     size_t size;
     const char *data = strings_at(s, id, &size);
-    uint32_t hash = hash_of(data, size);
+    uint32_t hash = strings_hash(data, size);
     uint64_t *slot = slot_of(s, data, size, hash);
     if (!*slot)
         *slot = (uint64_t)hash << 32 | (uint32_t)(id + 1);
     s->longest = PD_MAX(s->longest, (uint32_t)size);
 }
 
-int32_t strings_find(const struct strings *s, const char *data, size_t size)
+void strings_enter_all(struct strings *s)
+{
+    for (int32_t id = 0; id < s->count; id++) {
+        size_t size;
+        if (id + AHEAD < s->count) {
+            const char *later = strings_at(s, id + AHEAD, &size);
+            strings_prefetch(s, strings_hash(later, size));
+        }
+        strings_enter(s, id);
+    }
+}
+
+int32_t strings_find_hash(const struct strings *s, const char *data, size_t size, uint32_t hash)
 {
     if (!s->slots || size > s->longest)
         return -1;
-    return (int32_t)(uint32_t)*slot_of(s, data, size, hash_of(data, size)) - 1;
+    return (int32_t)(uint32_t)*slot_of(s, data, size, hash) - 1;
+}
+
+int32_t strings_find(const struct strings *s, const char *data, size_t size)
+{
+    return strings_find_hash(s, data, size, strings_hash(data, size));
 }
 
 void strings_deinit(struct strings *s)

@@ -44,8 +44,7 @@ static enum pd_status read_names(struct tokenizer *t, const struct gguf *g, stru
     }
     if ((status = strings_table(names, err)))
         return status;
-    for (int32_t id = 0; id < t->n; id++)
-        strings_enter(names, id);
+    strings_enter_all(names);
     return PD_OK;
 }
 
