@@ -309,7 +309,7 @@ static void read_vocab(struct reader *r, struct arch_params *p)
         refuse(r, PD_ERR_FORMAT, "(tensor) is missing");
     else if (t->n_dims != 2 || t->ne[1] > 1 << 24)
         refuse(r, PD_ERR_FORMAT, "(tensor) must have 2 dimensions and at most 16777216 rows");
-    if (r->status)
+    if (r->status || !t)
         return;
     p->n_vocab = (int32_t)t->ne[1];
     size_t tokens = gguf_array_count(r->g, "tokenizer.ggml.tokens", GGUF_KIND_STRING);

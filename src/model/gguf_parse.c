@@ -34,12 +34,14 @@ struct cursor {
 
 static enum pd_status bad(struct cursor *c, const char *why)
 {
-    return error_set(c->err, PD_ERR_FORMAT, "%s: %s: %s (at byte %zu)", c->part->label, c->what, why, c->pos);
+    error_set(c->err, PD_ERR_FORMAT, "%s: %s: %s (at byte %zu)", c->part->label, c->what, why, c->pos);
+    return PD_ERR_FORMAT; /* said here, so that compilers see that it is no success */
 }
 
 static enum pd_status no_memory(struct cursor *c)
 {
-    return error_set(c->err, PD_ERR_MEMORY, "%s: out of memory for %s", c->part->label, c->what);
+    error_set(c->err, PD_ERR_MEMORY, "%s: out of memory for %s", c->part->label, c->what);
+    return PD_ERR_MEMORY;
 }
 
 static size_t left(const struct cursor *c)
@@ -69,8 +71,9 @@ static enum pd_status read_u64(struct cursor *c, uint64_t *out)
 static enum pd_status read_str(struct cursor *c, struct gguf_str *out)
 {
     uint64_t size;
-    if (read_u64(c, &size))
-        return c->err ? c->err->status : PD_ERR_FORMAT;
+    enum pd_status st = read_u64(c, &size);
+    if (st)
+        return st;
     if (size > left(c))
         return bad(c, "a string is longer than the rest of the file, which is truncated or malformed");
     *out = (struct gguf_str){(const char *)c->part->data + c->pos, (size_t)size};
