@@ -18,7 +18,8 @@
 
 #include "base/base.h"
 
-enum gguf_kind { /* the value types of the specification */
+/* The value types of the specification. */
+enum gguf_kind {
     GGUF_KIND_U8,
     GGUF_KIND_I8,
     GGUF_KIND_U16,
@@ -42,12 +43,12 @@ struct gguf_str {
 
 struct gguf_tensor {
     const char *name;
-    int type;        /* enum ggml_type */
-    int n_dims;      /* 1..4 */
-    int64_t ne[4];   /* elements, fastest dimension first; unused ones are 1 */
-    size_t bytes;    /* size of data */
+    int type;         /* enum ggml_type */
+    int n_dims;       /* 1..4 */
+    int64_t ne[4];    /* elements, fastest dimension first; unused ones are 1 */
+    size_t bytes;     /* size of data */
     const void *data; /* in the map */
-    int part;        /* which file of a split set, 0-based */
+    int part;         /* which file of a split set, 0-based */
 };
 
 struct gguf;
