@@ -146,7 +146,7 @@ uint32_t bpe_pair(const struct tokenizer *t, int32_t left, int32_t right, int32_
 /* ---- spm.c ---- */
 enum pd_status spm_load(struct tokenizer *t, const struct gguf *g, const struct strings *names,
                         struct pd_error *err);
-enum pd_status spm_encode(struct encoder *e, const char *text, size_t size, bool first);
+enum pd_status spm_encode(struct encoder *e, const char *text, size_t size);
 size_t spm_decode_name(const char *name, size_t size, enum token_type type, char *out);
 uint32_t spm_pair(const struct encoder *e, const struct symbol *left, const struct symbol *right,
                   int32_t *id);

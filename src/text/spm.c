@@ -182,11 +182,11 @@ static enum pd_status put_symbol(struct encoder *e, const struct symbol *s)
     return status;
 }
 
-enum pd_status spm_encode(struct encoder *e, const char *text, size_t size, bool first)
+enum pd_status spm_encode(struct encoder *e, const char *text, size_t size)
 {
     if (size == 0)
         return PD_OK;
-    enum pd_status status = escape(e, text, size, first && e->t->space_prefix);
+    enum pd_status status = escape(e, text, size, e->t->space_prefix);
     if (!status)
         status = encoder_reserve(e, e->text.size);
     if (status)

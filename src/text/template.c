@@ -148,8 +148,8 @@ enum pd_status template_by_name(enum chat_family *out, const char *name, struct 
 static int detect_chatml(const char *text)
 {
     static const char open[] = "<|im_start|>system\\n", plain[] = "<|im_start|>system\n";
-    if (HAS("<|im_sep|>") || HAS("## Metadata") || HAS("bot_token"))
-        return -1; /* phi-4, SmolLM3 and others that share nothing but the token */
+    if (HAS("<|im_sep|>") || HAS("## Metadata"))
+        return -1; /* phi-4, SmolLM3: they share little but the token */
     for (const char *at = text; (at = strstr(at, "<|im_start|>system")); at++) {
         const char *literal = strncmp(at, open, sizeof open - 1) == 0     ? at + sizeof open - 1
                               : strncmp(at, plain, sizeof plain - 1) == 0 ? at + sizeof plain - 1

@@ -294,11 +294,12 @@ static int32_t special_at(const struct tokenizer *t, const char *text, size_t si
     return best;
 }
 
-static enum pd_status encode_plain(struct encoder *e, const char *text, size_t size, bool first)
+/* Text between special tokens. To spm each such run is a text of its own, with a space put before it. */
+static enum pd_status encode_plain(struct encoder *e, const char *text, size_t size)
 {
     if (size == 0)
         return PD_OK;
-    return e->t->kind == TOKENIZER_BPE ? bpe_encode(e, text, size) : spm_encode(e, text, size, first);
+    return e->t->kind == TOKENIZER_BPE ? bpe_encode(e, text, size) : spm_encode(e, text, size);
 }
 
 static enum pd_status encode_all(struct encoder *e, const char *text, size_t size, unsigned flags,
@@ -312,15 +313,14 @@ static enum pd_status encode_all(struct encoder *e, const char *text, size_t siz
         size_t length = 1;
         int32_t id = special_at(e->t, text, size, at, flags, literal, span, &length);
         if (id >= 0) {
-            /* An spm text gets its leading space at the start and after each special token. */
-            status = encode_plain(e, text + begin, at - begin, true);
+            status = encode_plain(e, text + begin, at - begin);
             if (!status)
                 status = token_list_add(e->out, id, e->err);
             begin = at + length;
         }
         at += length;
     }
-    return status ? status : encode_plain(e, text + begin, size - begin, true);
+    return status ? status : encode_plain(e, text + begin, size - begin);
 }
 
 enum pd_status tokenizer_encode_literal(const struct tokenizer *t, const char *text, size_t size,
