@@ -32,6 +32,7 @@ struct cli_common {
     bool emulate; /* --emulate: the profile on the wall clock */
     bool json;    /* one object on standard output */
     bool quiet;   /* no progress, no statistics */
+    bool stats;   /* statistics even if standard error is no terminal */
     int restarts; /* --restarts, for launch */
 };
 extern const struct argp cli_common_argp; /* input: struct cli_common * */
@@ -63,8 +64,13 @@ void cli_catch_interrupt(struct pd_engine *e);
 bool cli_interrupted(void);
 
 /* The line of statistics, on standard error. */
-void cli_print_stats(const struct cli_common *c, const struct pd_engine *e, const struct pd_stats *s,
-                     enum pd_reason reason);
+void cli_print_stats(const struct pd_stats *s, enum pd_reason reason);
+/* Text, tokens, reason, statistics and models as one JSON object in a line of standard output. */
+enum pd_status cli_print_json(const struct pd_engine *e, const struct pd_reply *reply, struct pd_error *err);
+/* Standard output, for streamed text: flushed at once. On failure `e` is cancelled, and cli_write_failed tells. */
+void cli_write(struct pd_engine *e, const char *text, size_t size);
+enum pd_status
+cli_write_failed(struct pd_error *err); /* PD_OK if all was written; a closed pipe has no text */
 
 int cmd_run(int argc, char **argv);
 int cmd_chat(int argc, char **argv);

@@ -117,9 +117,18 @@ static int help(int argc, char **argv)
     return dispatch(c, 2, args);
 }
 
+static void print_log(void *user, enum log_level level, const char *text)
+{
+    (void)user;
+    if (level <= LOG_WARN)
+        fprintf(stderr, "pipedec: %s%s\n", level == LOG_WARN ? "warning: " : "", text);
+}
+
 int main(int argc, char **argv)
 {
     model_init_process();
+    signal(SIGPIPE, SIG_IGN); /* a closed pipe is a failed write */
+    log_set(print_log, NULL);
     const char *name = argc > 1 ? argv[1] : "";
     if (argc < 2) {
         print_help(stderr);

@@ -6,6 +6,8 @@
 #include <string.h>
 #include <sys/sysinfo.h>
 
+#pragma weak threads_new /* until src/drive/threads.c is there */
+
 /* ---- names ---- */
 
 static const char *const mode_names[] = {"auto", "pp", "chain", "stpp", "rounds", "layer", "best"};

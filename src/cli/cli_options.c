@@ -1,0 +1,373 @@
+/* Options that run, chat, bench and simulate share. */
+#include "cli/cli.h"
+#include "drive/engine.h"
+#include "text/text.h"
+
+#include <errno.h>
+#include <math.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <unistd.h>
+
+enum {
+    KEY_CTX = CLI_KEY,
+    KEY_KV,
+    KEY_TEMPLATE,
+    KEY_STAGES,
+    KEY_DRAFT_THREADS,
+    KEY_MODE,
+    KEY_WIDTH,
+    KEY_CHILDREN,
+    KEY_DEPTH,
+    KEY_TREE_NODES,
+    KEY_SPIN,
+    KEY_PROFILE,
+    KEY_EMULATE,
+    KEY_CLOCK,
+    KEY_TRACE,
+    KEY_DUMP_TREE,
+    KEY_TEMP,
+    KEY_TOP_K,
+    KEY_TOP_P,
+    KEY_MIN_P,
+    KEY_REPEAT_PENALTY,
+    KEY_REPEAT_LAST_N,
+    KEY_SEED,
+    KEY_JSON,
+    KEY_STATS,
+    KEY_QUIET
+};
+enum { GROUP_MODEL = 10, GROUP_PIPELINE, GROUP_DEVICES, GROUP_SAMPLING, GROUP_OUTPUT };
+
+static const struct argp_option options[] = {
+    {NULL, 0, NULL, 0, "Models:", GROUP_MODEL},
+    {"model", 'm', "FILE", 0, "the target: a GGUF file (of a split model any part)", GROUP_MODEL},
+    {"draft", 'd', "FILE", 0, "a small model of the same vocabulary that predicts the target", GROUP_MODEL},
+    {"ctx", KEY_CTX, "N", 0, "positions of the context (the model's, but at most 4096)", GROUP_MODEL},
+    {"kv", KEY_KV, "TYPE", 0, "type of the KV cache: f16 (default), f32, q8_0", GROUP_MODEL},
+    {"chat-template", KEY_TEMPLATE, "NAME", 0, "template family, where the file's own is unknown",
+     GROUP_MODEL},
+
+    {NULL, 0, NULL, 0, "Pipeline:", GROUP_PIPELINE},
+    {"stages", KEY_STAGES, "N", 0, "cut the target's layers into N stages (the profile's number, or 1)",
+     GROUP_PIPELINE},
+    {"threads", 't', "N", 0, "threads of a stage (shared out among the stages)", GROUP_PIPELINE},
+    {"draft-threads", KEY_DRAFT_THREADS, "N", 0, "threads of the draft (as a stage)", GROUP_PIPELINE},
+    {"mode", KEY_MODE, "MODE", 0,
+     "pp, chain, stpp, rounds, layer or best (best with a draft, pp without); the text is the same in all",
+     GROUP_PIPELINE},
+    {"width", KEY_WIDTH, "N", 0, "rows a step, or auto (default)", GROUP_PIPELINE},
+    {"children", KEY_CHILDREN, "N", 0, "candidates of a node", GROUP_PIPELINE},
+    {"depth", KEY_DEPTH, "N", 0, "levels drafted", GROUP_PIPELINE},
+    {"tree-nodes", KEY_TREE_NODES, "N", 0, "size of the prediction tree (4096)", GROUP_PIPELINE},
+    {"spin", KEY_SPIN, "US", 0, "poll so many microseconds before sleeping, with cores to spare",
+     GROUP_PIPELINE},
+
+    {NULL, 0, NULL, 0, "Modelled devices:", GROUP_DEVICES},
+    {"profile", KEY_PROFILE, "NAME", 0,
+     "a device profile, by name or file: every batch is really computed, its time is the profile's (virtual "
+     "clock, unless --clock says otherwise)",
+     GROUP_DEVICES},
+    {"emulate", KEY_EMULATE, "NAME", 0, "the same on the wall clock: wait until the profile's time is over",
+     GROUP_DEVICES},
+    {"clock", KEY_CLOCK, "CLOCK", 0, "wall (default) or virtual (profile uniform14 if none is given)",
+     GROUP_DEVICES},
+    {"trace", KEY_TRACE, "FILE", 0, "write a trace for Perfetto or chrome://tracing", GROUP_DEVICES},
+    {"dump-tree", KEY_DUMP_TREE, "FILE", OPTION_ARG_OPTIONAL,
+     "write the prediction tree at every submission (to standard error)", GROUP_DEVICES},
+
+    {NULL, 0, NULL, 0, "Sampling:", GROUP_SAMPLING},
+    {"temp", KEY_TEMP, "T", 0, "temperature (0: the most probable token)", GROUP_SAMPLING},
+    {"top-k", KEY_TOP_K, "N", 0, "only the N most probable tokens (0: off)", GROUP_SAMPLING},
+    {"top-p", KEY_TOP_P, "P", 0, "only the most probable tokens that hold P together (1: off)",
+     GROUP_SAMPLING},
+    {"min-p", KEY_MIN_P, "P", 0, "only tokens at least P as probable as the best (0: off)", GROUP_SAMPLING},
+    {"repeat-penalty", KEY_REPEAT_PENALTY, "R", 0, "make recent tokens less probable (1: off)",
+     GROUP_SAMPLING},
+    {"repeat-last-n", KEY_REPEAT_LAST_N, "N", 0, "how many tokens are recent (64)", GROUP_SAMPLING},
+    {"seed", KEY_SEED, "N", 0, "of the randomness (0); the same seed, the same text", GROUP_SAMPLING},
+
+    {NULL, 0, NULL, 0, "Output:", GROUP_OUTPUT},
+    {"json", KEY_JSON, NULL, 0, "one JSON object instead of text", GROUP_OUTPUT},
+    {"stats", KEY_STATS, NULL, 0, "a line of statistics (default on a terminal)", GROUP_OUTPUT},
+    {"quiet", KEY_QUIET, NULL, 0, "no progress, no statistics", GROUP_OUTPUT},
+    {0},
+};
+
+/* ---- numbers ---- */
+
+long cli_int(struct argp_state *state, const char *name, const char *text, long min, long max)
+{
+    char *end;
+    errno = 0;
+    long value = strtol(text, &end, 10);
+    if (end == text || *end || errno || value < min || value > max)
+        argp_error(state, "%s %s: give a whole number from %ld to %ld", name, text, min, max);
+    return value;
+}
+
+double cli_float(struct argp_state *state, const char *name, const char *text, double min, double max)
+{
+    char *end;
+    errno = 0;
+    double value = strtod(text, &end);
+    if (end == text || *end || !(value >= min && value <= max))
+        argp_error(state, "%s %s: give a number from %g to %g", name, text, min, max);
+    return value;
+}
+
+static uint64_t seed(struct argp_state *state, const char *text)
+{
+    char *end;
+    errno = 0;
+    unsigned long long value = strtoull(text, &end, 0);
+    if (end == text || *end || errno || *text == '-')
+        argp_error(state, "--seed %s: give a whole number", text);
+    return value;
+}
+
+/* ---- by group ---- */
+
+static bool parse_model(struct cli_common *c, int key, char *arg, struct argp_state *state)
+{
+    struct pd_engine_options *o = &c->engine;
+    switch (key) {
+    case 'm':
+        o->model = arg;
+        return true;
+    case 'd':
+        o->draft = arg;
+        return true;
+    case KEY_CTX:
+        o->ctx = (int)cli_int(state, "--ctx", arg, 1, 1 << 26);
+        return true;
+    case KEY_TEMPLATE:
+        o->chat_template = arg;
+        return true;
+    case KEY_KV:
+        if (strcmp(arg, "f16") == 0)
+            o->kv_type = PD_KV_F16;
+        else if (strcmp(arg, "f32") == 0)
+            o->kv_type = PD_KV_F32;
+        else if (strcmp(arg, "q8_0") == 0)
+            o->kv_type = PD_KV_Q8_0;
+        else
+            argp_error(state, "--kv %s: f16, f32 or q8_0", arg);
+        return true;
+    default:
+        return false;
+    }
+}
+
+static bool parse_pipeline(struct cli_common *c, int key, char *arg, struct argp_state *state)
+{
+    struct pd_engine_options *o = &c->engine;
+    switch (key) {
+    case KEY_STAGES:
+        o->stages = (int)cli_int(state, "--stages", arg, 1, 100000);
+        c->stages_set = true;
+        return true;
+    case 't':
+        o->threads = (int)cli_int(state, "--threads", arg, 1, 512);
+        return true;
+    case KEY_DRAFT_THREADS:
+        o->draft_threads = (int)cli_int(state, "--draft-threads", arg, 1, 512);
+        return true;
+    case KEY_MODE:
+        if (!pd_mode_parse(arg, &o->mode))
+            argp_error(state, "--mode %s: pp, chain, stpp, rounds, layer or best", arg);
+        c->mode_set = true;
+        return true;
+    case KEY_WIDTH:
+        o->width = strcmp(arg, "auto") == 0 ? 0 : (int)cli_int(state, "--width", arg, 1, BATCH_ROWS);
+        return true;
+    case KEY_CHILDREN:
+        o->children = (int)cli_int(state, "--children", arg, 1, 64);
+        return true;
+    case KEY_DEPTH:
+        o->depth = (int)cli_int(state, "--depth", arg, 1, 1024);
+        return true;
+    case KEY_TREE_NODES:
+        o->tree_nodes = (int)cli_int(state, "--tree-nodes", arg, 64, 1 << 20);
+        return true;
+    case KEY_SPIN:
+        o->spin_us = cli_float(state, "--spin", arg, 0, 1e9);
+        return true;
+    default:
+        return false;
+    }
+}
+
+static bool parse_devices(struct cli_common *c, int key, char *arg, struct argp_state *state)
+{
+    struct pd_engine_options *o = &c->engine;
+    switch (key) {
+    case KEY_PROFILE:
+        o->profile = arg;
+        return true;
+    case KEY_EMULATE:
+        o->profile = arg;
+        c->emulate = true;
+        return true;
+    case KEY_CLOCK:
+        if (strcmp(arg, "wall") == 0)
+            o->clock = PD_CLOCK_WALL;
+        else if (strcmp(arg, "virtual") == 0)
+            o->clock = PD_CLOCK_VIRTUAL;
+        else
+            argp_error(state, "--clock %s: wall or virtual", arg);
+        c->clock_set = true;
+        return true;
+    case KEY_TRACE:
+        o->trace = arg;
+        return true;
+    case KEY_DUMP_TREE:
+        o->dump_tree = arg ? arg : "-";
+        return true;
+    default:
+        return false;
+    }
+}
+
+static bool parse_sampling(struct cli_common *c, int key, char *arg, struct argp_state *state)
+{
+    struct pd_sampling *s = &c->sampling;
+    switch (key) {
+    case KEY_TEMP:
+        s->temperature = (float)cli_float(state, "--temp", arg, 0, 100);
+        c->temperature_set = true;
+        return true;
+    case KEY_TOP_K:
+        s->top_k = (int)cli_int(state, "--top-k", arg, 0, 1 << 30);
+        return true;
+    case KEY_TOP_P:
+        s->top_p = (float)cli_float(state, "--top-p", arg, 1e-9, 1);
+        return true;
+    case KEY_MIN_P:
+        s->min_p = (float)cli_float(state, "--min-p", arg, 0, 1);
+        return true;
+    case KEY_REPEAT_PENALTY:
+        s->repeat_penalty = (float)cli_float(state, "--repeat-penalty", arg, 0.01, 100);
+        return true;
+    case KEY_REPEAT_LAST_N:
+        s->repeat_last_n = (int)cli_int(state, "--repeat-last-n", arg, 0, 1 << 30);
+        return true;
+    case KEY_SEED:
+        s->seed = seed(state, arg);
+        c->engine.seed = s->seed;
+        c->seed_set = true;
+        return true;
+    default:
+        return false;
+    }
+}
+
+static bool parse_output(struct cli_common *c, int key)
+{
+    switch (key) {
+    case KEY_JSON:
+        c->json = true;
+        return true;
+    case KEY_STATS:
+        c->stats = true;
+        return true;
+    case KEY_QUIET:
+        c->quiet = true;
+        return true;
+    default:
+        return false;
+    }
+}
+
+/* A profile asks for the virtual clock, emulation for the wall clock. */
+static void settle_clock(struct cli_common *c, struct argp_state *state)
+{
+    struct pd_engine_options *o = &c->engine;
+    if (c->emulate && c->clock_set && o->clock == PD_CLOCK_VIRTUAL)
+        argp_error(state, "--emulate is for the wall clock; with --clock virtual give --profile");
+    if (!c->clock_set)
+        o->clock = o->profile && !c->emulate ? PD_CLOCK_VIRTUAL : PD_CLOCK_WALL;
+    if (o->clock == PD_CLOCK_VIRTUAL && !o->profile)
+        o->profile = "uniform14";
+}
+
+static error_t parse(int key, char *arg, struct argp_state *state)
+{
+    struct cli_common *c = state->input;
+    if (key == ARGP_KEY_END)
+        settle_clock(c, state);
+    return parse_model(c, key, arg, state) || parse_pipeline(c, key, arg, state) ||
+                   parse_devices(c, key, arg, state) || parse_sampling(c, key, arg, state) ||
+                   parse_output(c, key)
+               ? 0
+               : ARGP_ERR_UNKNOWN;
+}
+
+const struct argp cli_common_argp = {options, parse, NULL, NULL, NULL, NULL, NULL};
+
+void cli_common_init(struct cli_common *c)
+{
+    *c = (struct cli_common){0};
+    pd_engine_options_init(&c->engine);
+    pd_sampling_init(&c->sampling);
+}
+
+enum pd_status cli_common_check(const struct cli_common *c, bool need_model, struct pd_error *err)
+{
+    if (need_model && !c->engine.model)
+        return error_set(err, PD_ERR_USAGE, "which model? give -m FILE");
+    if (c->mode_set && c->engine.mode > PD_MODE_PP && !c->engine.draft)
+        return error_set(err, PD_ERR_USAGE, "--mode %s needs a draft: give -d FILE",
+                         pd_mode_name(c->engine.mode));
+    return PD_OK;
+}
+
+struct compute_options cli_compute_options(const struct cli_common *c)
+{
+    struct compute_options o;
+    engine_compute_options(&o, &c->engine, c->engine.stages ? c->engine.stages : 1);
+    return o;
+}
+
+/* ---- parsing with our own words for errors ---- */
+
+/* argp and getopt write their complaint in two lines and leave by exit(). While they parse, standard error is a
+ * buffer; on the way out its first line is shown the way all our errors are. */
+static FILE *real_stderr;
+static char *complaint, *command;
+static size_t complaint_size;
+
+static void show_complaint(void)
+{
+    if (!real_stderr)
+        return;
+    fclose(stderr);
+    stderr = real_stderr;
+    real_stderr = NULL;
+    char *text = complaint ? complaint : NULL;
+    if (!text || !*text)
+        return;
+    text[strcspn(text, "\n")] = 0;
+    if (strncmp(text, command, strlen(command)) == 0 && text[strlen(command)] == ':')
+        text += strlen(command) + 2;
+    fprintf(stderr, "pipedec: %s (see '%s --help')\n", text, command);
+}
+
+void cli_parse(const struct argp *argp, int argc, char **argv, void *input)
+{
+    FILE *buffer = open_memstream(&complaint, &complaint_size);
+    command = argv[0];
+    argp_err_exit_status = PD_ERR_USAGE;
+    if (buffer) {
+        real_stderr = stderr;
+        stderr = buffer;
+        atexit(show_complaint);
+    }
+    error_t failed = argp_parse(argp, argc, argv, 0, NULL, input);
+    show_complaint();
+    free(complaint);
+    complaint = NULL;
+    if (failed)
+        exit(cli_fail_with(PD_ERR_USAGE, "%s", strerror(failed)));
+}

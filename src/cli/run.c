@@ -1,0 +1,218 @@
+/* pipedec run: one prompt, one reply. */
+#include "cli/cli.h"
+
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <unistd.h>
+
+enum { KEY_CHAT = CLI_KEY_OWN, KEY_SYSTEM, KEY_STOP, KEY_IGNORE_END, KEY_SPECIAL };
+enum { STOPS_MAX = 16, PROMPT_MAX = 256 << 20 };
+
+struct run_args {
+    struct cli_common common;
+    const char *prompt, *file, *system;
+    bool chat, ignore_end, special;
+    int max_tokens;
+    char *stop[STOPS_MAX];
+    size_t n_stop;
+    struct pd_engine *engine;
+};
+
+static const struct argp_option options[] = {
+    {NULL, 0, NULL, 0, "Prompt and reply:", 1},
+    {"prompt", 'p', "TEXT", 0, "the prompt; without -p and -f it is read from standard input", 1},
+    {"file", 'f', "FILE", 0, "read the prompt from FILE (-: standard input)", 1},
+    {"chat", KEY_CHAT, NULL, 0, "the prompt is a user's message: apply the model's chat template", 1},
+    {"system", KEY_SYSTEM, "TEXT", 0, "system message (with --chat)", 1},
+    {"max-tokens", 'n', "N", 0, "at most N tokens (until the model ends or the context is full)", 1},
+    {"stop", KEY_STOP, "STR", 0,
+     "end before this text; may be given several times; \\n and \\t are understood", 1},
+    {"ignore-end", KEY_IGNORE_END, NULL, 0, "go on after the model's end token", 1},
+    {"special", KEY_SPECIAL, NULL, 0, "write control tokens by name", 1},
+    {0},
+};
+
+static const char doc[] =
+    "Decode one prompt and print the text as it comes.\v"
+    "The exit code says what went wrong (docs/usage.md lists them). Ctrl-C ends the reply with its "
+    "statistics, "
+    "a second Ctrl-C ends the program.\n\n"
+    "Examples:\n"
+    "  pipedec run -m model.gguf -p \"Once upon a time\" -n 64\n"
+    "  pipedec run -m model.gguf --chat -p \"Why is the sky blue?\" --stats\n"
+    "  pipedec run -m big.gguf -d small.gguf --profile uniform14 --chat -f question.txt\n"
+    "  git diff | pipedec run -m model.gguf --chat --system \"Write a commit message.\"\n";
+
+/* "\n", "\t", "\\" in a stop string given on a command line. */
+static char *unescape(const char *text)
+{
+    char *out = mem_strdup(text), *to = out;
+    for (; *text; text++) {
+        if (*text == '\\' && text[1]) {
+            text++;
+            *to++ = *text == 'n' ? '\n' : *text == 't' ? '\t' : *text;
+        } else {
+            *to++ = *text;
+        }
+    }
+    *to = 0;
+    return out;
+}
+
+static error_t parse(int key, char *arg, struct argp_state *state)
+{
+    struct run_args *a = state->input;
+    switch (key) {
+    case ARGP_KEY_INIT:
+        state->child_inputs[0] = &a->common;
+        return 0;
+    case 'p':
+        a->prompt = arg;
+        return 0;
+    case 'f':
+        a->file = arg;
+        return 0;
+    case 'n':
+        a->max_tokens = (int)cli_int(state, "-n", arg, 1, 1 << 30);
+        return 0;
+    case KEY_CHAT:
+        a->chat = true;
+        return 0;
+    case KEY_SYSTEM:
+        a->system = arg;
+        return 0;
+    case KEY_STOP:
+        if (a->n_stop == STOPS_MAX)
+            argp_error(state, "no more than %d stop strings", STOPS_MAX);
+        if (!*arg)
+            argp_error(state, "a stop string is empty");
+        a->stop[a->n_stop++] = unescape(arg);
+        return 0;
+    case KEY_IGNORE_END:
+        a->ignore_end = true;
+        return 0;
+    case KEY_SPECIAL:
+        a->special = true;
+        return 0;
+    case ARGP_KEY_ARG:
+        argp_error(state, "'%s': a prompt is given with -p", arg);
+        return 0;
+    case ARGP_KEY_END:
+        if (a->prompt && a->file)
+            argp_error(state, "-p and -f exclude each other");
+        if (a->system && !a->chat)
+            argp_error(state, "--system needs --chat");
+        return 0;
+    default:
+        return ARGP_ERR_UNKNOWN;
+    }
+}
+
+static void on_event(void *user, const struct pd_event *event)
+{
+    struct run_args *a = user;
+    if (event->type == PD_EVENT_TEXT && !a->common.json && event->text_size)
+        cli_write(a->engine, event->text, event->text_size);
+}
+
+static enum pd_status read_prompt(const struct run_args *a, char **text, size_t *size, struct pd_error *err)
+{
+    if (a->prompt) {
+        *text = mem_strdup(a->prompt);
+        *size = strlen(*text);
+        return PD_OK;
+    }
+    if (!a->file && isatty(STDIN_FILENO))
+        return error_set(err, PD_ERR_USAGE, "no prompt: give -p TEXT or -f FILE, or pipe it in");
+    return cli_read_file(a->file ? a->file : "-", PROMPT_MAX, text, size, err);
+}
+
+static enum pd_status generate(struct run_args *a, char *prompt, size_t size, struct pd_reply *reply,
+                               struct pd_error *err)
+{
+    struct pd_message messages[2];
+    struct pd_request r;
+    pd_request_init(&r);
+    r.max_tokens = a->max_tokens;
+    r.sampling = a->common.sampling;
+    r.stop = (const char *const *)a->stop;
+    r.n_stop = a->n_stop;
+    r.ignore_end = a->ignore_end;
+    r.special = a->special;
+    r.on_event = on_event;
+    r.user = a;
+    if (!a->chat) {
+        r.prompt = prompt;
+        r.prompt_size = size;
+        return pd_generate(a->engine, &r, reply, err);
+    }
+    while (size &&
+           (prompt[size - 1] == '\n' || prompt[size - 1] == '\r')) /* a file's or echo's last newline */
+        prompt[--size] = 0;
+    if (a->system)
+        messages[r.n_messages++] = (struct pd_message){"system", a->system};
+    messages[r.n_messages++] = (struct pd_message){"user", prompt};
+    r.messages = messages;
+    return pd_generate(a->engine, &r, reply, err);
+}
+
+/* What is left to say after the text: its end, statistics, JSON. */
+static enum pd_status conclude(struct run_args *a, const struct pd_reply *reply, enum pd_status status,
+                               struct pd_error *err)
+{
+    const struct cli_common *c = &a->common;
+    if (c->json && !status)
+        status = cli_print_json(a->engine, reply, err);
+    else if (reply->text_size && reply->text[reply->text_size - 1] != '\n')
+        cli_write(a->engine, "\n", 1);
+    if (reply->text && !c->quiet && (c->stats || cli_interrupted() || isatty(STDERR_FILENO)))
+        cli_print_stats(&reply->stats, reply->reason);
+    return status;
+}
+
+static int run(struct run_args *a)
+{
+    struct pd_error err = {0};
+    struct pd_reply reply = {0};
+    char *prompt = NULL;
+    size_t size = 0;
+    enum pd_status status = cli_common_check(&a->common, true, &err);
+    if (!status)
+        status = read_prompt(a, &prompt, &size, &err);
+    if (!status && size == 0)
+        status = error_set(&err, PD_ERR_USAGE, "the prompt is empty");
+    if (!status)
+        status = pd_engine_new(&a->engine, &a->common.engine, &err);
+    if (!status) {
+        cli_catch_interrupt(a->engine);
+        status = generate(a, prompt, size, &reply, &err);
+        status = conclude(a, &reply, status, &err);
+    }
+    const bool cancelled = reply.reason == PD_REASON_CANCELLED;
+    pd_reply_free(&reply);
+    cli_catch_interrupt(NULL);
+    pd_engine_free(a->engine);
+    free(prompt);
+    if (status)
+        return cli_fail(&err);
+    status = cli_write_failed(&err);
+    if (status)
+        return err.text[0] ? cli_fail(&err) : (int)status;
+    return cancelled ? PD_ERR_CANCELLED : PD_OK;
+}
+
+int cmd_run(int argc, char **argv)
+{
+    static const struct argp_child children[] = {{&cli_common_argp, 0, NULL, 0}, {0}};
+    static const struct argp argp = {options, parse, "", doc, children, NULL, NULL};
+    struct run_args a = {0};
+    cli_common_init(&a.common);
+    cli_parse(&argp, argc, argv, &a);
+    if (!a.common.quiet)
+        a.common.engine.on_progress = cli_progress;
+    int code = run(&a);
+    for (size_t i = 0; i < a.n_stop; i++)
+        free(a.stop[i]);
+    return code;
+}
