@@ -1,0 +1,210 @@
+/* One question at one point, on a driver of its own. */
+#include "bench/bench.h"
+
+#include <inttypes.h>
+#include <stdlib.h>
+#include <string.h>
+
+const char *bench_clock_name(enum bench_clock clock)
+{
+    return clock == BENCH_VIRTUAL ? "virtual" : clock == BENCH_EMULATE ? "emulate" : "wall";
+}
+
+const char *bench_point_name(const struct bench_point *p)
+{
+    static _Thread_local char name[96];
+    int n = snprintf(name, sizeof name, "%s, %d stages", policy_name(p->mode), p->stages);
+    if (p->width)
+        snprintf(name + n, sizeof name - (size_t)n, ", width %d", p->width);
+    return name;
+}
+
+void bench_run_free(struct bench_run *r)
+{
+    free(r->ids);
+    free(r->gaps_ns);
+    r->ids = NULL;
+    r->gaps_ns = NULL;
+}
+
+/* ---- collecting tokens ---- */
+
+struct collector {
+    struct bench_run *run;
+    int64_t last_ns;
+    int room;
+    atomic_bool *cancel;
+};
+
+static enum finish on_token(void *user, const struct token_event *t)
+{
+    struct collector *c = user;
+    struct bench_run *r = c->run;
+    PD_ASSERT(r->tokens < c->room);
+    if (r->tokens > 0)
+        r->gaps_ns[r->tokens - 1] = t->now_ns - c->last_ns;
+    r->ids[r->tokens++] = t->token;
+    c->last_ns = t->now_ns;
+    return c->cancel && atomic_load(c->cancel) ? FINISH_CANCELLED : FINISH_NONE;
+}
+
+static void fill_run(struct bench_run *r, const struct result *result, int stages)
+{
+    const struct stats *s = &result->stats;
+    r->prompt_tokens = s->prompt_tokens;
+    r->first_ns = s->first_token_ns - s->begin_ns;
+    r->decode_ns = s->last_token_ns - s->first_token_ns;
+    r->hits = s->hits;
+    r->late_hits = s->late_hits;
+    r->misses = s->misses;
+    r->lag_millisteps = s->lag_sum_steps_x1000;
+    r->submissions = s->submissions;
+    r->rows = s->rows;
+    r->draft_passes = s->draft_passes;
+    r->draft_rows = s->draft_rows;
+    r->stopped_passes = s->stopped_passes;
+    r->heads = s->heads;
+    r->draft_busy_ns = result->draft_busy_ns;
+    r->machine_ns = result->machine_ns;
+    r->machine_steps = result->machine_steps;
+    for (int i = 0; i < stages; i++)
+        r->busy_ns[i] = result->load[i].busy_ns;
+}
+
+/* ---- the driver ---- */
+
+/* Time of a step by its rows, on the slowest stage, a head included: what the simulator works with too. */
+static void fill_cost(double *ns, const struct profile *p)
+{
+    for (int rows = 1; rows <= BATCH_ROWS; rows++) {
+        ns[rows - 1] = 0;
+        for (int i = 0; i < p->n_stages; i++) {
+            double head = i == p->n_stages - 1 ? 1e6 * p->head_ms : 0;
+            ns[rows - 1] = PD_MAX(ns[rows - 1], (double)curve_ns(&p->stage[i], rows) + head);
+        }
+    }
+}
+
+static struct request request_of(const struct bench_ask *ask)
+{
+    struct request r = {.tokens = ask->tokens,
+                        .n_tokens = ask->n_tokens,
+                        .max_tokens = ask->max_tokens,
+                        .sample = ask->sample,
+                        .n_end_tokens = ask->n_end_tokens};
+    memcpy(r.end_tokens, ask->end_tokens, sizeof r.end_tokens);
+    return r;
+}
+
+enum pd_status bench_measure(const struct bench_setup *setup, const struct bench_point *point,
+                             const struct compute *compute, const struct bench_ask *ask,
+                             struct bench_run *out, struct pd_error *err)
+{
+    *out = (struct bench_run){.point = *point};
+    struct profile profile;
+    double cost_ns[BATCH_ROWS];
+    struct driver_options o = {.drafter = setup->drafter,
+                               .observer = setup->observer,
+                               .n_embd = setup->n_embd,
+                               .spin_us = -1,
+                               .seed = setup->seed};
+    o.drafter.n_stages = point->stages;
+    o.drafter.policy.mode = point->mode;
+    o.drafter.policy.width = point->width;
+    o.drafter.have_draft = compute->draft.self != NULL;
+    if (point->mode != MODE_PP && !o.drafter.have_draft)
+        return error_set(err, PD_ERR_USAGE, "mode %s needs a draft model", policy_name(point->mode));
+    if (setup->clock != BENCH_WALL) {
+        profile = *setup->profile;
+        enum pd_status s = profile_fit(&profile, point->stages, err);
+        if (s)
+            return s;
+        fill_cost(cost_ns, &profile);
+        o.profile = &profile;
+        o.drafter.cost_ns = cost_ns;
+        o.drafter.cost_n = BATCH_ROWS;
+        out->step_ns = profile_step_ns(&profile);
+    }
+    struct driver *driver;
+    enum pd_status s = (setup->clock == BENCH_VIRTUAL ? sim_new : threads_new)(&driver, &o, compute, err);
+    if (s)
+        return s;
+    struct collector c = {.run = out, .room = ask->max_tokens, .cancel = setup->cancel};
+    out->ids = mem_new((size_t)ask->max_tokens, sizeof *out->ids);
+    out->gaps_ns = mem_new((size_t)ask->max_tokens, sizeof *out->gaps_ns);
+    struct sink sink = {&c, on_token, setup->cancel};
+    struct request r = request_of(ask);
+    struct result *result = mem_new(1, sizeof *result);
+    s = driver->generate(driver, &r, &sink, result, err);
+    driver->free(driver);
+    if (!s && result->finish == FINISH_CANCELLED)
+        s = error_set(err, PD_ERR_CANCELLED, "interrupted");
+    fill_run(out, result, point->stages);
+    if (setup->clock == BENCH_WALL)
+        out->step_ns = result->step_ns;
+    free(result);
+    if (s)
+        bench_run_free(out);
+    return s;
+}
+
+/* ---- digest ---- */
+
+static uint64_t mixed(uint64_t h, const void *data, size_t size)
+{
+    return rng_u64(h, hash_bytes(h, data, size), size, 0);
+}
+
+static uint64_t curve_digest(uint64_t h, const struct curve *c)
+{
+    for (int i = 0; i < c->n; i++) {
+        h = mixed(h, &c->rows[i], sizeof c->rows[i]);
+        h = mixed(h, &c->ms[i], sizeof c->ms[i]);
+    }
+    return rng_u64(h, (uint64_t)c->n, 0, 0);
+}
+
+static uint64_t profile_digest(uint64_t h, const struct profile *p)
+{
+    const double numbers[] = {p->head_ms, p->link_latency_us, p->link_gbps,  p->control_latency_us,
+                              p->stop_ms, p->row_bytes,       p->scale_model};
+    for (int i = 0; i < p->n_stages; i++)
+        h = curve_digest(h, &p->stage[i]);
+    h = curve_digest(curve_digest(h, &p->prefill), &p->draft);
+    return mixed(h, numbers, sizeof numbers);
+}
+
+void bench_config(char out[20], const struct bench_setup *setup, const struct bench_point *point,
+                  const struct sample_params *sample, int max_tokens, uint64_t models, bool full)
+{
+    const struct drafter_options *d = &setup->drafter;
+    const double numbers[] = {setup->clock,
+                              point->mode,
+                              point->stages,
+                              point->width,
+                              max_tokens,
+                              full,
+                              d->policy.width_max,
+                              d->policy.children,
+                              d->policy.depth,
+                              d->policy.expand,
+                              d->tree_nodes,
+                              d->live_rows_max,
+                              d->ctx,
+                              d->draft_rows,
+                              d->grace,
+                              setup->n_embd,
+                              sample->temperature,
+                              sample->top_k,
+                              sample->top_p,
+                              sample->min_p,
+                              sample->repeat_penalty,
+                              sample->repeat_last_n};
+    uint64_t h = mixed(models, numbers, sizeof numbers);
+    h = mixed(h, d->policy.shape, sizeof d->policy.shape);
+    h = mixed(h, &sample->seed, sizeof sample->seed);
+    h = mixed(h, PD_VERSION, sizeof PD_VERSION);
+    if (setup->clock != BENCH_WALL)
+        h = profile_digest(h, setup->profile);
+    snprintf(out, 20, "%016" PRIx64, h);
+}

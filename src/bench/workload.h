@@ -1,0 +1,39 @@
+/* workload: questions to measure with.
+ *
+ * Two formats, told apart by the first character: Spec-Bench's JSON lines ({"question_id", "category", "turns"}),
+ * and plain text, a question a line. In the first, questions of mt_bench carry one of its eight categories; they
+ * make up the kind "mt_bench", every other category is a kind of its own. Plain questions are of kind "text".
+ *
+ * Ownership: workload_free frees all. Threading: none.
+ * Source: Spec-Bench (Xia et al. 2024), its question.jsonl.
+ *
+ *     workload_load(&w, "question.jsonl", &err);
+ *     n = workload_pick(&w, 5, "mt_bench,qa", picked, &err);      picked[w.n] indices
+ */
+#ifndef PD_BENCH_WORKLOAD_H
+#define PD_BENCH_WORKLOAD_H
+
+#include "base/base.h"
+
+struct question {
+    const char *id, *kind, *category;
+    const char **turns; /* what the user says */
+    int n_turns;        /* >= 1 */
+};
+struct workload {
+    struct question *questions;
+    int n;
+    struct arena arena;
+};
+/* PD_ERR_FILE; PD_ERR_FORMAT names the line and the field. */
+enum pd_status workload_load(struct workload *w, const char *path, struct pd_error *err);
+enum pd_status workload_parse(struct workload *w, const char *name, const char *text, size_t size,
+                              struct pd_error *err);
+void workload_free(struct workload *w);
+/* Choose `per_kind` questions of each kind (0: all), in file order but spread over the kind's categories: the first
+ * of each category, then the second. `kinds`: names with commas between, NULL for all; a name that no question has
+ * gives PD_ERR_USAGE. picked has room for w->n; *n_picked is how many, kind by kind in the order of the file. */
+enum pd_status workload_pick(const struct workload *w, int per_kind, const char *kinds, int *picked,
+                             int *n_picked, struct pd_error *err);
+
+#endif
