@@ -44,7 +44,8 @@ static void world_init(struct world *w, uint64_t seed)
     w->n_nodes = 1;
     w->m.p.head_dim = WIDTH;
     w->m.p.n_head_kv = 1;
-    w->m.o = (struct model_options){.layer_count = LAYERS, .ctx = CTX, .tree_rows = TREE_ROWS, .kv_type = KV_F32};
+    w->m.o =
+        (struct model_options){.layer_count = LAYERS, .ctx = CTX, .tree_rows = TREE_ROWS, .kv_type = KV_F32};
     assert_int_equal(kv_new(&w->kv, &w->m, &err), PD_OK);
 }
 

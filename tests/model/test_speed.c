@@ -25,7 +25,8 @@ static double now(void)
 
 /* The best of `repeats`, since the machine may be shared: seconds for one batch of `rows` with the head on
  * `head_rows` of them, after `past` committed rows. */
-static double time_batch(struct chain *c, int past, int rows, int head_rows, enum model_kind kind, int repeats)
+static double time_batch(struct chain *c, int past, int rows, int head_rows, enum model_kind kind,
+                         int repeats)
 {
     static const struct row zero;
     struct row batch[64];

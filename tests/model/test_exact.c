@@ -1,0 +1,484 @@
+/* needs: model base */
+/* Logits are the same, bit for bit, for any cut into stages, thread count and batch, and for a row computed alone
+ * after commit or as a tree node among siblings in any slot. PD_SEED=N repeats a run of the random trees;
+ * PD_THOROUGH=1 tries every combination on the small model instead of a selection. */
+#include <setjmp.h>
+#include <stdarg.h>
+#include <stddef.h>
+#include <stdlib.h>
+
+#include <cmocka.h>
+#include <time.h>
+#include <unistd.h>
+
+#include "gguf_build.h"
+#include "models.h"
+
+#include "model/chain.h"
+
+enum { BATCH_MAX = 33, PATH_MAX_ROWS = 1024 };
+
+static const char *env(const char *name)
+{
+    const char *v = getenv(name);
+    return v && *v ? v : NULL;
+}
+
+static void same_bits(const float *a, const float *b, size_t n, const char *what, int i)
+{
+    if (memcmp(a, b, n * sizeof *a) == 0)
+        return;
+    size_t k = 0;
+    while (memcmp(a + k, b + k, sizeof *a) == 0)
+        k++;
+    fail_msg("%s, row %d: logit %zu is %.9g, not %.9g", what, i, k, a[k], b[k]);
+}
+
+/* Cuts, threads, batches. */
+
+/* Batches of 1..33 in each chain; `full` says whether to try all of them. */
+static void compare_batches(struct chain *c, const int32_t *tokens, const float *wanted, int pick,
+                            const char *what)
+{
+    size_t n_vocab = (size_t)c->info.n_vocab;
+    float *logits = mem_new((BATCH_MAX + 1) * n_vocab, sizeof(float));
+    for (int batch = 1; batch <= BATCH_MAX; batch++) {
+        bool always = batch == 1 || batch == 8 || batch == BATCH_MAX;
+        if (!always && batch % 10 != pick && !env("PD_THOROUGH"))
+            continue;
+        int n = batch == 1 ? 4 : batch + 1; /* the last row alone */
+        chain_reset(c);
+        chain_feed(c, tokens, 0, n, batch, logits);
+        for (int i = 0; i < n; i++)
+            same_bits(logits + (size_t)i * n_vocab, wanted + (size_t)i * n_vocab, n_vocab, what, i);
+    }
+    free(logits);
+}
+
+static void test_cuts(void **state)
+{
+    (void)state;
+    const char *path = test_model(MODEL_SMALL);
+    if (!path)
+        skip();
+    struct gguf *g;
+    MUST(gguf_open(&g, path, &err));
+    struct model_options o = {.threads = 1, .ctx = 256, .tree_rows = 64};
+    struct chain c;
+    chain_open(&c, g, 1, o);
+    int32_t tokens[BATCH_MAX + 1];
+    for (int i = 0; i <= BATCH_MAX; i++)
+        tokens[i] = (int32_t)(rng_u64(7, (uint64_t)i, 0, 0) % (uint64_t)c.info.n_vocab);
+    float *wanted = mem_new((size_t)(BATCH_MAX + 1) * (size_t)c.info.n_vocab, sizeof(float));
+    chain_feed(&c, tokens, 0, BATCH_MAX + 1, 1, wanted);
+    chain_close(&c);
+    static const int stages[] = {1, 2, 7, 14, 30};
+    for (int i = 0; i < 10; i++) {
+        char what[64];
+        o.threads = 1 + i % 2;
+        snprintf(what, sizeof what, "%d stages, %d threads", stages[i / 2], o.threads);
+        chain_open(&c, g, stages[i / 2], o);
+        compare_batches(&c, tokens, wanted, i, what);
+        chain_close(&c);
+    }
+    free(wanted);
+    gguf_close(g);
+}
+
+/* Random trees. */
+
+enum { TREE_NODES = 400 };
+
+struct node {
+    uint32_t parent; /* 0: the newest committed row */
+    int32_t token;
+    bool live;
+};
+
+struct run {
+    uint64_t seed, draws;
+    struct chain plain, tree; /* the oracle, one row at a time; and the one that is tested */
+    int32_t plain_tokens[PATH_MAX_ROWS];
+    int plain_n; /* what the oracle holds */
+    int32_t committed[PATH_MAX_ROWS];
+    int n_committed;
+    struct node nodes[TREE_NODES];
+    uint32_t n_nodes;
+    float *wanted, *logits; /* [n_vocab], [n_vocab, batch] */
+};
+
+static int draw(struct run *r, int below)
+{
+    return (int)(rng_u64(r->seed, r->draws++, 0, 0) % (uint64_t)below);
+}
+
+/* Logits after a path, from rows computed one at a time and committed at once. */
+static const float *plain_logits(struct run *r, const int32_t *path, int n)
+{
+    int keep = 0;
+    while (keep < n - 1 && keep < r->plain_n && r->plain_tokens[keep] == path[keep])
+        keep++;
+    for (int s = 0; s < r->plain.n; s++)
+        kv_truncate(r->plain.kv[s], keep);
+    for (int i = keep; i < n; i++) {
+        chain_feed(&r->plain, path + i, i, 1, 1, i == n - 1 ? r->wanted : NULL);
+        r->plain_tokens[i] = path[i];
+    }
+    r->plain_n = n;
+    return r->wanted;
+}
+
+static int path_of(const struct run *r, uint32_t id, int32_t *path)
+{
+    int depth = 0;
+    for (uint32_t up = id; up; up = r->nodes[up].parent)
+        depth++;
+    memcpy(path, r->committed, (size_t)r->n_committed * sizeof *path);
+    int n = r->n_committed + depth;
+    for (uint32_t up = id; up; up = r->nodes[up].parent)
+        path[r->n_committed + --depth] = r->nodes[up].token;
+    return n;
+}
+
+static uint32_t some_live(struct run *r)
+{
+    uint32_t pick = 0;
+    int seen = 0;
+    for (uint32_t id = 1; id < r->n_nodes; id++)
+        if (r->nodes[id].live && draw(r, ++seen) == 0)
+            pick = id;
+    return pick;
+}
+
+static void grow(struct run *r, int max_rows, int tree_rows)
+{
+    struct row rows[64];
+    int32_t path[PATH_MAX_ROWS];
+    int n = 0, live = 0;
+    for (uint32_t id = 1; id < r->n_nodes; id++)
+        live += r->nodes[id].live;
+    int want = 1 + draw(r, max_rows);
+    want = PD_MIN(want, tree_rows - live);
+    for (; n < want && r->n_nodes < TREE_NODES; n++) {
+        uint32_t id = r->n_nodes++;
+        r->nodes[id] = (struct node){.token = draw(r, r->tree.info.n_vocab)};
+        r->nodes[id].parent = draw(r, 4) ? some_live(r) : 0;
+        r->nodes[id].live = true;
+        rows[n] = (struct row){.node = {id}, .parent = {r->nodes[id].parent}, .token = r->nodes[id].token};
+        rows[n].pos = path_of(r, id, path) - 1;
+    }
+    if (n == 0)
+        return;
+    chain_run(&r->tree, rows, n, MODEL_TREE, r->logits);
+    for (int i = 0; i < n; i++) {
+        char what[64];
+        size_t n_vocab = (size_t)r->tree.info.n_vocab;
+        int depth = path_of(r, rows[i].node.v, path);
+        snprintf(what, sizeof what, "PD_SEED=%llu, node %u", (unsigned long long)r->seed, rows[i].node.v);
+        same_bits(r->logits + (size_t)i * n_vocab, plain_logits(r, path, depth), n_vocab, what, i);
+    }
+}
+
+static void drop(struct run *r, uint32_t id)
+{
+    node_id node = {id};
+    for (int s = 0; s < r->tree.n; s++)
+        kv_drop(r->tree.kv[s], &node, 1);
+    r->nodes[id].live = false;
+    for (uint32_t i = 1; i < r->n_nodes; i++)
+        if (r->nodes[i].parent && !r->nodes[r->nodes[i].parent].live)
+            r->nodes[i].live = false;
+}
+
+/* The root moves to one of its children; its siblings are dropped before, or left to the commit. */
+static void advance(struct run *r)
+{
+    uint32_t chosen = some_live(r);
+    if (!chosen || r->n_committed + 40 > PATH_MAX_ROWS)
+        return;
+    while (r->nodes[chosen].parent)
+        chosen = r->nodes[chosen].parent;
+    bool before = draw(r, 2);
+    for (uint32_t id = 1; id < r->n_nodes; id++)
+        if (r->nodes[id].live && r->nodes[id].parent == 0 && id != chosen && before)
+            drop(r, id);
+    chain_commit(&r->tree, (node_id){chosen});
+    r->committed[r->n_committed++] = r->nodes[chosen].token;
+    r->nodes[chosen].live = false;
+    for (uint32_t id = 1; id < r->n_nodes; id++) {
+        struct node *node = &r->nodes[id];
+        if (node->parent == chosen)
+            node->parent = 0;
+        else if (node->parent ? !r->nodes[node->parent].live : true)
+            node->live = false;
+    }
+}
+
+struct tree_case {
+    int prefix, steps, max_rows, tree_rows, stages, threads;
+    enum kv_type kv;
+};
+
+static void run_tree(const struct gguf *g, uint64_t seed, const struct tree_case *t)
+{
+    struct run *r = mem_new(1, sizeof *r);
+    r->seed = seed;
+    r->n_nodes = 1;
+    struct model_options o = {.threads = 1, .ctx = PATH_MAX_ROWS, .tree_rows = 1, .kv_type = t->kv};
+    chain_open(&r->plain, g, 1, o);
+    o.threads = t->threads;
+    o.tree_rows = t->tree_rows;
+    chain_open(&r->tree, g, t->stages, o);
+    r->wanted = mem_new((size_t)r->plain.info.n_vocab, sizeof(float));
+    r->logits = mem_new((size_t)r->plain.info.n_vocab * 64, sizeof(float));
+    for (int i = 0; i < t->prefix; i++)
+        r->committed[i] = draw(r, r->plain.info.n_vocab);
+    r->n_committed = r->plain_n = t->prefix;
+    memcpy(r->plain_tokens, r->committed, sizeof r->committed);
+    chain_feed(&r->plain, r->committed, 0, t->prefix, 33, NULL);
+    chain_feed(&r->tree, r->committed, 0, t->prefix, 1 + draw(r, 60), NULL);
+    for (int i = 0; i < t->steps; i++) {
+        int what = draw(r, 8);
+        uint32_t id = what == 7 ? some_live(r) : 0;
+        if (what < 4)
+            grow(r, t->max_rows, t->tree_rows);
+        else if (what < 7)
+            advance(r);
+        else if (id)
+            drop(r, id);
+    }
+    chain_close(&r->plain);
+    chain_close(&r->tree);
+    free(r->wanted);
+    free(r->logits);
+    free(r);
+}
+
+static uint64_t seed_base(void)
+{
+    uint64_t seed = env("PD_SEED") ? strtoull(env("PD_SEED"), NULL, 0) : (uint64_t)time(NULL);
+    print_message("PD_SEED=%llu\n", (unsigned long long)seed);
+    return seed;
+}
+
+static void test_trees_small(void **state)
+{
+    (void)state;
+    const char *path = test_model(MODEL_SMALL);
+    if (!path)
+        skip();
+    struct gguf *g;
+    MUST(gguf_open(&g, path, &err));
+    uint64_t seed = seed_base();
+    static const struct tree_case cases[] = {
+        {5, 10, 8, 12, 7, 2, KV_F16},
+        {3, 6, 6, 8, 1, 1, KV_F32},
+        {4, 6, 8, 9, 30, 1, KV_Q8_0},
+    };
+    for (size_t i = 0; i < PD_COUNT(cases); i++)
+        run_tree(g, seed, &cases[i]);
+    gguf_close(g);
+}
+
+/* Tiny random models: all architectures, weight types, KV types, long contexts. */
+
+static struct gguf *tiny(const char *arch, const struct test_model_options *o)
+{
+    char path[] = "/tmp/pipedec-exact-XXXXXX";
+    int fd = mkstemp(path);
+    assert_true(fd >= 0);
+    close(fd);
+    test_build_model(arch, o, path);
+    struct gguf *g;
+    MUST(gguf_open(&g, path, &err));
+    unlink(path);
+    return g;
+}
+
+static void test_trees_tiny(void **state)
+{
+    (void)state;
+    static const enum ggml_type types[] = {
+        GGML_TYPE_F32,  GGML_TYPE_F16,   GGML_TYPE_BF16,  GGML_TYPE_Q4_0,   GGML_TYPE_Q4_1,   GGML_TYPE_Q5_0,
+        GGML_TYPE_Q5_1, GGML_TYPE_Q8_0,  GGML_TYPE_Q2_K,  GGML_TYPE_Q3_K,   GGML_TYPE_Q4_K,   GGML_TYPE_Q5_K,
+        GGML_TYPE_Q6_K, GGML_TYPE_TQ1_0, GGML_TYPE_TQ2_0, GGML_TYPE_IQ4_NL, GGML_TYPE_IQ4_XS, GGML_TYPE_MXFP4,
+    };
+    static const char *const archs[] = {"llama", "qwen2", "qwen3"};
+    uint64_t seed = seed_base();
+    for (size_t i = 0; i < PD_COUNT(types); i++) {
+        struct test_model_options o = {
+            .type = types[i], .seed = seed, .n_layer = 2, .n_embd = 256, .n_ff = 256};
+        o.head_dim = 64;
+        o.bias = i % 2;
+        o.tied = i % 3 == 0;
+        o.rope_freqs = i % 3 == 0;
+        struct gguf *g = tiny(archs[i % 3], &o);
+        struct tree_case t = {
+            .steps = 16, .max_rows = 36, .tree_rows = i % 2 ? 40 : 400, .threads = 1 + (int)i % 2};
+        t.stages = 1 + (int)(i / 2) % 2;
+        t.prefix = i % 4 == 3 ? 600 : 1 + (int)i * 3; /* long ones reach the kernels that split the context */
+        t.kv = (enum kv_type[]){KV_F16, KV_F32, KV_Q8_0}[(i + i / 3) % 3];
+        print_message("%s %s\n", archs[i % 3], ggml_type_name(types[i]));
+        run_tree(g, seed + i, &t);
+        gguf_close(g);
+    }
+}
+
+static void test_target(void **state)
+{
+    (void)state;
+    const char *path = test_model(MODEL_TARGET);
+    if (!path)
+        skip();
+    struct gguf *g;
+    MUST(gguf_open(&g, path, &err));
+    struct chain c;
+    enum { N = 12 };
+    static const int32_t tokens[N] = {9707, 11, 358, 1079, 264, 4128, 1614, 13, 3555, 374, 220, 17};
+    struct row rows[N];
+    chain_open(&c, g, 1, (struct model_options){.threads = 2, .ctx = 64, .tree_rows = 32});
+    size_t n_vocab = (size_t)c.info.n_vocab;
+    float *wanted = mem_new(N * n_vocab, sizeof(float)), *logits = mem_new(N * n_vocab, sizeof(float));
+    chain_feed(&c, tokens, 0, N, 1, wanted);
+    chain_close(&c);
+    chain_open(&c, g, 14, (struct model_options){.threads = 1, .ctx = 64, .tree_rows = 32});
+    chain_feed(&c, tokens, 0, 2, 2, logits);
+    for (int i = 2; i < N; i++) /* a path as tree rows, its first parent committed */
+        rows[i] = (struct row){{(uint32_t)i}, {(uint32_t)i - 1}, tokens[i], i, 0};
+    chain_run(&c, rows + 2, N - 2, MODEL_TREE, logits + 2 * n_vocab);
+    chain_close(&c);
+    for (int i = 0; i < N; i++)
+        same_bits(logits + (size_t)i * n_vocab, wanted + (size_t)i * n_vocab, n_vocab, "14 stages", i);
+    free(wanted);
+    free(logits);
+    gguf_close(g);
+}
+
+/* Full prefill chunks may take quicker kernels; their bits may depend on nothing but the prompt. */
+static void test_prefill(void **state)
+{
+    (void)state;
+    const char *path = test_model(MODEL_SMALL);
+    if (!path)
+        skip();
+    struct gguf *g;
+    MUST(gguf_open(&g, path, &err));
+    enum { N = 64 + 64 + 5 };
+    int32_t tokens[N];
+    float *wanted = NULL, *logits = NULL;
+    static const int cases[][2] = {{1, 1}, {1, 2}, {7, 2}, {14, 1}};
+    for (size_t k = 0; k < PD_COUNT(cases); k++) {
+        struct chain c;
+        chain_open(&c, g, cases[k][0], (struct model_options){.threads = cases[k][1], .ctx = 256});
+        size_t n_vocab = (size_t)c.info.n_vocab;
+        if (!wanted) {
+            wanted = mem_new(n_vocab * 64, sizeof(float));
+            logits = mem_new(n_vocab * 64, sizeof(float));
+            for (int i = 0; i < N; i++)
+                tokens[i] = (int32_t)(rng_u64(9, (uint64_t)i, 0, 0) % n_vocab);
+        }
+        chain_feed(&c, tokens, 0, 128, 64, NULL);
+        chain_feed(&c, tokens + 128, 128, N - 128, 64, k ? logits : wanted);
+        for (int i = 0; k && i < N - 128; i++)
+            same_bits(logits + (size_t)i * n_vocab, wanted + (size_t)i * n_vocab, n_vocab, "prefill", i);
+        chain_close(&c);
+    }
+    free(wanted);
+    free(logits);
+    gguf_close(g);
+}
+
+/* Stopping, and rows that must be refused. */
+
+struct countdown {
+    int left;
+};
+
+static bool on_node(void *user)
+{
+    struct countdown *c = user;
+    return c->left-- <= 0;
+}
+
+static void test_stop(void **state)
+{
+    (void)state;
+    struct gguf *g = tiny("qwen2", &(struct test_model_options){.bias = true});
+    struct chain c;
+    struct pd_error err;
+    chain_open(&c, g, 1, (struct model_options){.threads = 1, .ctx = 64, .tree_rows = 8});
+    float wanted[320], logits[320 * 2];
+    assert_int_equal(c.info.n_vocab, 320);
+    int32_t tokens[4] = {1, 2, 3, 4};
+    struct row rows[2] = {{{9}, {0}, 50, 4, 0}, {{10}, {9}, 60, 5, 0}};
+    chain_feed(&c, tokens, 0, 4, 4, NULL);
+    struct countdown in = {20};
+    model_set_stop(c.m[0], on_node, &in);
+    assert_int_equal(model_run(c.m[0], c.kv[0], rows, 2, c.hidden, MODEL_TREE, &err), PD_ERR_CANCELLED);
+    assert_int_equal(kv_tree_rows(c.kv[0]), 0);
+    struct row next = {.token = 5, .pos = 4};
+    assert_int_equal(model_run(c.m[0], c.kv[0], &next, 1, c.hidden, MODEL_PREFILL, &err), PD_ERR_CANCELLED);
+    assert_int_equal(kv_committed(c.kv[0]), 4);
+    model_set_stop(c.m[0], NULL, NULL);
+    chain_run(&c, rows, 2, MODEL_TREE, logits);
+    chain_commit(&c, (node_id){9});
+    kv_drop_tree(c.kv[0]);
+    chain_feed(&c, &(int32_t){60}, 5, 1, 1, wanted);
+    same_bits(logits + 320, wanted, 320, "after a stop", 1);
+    chain_close(&c);
+    gguf_close(g);
+}
+
+static void test_refusals(void **state)
+{
+    (void)state;
+    struct gguf *g = tiny("llama", NULL);
+    struct chain c;
+    struct pd_error err = {0};
+    chain_open(&c, g, 1, (struct model_options){.ctx = 6, .tree_rows = 2});
+    int32_t tokens[4] = {1, 2, 3, 4};
+    chain_feed(&c, tokens, 0, 4, 4, NULL);
+    const struct {
+        struct row row;
+        enum model_kind kind;
+        enum pd_status status;
+    } bad[] = {
+        {{.node = {1}, .token = 320, .pos = 4}, MODEL_TREE, PD_ERR_PEER},
+        {{.node = {1}, .token = -1, .pos = 4}, MODEL_TREE, PD_ERR_PEER},
+        {{.node = {1}, .token = 1, .pos = 5}, MODEL_TREE, PD_ERR_PEER},
+        {{.token = 1, .pos = 5}, MODEL_PREFILL, PD_ERR_PEER},
+        {{.token = 1, .pos = 2}, MODEL_PREFILL, PD_ERR_PEER},
+    };
+    for (size_t i = 0; i < PD_COUNT(bad); i++)
+        assert_int_equal(model_run(c.m[0], c.kv[0], &bad[i].row, 1, c.hidden, bad[i].kind, &err),
+                         bad[i].status);
+    struct row chain[3] = {{{1}, {0}, 1, 4, 0}, {{2}, {1}, 1, 5, 0}, {{3}, {2}, 1, 6, 0}};
+    assert_int_equal(model_run(c.m[0], c.kv[0], chain, 3, c.hidden, MODEL_TREE, &err), PD_ERR_MEMORY);
+    chain[2].parent.v = 1;
+    chain[2].pos = 5;
+    assert_int_equal(model_run(c.m[0], c.kv[0], chain, 3, c.hidden, MODEL_TREE, &err), PD_ERR_MEMORY);
+    assert_int_equal(kv_tree_rows(c.kv[0]), 0);
+    chain_run(&c, chain, 2, MODEL_TREE, NULL);
+    chain_close(&c);
+
+    struct model *m;
+    struct model_options o = {.layer_first = 3, .layer_count = 2, .ctx = 8};
+    assert_int_equal(model_load(&m, g, &o, &err), PD_ERR_STAGES);
+    o = (struct model_options){.layer_count = 1, .ctx = 0};
+    assert_int_equal(model_load(&m, g, &o, &err), PD_ERR_USAGE);
+    o = (struct model_options){.layer_count = 1, .ctx = 8, .kv_type = KV_Q8_0}; /* heads of 16 */
+    assert_int_equal(model_load(&m, g, &o, &err), PD_ERR_UNSUPPORTED);
+    gguf_close(g);
+}
+
+int main(void)
+{
+    model_init_process();
+    const struct CMUnitTest tests[] = {
+        cmocka_unit_test(test_stop),       cmocka_unit_test(test_refusals),
+        cmocka_unit_test(test_trees_tiny), cmocka_unit_test(test_trees_small),
+        cmocka_unit_test(test_cuts),       cmocka_unit_test(test_prefill),
+        cmocka_unit_test(test_target),
+    };
+    return cmocka_run_group_tests(tests, NULL, NULL);
+}
