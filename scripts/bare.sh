@@ -81,6 +81,7 @@ cleanup() { [ -n "$keep" ] || rm -rf --one-file-system "$root"; }
 trap cleanup EXIT
 trap 'exit 130' INT TERM HUP
 mkdir -p "$root"
+chmod 755 "$root"
 root=$(realpath "$root")
 [ -x "$root/usr/bin/apt-get" ] || phase debootstrap make_root
 copy_settings
