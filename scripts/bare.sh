@@ -77,9 +77,15 @@ clone() {
 if [ -z "$root" ]; then
     root=$(mktemp -d "${TMPDIR:-/tmp}/pipedec-bare-$suite.XXXXXX")
 fi
+inside=
+# Ends what runs inside (its mounts go with it), so that an interruption works at once.
+stop() {
+    [ -z "$inside" ] || { kill -KILL "$inside" && wait "$inside"; } 2>/dev/null || true
+    exit 130
+}
 cleanup() { [ -n "$keep" ] || rm -rf --one-file-system "$root"; }
 trap cleanup EXIT
-trap 'exit 130' INT TERM HUP
+trap stop INT TERM HUP
 mkdir -p "$root"
 chmod 755 "$root"
 root=$(realpath "$root")
@@ -117,4 +123,6 @@ env -i "${environment[@]}" unshare --mount --pid --ipc --fork --kill-child bash 
         chroot "$ROOT" /bin/bash -c "$run"
     else
         chroot "$ROOT" setpriv --reuid="$RUN_AS" --regid="$RUN_AS" --clear-groups /bin/bash -c "$run"
-    fi'
+    fi' &
+inside=$!
+wait "$inside"
