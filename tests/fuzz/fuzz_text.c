@@ -1,6 +1,7 @@
 /* needs: text model base */
-/* Any bytes as text, with a small byte-level and a small SentencePiece-style vocabulary: encoding must succeed, the
- * pieces must give the text back where the vocabulary can say it, and the detokeniser must write valid UTF-8 only. */
+/* Any bytes as a vocabulary: taken or refused, and if taken, it must encode. And any bytes as text, with a small
+ * byte-level and a small SentencePiece-style vocabulary: encoding must succeed, the pieces must give the text back
+ * where the vocabulary can say it, and the detokeniser must write valid UTF-8 only. */
 #include "text/text.h"
 
 #include "../gguf_build.h"
@@ -108,6 +109,51 @@ static void check(const struct tokenizer *t, const char *text, size_t size, unsi
     token_list_free(&ids);
 }
 
+/* A vocabulary spelt by the input: strings between zero bytes, of which the first `n_tokens` are tokens and the others
+ * merges; types, scores and ids come from the same bytes. */
+static void check_vocabulary(const uint8_t *data, size_t size)
+{
+    const char *words[64];
+    int32_t types[64];
+    float scores[64];
+    size_t n = 0, header = 4;
+    if (size <= header + 1)
+        return;
+    char *copy = mem_new(size - header + 1, 1), *end = copy + size - header;
+    memcpy(copy, data + header, size - header);
+    for (char *at = copy; at < end && n < 64; at += strlen(at) + 1) {
+        types[n] = data[header + n % (size - header)] % 8;
+        scores[n] = (float)(int8_t)data[size - 1 - n % (size - header)];
+        words[n++] = at;
+    }
+    size_t n_tokens = 1 + data[1] % n;
+    struct gguf_build b = {0};
+    gb_str(&b, "tokenizer.ggml.model", data[0] & 1 ? "llama" : "gpt2");
+    gb_str(&b, "tokenizer.ggml.pre", data[0] & 2 ? "llama-bpe" : "smollm");
+    gb_array_str(&b, "tokenizer.ggml.tokens", words, n_tokens);
+    gb_array_str(&b, "tokenizer.ggml.merges", words + n_tokens, n - n_tokens);
+    if (data[0] & 4)
+        gb_array_i32(&b, "tokenizer.ggml.token_type", types, n_tokens);
+    gb_array(&b, "tokenizer.ggml.scores", GGUF_KIND_F32, scores, n_tokens, n_tokens * sizeof *scores);
+    gb_u32(&b, "tokenizer.ggml.bos_token_id", data[2]);
+    gb_u32(&b, "tokenizer.ggml.unknown_token_id", data[3]);
+
+    struct gguf *g;
+    struct tokenizer *t;
+    struct pd_error err = {0};
+    size_t file_size;
+    unsigned char *file = gb_finish(&b, &file_size);
+    CHECK(gguf_open_memory(&g, file, file_size, &err) == PD_OK);
+    enum pd_status status = tokenizer_new(&t, g, &err);
+    gguf_close(g);
+    free(file);
+    CHECK((status == PD_OK) == (t != NULL) && (t || err.text[0]));
+    if (t)
+        check(t, (const char *)data, size, TOKENIZE_SPECIAL | TOKENIZE_BOS, false);
+    tokenizer_free(t);
+    free(copy);
+}
+
 int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size)
 {
     static struct tokenizer *bpe, *spm;
@@ -117,6 +163,10 @@ int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size)
     }
     if (size == 0 || size > 4096) /* what was written so far is checked after each token: keep it short */
         return 0;
+    if (data[0] & 0x80) {
+        check_vocabulary(data + 1, size - 1);
+        return 0;
+    }
     unsigned flags = data[0] & (TOKENIZE_SPECIAL | TOKENIZE_BOS);
     const char *text = (const char *)data + 1;
     size--;
