@@ -55,7 +55,7 @@ struct model_options {
     int tree_rows;                /* live tree rows per kv; 0: 1024 */
     int batch_rows;               /* rows of the largest batch; 0: 64 */
     enum kv_type kv_type;
-    bool fast; /* the quicker kernels, whose bits depend on the batch: for drafts */
+    bool fast; /* quicker kernels, whose bits depend on the batch: for drafts. Copies weights where that pays */
 };
 
 struct model;
@@ -75,8 +75,10 @@ typedef bool (*model_stop_fn)(void *user);
 void model_set_stop(struct model *m, model_stop_fn fn, void *user);
 
 enum model_kind {
-    MODEL_PREFILL, /* rows go to the committed level at rows[i].pos, which must continue it; quicker kernels may
-                      be used where the chunk is a full one */
+    MODEL_PREFILL, /* rows go to the committed level at rows[i].pos, which must continue it. A full chunk (n ==
+                      batch_rows >= 32) takes quicker kernels, whose bits differ from the exact ones but depend on
+                      the chunk alone: keep chunk boundaries a function of the prompt, batch_rows the same in all
+                      stages, and compute generated tokens again in smaller batches */
     MODEL_TREE     /* rows go to the tree level under rows[i].node; parents before children */
 };
 
@@ -97,9 +99,10 @@ void kv_free(struct kv *kv);
 int kv_committed(const struct kv *kv); /* rows, = the next position */
 int kv_tree_rows(const struct kv *kv); /* live */
 bool kv_has(const struct kv *kv, node_id node);
-/* Move a tree row to the committed level. It must be computed, and its parent must be the newest committed row. */
+/* Move a tree row to the committed level. It must be computed, and its parent must be the newest committed row.
+ * What does not descend from it is dead by the choice and is forgotten, so dropping it before or after is optional. */
 void kv_commit(struct kv *kv, node_id node);
-/* Forget tree rows; unknown ids are ignored. */
+/* Forget tree rows and their descendants; unknown ids are ignored. */
 void kv_drop(struct kv *kv, const node_id *nodes, int n);
 void kv_drop_tree(struct kv *kv);
 /* Keep only committed positions below pos; drops the tree too. */

@@ -18,7 +18,7 @@
 enum {
     KV_PAD = 32,     /* n_kv is a multiple of this, so that few graph shapes occur */
     SLOT_NONE = -1,  /* as a parent: the newest committed row */
-    MODEL_ALIGN = 64 /* bytes; ggml's CPU kernels want 32 */
+    MODEL_ALIGN = 64 /* bytes; of each layer's K and V */
 };
 
 /* One instance of ggml's CPU backend. `exact` turns on the reference kernels. */

@@ -295,19 +295,20 @@ static struct gguf *tiny(const char *arch, const struct test_model_options *o)
     return g;
 }
 
+static const enum ggml_type weight_types[] = {
+    GGML_TYPE_F32,  GGML_TYPE_F16,   GGML_TYPE_BF16,  GGML_TYPE_Q4_0,   GGML_TYPE_Q4_1,   GGML_TYPE_Q5_0,
+    GGML_TYPE_Q5_1, GGML_TYPE_Q8_0,  GGML_TYPE_Q2_K,  GGML_TYPE_Q3_K,   GGML_TYPE_Q4_K,   GGML_TYPE_Q5_K,
+    GGML_TYPE_Q6_K, GGML_TYPE_TQ1_0, GGML_TYPE_TQ2_0, GGML_TYPE_IQ4_NL, GGML_TYPE_IQ4_XS, GGML_TYPE_MXFP4,
+};
+
 static void test_trees_tiny(void **state)
 {
     (void)state;
-    static const enum ggml_type types[] = {
-        GGML_TYPE_F32,  GGML_TYPE_F16,   GGML_TYPE_BF16,  GGML_TYPE_Q4_0,   GGML_TYPE_Q4_1,   GGML_TYPE_Q5_0,
-        GGML_TYPE_Q5_1, GGML_TYPE_Q8_0,  GGML_TYPE_Q2_K,  GGML_TYPE_Q3_K,   GGML_TYPE_Q4_K,   GGML_TYPE_Q5_K,
-        GGML_TYPE_Q6_K, GGML_TYPE_TQ1_0, GGML_TYPE_TQ2_0, GGML_TYPE_IQ4_NL, GGML_TYPE_IQ4_XS, GGML_TYPE_MXFP4,
-    };
     static const char *const archs[] = {"llama", "qwen2", "qwen3"};
     uint64_t seed = seed_base();
-    for (size_t i = 0; i < PD_COUNT(types); i++) {
+    for (size_t i = 0; i < PD_COUNT(weight_types); i++) {
         struct test_model_options o = {
-            .type = types[i], .seed = seed, .n_layer = 2, .n_embd = 256, .n_ff = 256};
+            .type = weight_types[i], .seed = seed, .n_layer = 2, .n_embd = 256, .n_ff = 256};
         o.head_dim = 64;
         o.bias = i % 2;
         o.tied = i % 3 == 0;
@@ -318,7 +319,7 @@ static void test_trees_tiny(void **state)
         t.stages = 1 + (int)(i / 2) % 2;
         t.prefix = i % 4 == 3 ? 600 : 1 + (int)i * 3; /* long ones reach the kernels that split the context */
         t.kv = (enum kv_type[]){KV_F16, KV_F32, KV_Q8_0}[(i + i / 3) % 3];
-        print_message("%s %s\n", archs[i % 3], ggml_type_name(types[i]));
+        print_message("%s %s\n", archs[i % 3], ggml_type_name(weight_types[i]));
         run_tree(g, seed + i, &t);
         gguf_close(g);
     }
@@ -354,22 +355,20 @@ static void test_target(void **state)
     gguf_close(g);
 }
 
-/* Full prefill chunks may take quicker kernels; their bits may depend on nothing but the prompt. */
-static void test_prefill(void **state)
+/* Full prefill chunks take quicker kernels; their bits may depend on nothing but the prompt. Two full chunks and a
+ * short one, for each of {stages, threads}; returns whether the exact kernels gave other bits. */
+static bool compare_prefill(const struct gguf *g, const int (*cases)[2], int n_cases, enum kv_type kv,
+                            const char *what)
 {
-    (void)state;
-    const char *path = test_model(MODEL_SMALL);
-    if (!path)
-        skip();
-    struct gguf *g;
-    MUST(gguf_open(&g, path, &err));
     enum { N = 64 + 64 + 5 };
     int32_t tokens[N];
     float *wanted = NULL, *logits = NULL;
-    static const int cases[][2] = {{1, 1}, {1, 2}, {7, 2}, {14, 1}};
-    for (size_t k = 0; k < PD_COUNT(cases); k++) {
+    bool differs = false;
+    for (int k = 0; k <= n_cases; k++) {
         struct chain c;
-        chain_open(&c, g, cases[k][0], (struct model_options){.threads = cases[k][1], .ctx = 256});
+        int with = k % n_cases; /* the last time in batches that are not full */
+        struct model_options o = {.threads = cases[with][1], .ctx = 256, .kv_type = kv};
+        chain_open(&c, g, cases[with][0], o);
         size_t n_vocab = (size_t)c.info.n_vocab;
         if (!wanted) {
             wanted = mem_new(n_vocab * 64, sizeof(float));
@@ -377,14 +376,41 @@ static void test_prefill(void **state)
             for (int i = 0; i < N; i++)
                 tokens[i] = (int32_t)(rng_u64(9, (uint64_t)i, 0, 0) % n_vocab);
         }
-        chain_feed(&c, tokens, 0, 128, 64, NULL);
+        chain_feed(&c, tokens, 0, 128, k == n_cases ? 32 : 64, NULL);
         chain_feed(&c, tokens + 128, 128, N - 128, 64, k ? logits : wanted);
-        for (int i = 0; k && i < N - 128; i++)
-            same_bits(logits + (size_t)i * n_vocab, wanted + (size_t)i * n_vocab, n_vocab, "prefill", i);
         chain_close(&c);
+        for (int i = 0; k && k < n_cases && i < N - 128; i++)
+            same_bits(logits + (size_t)i * n_vocab, wanted + (size_t)i * n_vocab, n_vocab, what, i);
+        if (k == n_cases)
+            differs = memcmp(wanted, logits, (N - 128) * n_vocab * sizeof(float)) != 0;
     }
     free(wanted);
     free(logits);
+    return differs;
+}
+
+static void test_prefill(void **state)
+{
+    (void)state;
+    static const int tiny_cases[][2] = {{1, 1}, {1, 2}, {2, 3}}, small_cases[][2] = {{1, 1}, {7, 2}};
+    int differing = 0;
+    for (size_t i = 0; i < PD_COUNT(weight_types); i++) {
+        struct test_model_options o = {.type = weight_types[i], .n_layer = 2, .n_embd = 256, .n_ff = 256};
+        o.head_dim = 64;
+        struct gguf *g = tiny("llama", &o);
+        enum kv_type kv = (enum kv_type[]){KV_F16, KV_F32, KV_Q8_0}[i % 3];
+        differing +=
+            compare_prefill(g, tiny_cases, PD_COUNT(tiny_cases), kv, ggml_type_name(weight_types[i]));
+        gguf_close(g);
+    }
+    print_message("quicker kernels differ from the exact ones for %d of %zu\n", differing,
+                  PD_COUNT(weight_types));
+    const char *path = test_model(MODEL_SMALL);
+    if (!path)
+        skip();
+    struct gguf *g;
+    MUST(gguf_open(&g, path, &err));
+    compare_prefill(g, small_cases, PD_COUNT(small_cases), KV_F16, MODEL_SMALL);
     gguf_close(g);
 }
 
@@ -427,6 +453,37 @@ static void test_stop(void **state)
     same_bits(logits + 320, wanted, 320, "after a stop", 1);
     chain_close(&c);
     gguf_close(g);
+}
+
+/* `fast` may round otherwise and rearranges some weights; it must still be the same model. */
+static void test_fast(void **state)
+{
+    (void)state;
+    static const enum ggml_type types[] = {GGML_TYPE_Q4_0, GGML_TYPE_IQ4_NL, GGML_TYPE_Q4_K, GGML_TYPE_Q5_0};
+    for (size_t t = 0; t < PD_COUNT(types); t++) {
+        struct gguf *g =
+            tiny("qwen2", &(struct test_model_options){
+                              .type = types[t], .n_embd = 256, .n_ff = 256, .head_dim = 64, .bias = true});
+        static float logits[2][320 * 20];
+        int32_t tokens[20];
+        for (int i = 0; i < 20; i++)
+            tokens[i] = 3 + 11 * i;
+        for (int fast = 0; fast < 2; fast++) {
+            struct chain c;
+            chain_open(&c, g, 1, (struct model_options){.ctx = 32, .threads = 2, .fast = fast});
+            chain_feed(&c, tokens, 0, 20, 20, logits[fast]);
+            chain_close(&c);
+        }
+        double off = 0, size = 0;
+        for (size_t i = 0; i < 320 * 20; i++) {
+            off += pow(logits[0][i] - logits[1][i], 2);
+            size += pow(logits[0][i], 2);
+        }
+        print_message("%s: fast is off by %.4f of the logits' size\n", ggml_type_name(types[t]),
+                      sqrt(off / size));
+        assert_true(sqrt(off / size) < 0.1);
+        gguf_close(g);
+    }
 }
 
 static void test_refusals(void **state)
@@ -475,10 +532,9 @@ int main(void)
 {
     model_init_process();
     const struct CMUnitTest tests[] = {
-        cmocka_unit_test(test_stop),       cmocka_unit_test(test_refusals),
-        cmocka_unit_test(test_trees_tiny), cmocka_unit_test(test_trees_small),
-        cmocka_unit_test(test_cuts),       cmocka_unit_test(test_prefill),
-        cmocka_unit_test(test_target),
+        cmocka_unit_test(test_stop),       cmocka_unit_test(test_refusals),    cmocka_unit_test(test_fast),
+        cmocka_unit_test(test_trees_tiny), cmocka_unit_test(test_trees_small), cmocka_unit_test(test_cuts),
+        cmocka_unit_test(test_prefill),    cmocka_unit_test(test_target),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
 }
