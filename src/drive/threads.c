@@ -1,0 +1,95 @@
+/* threads: one process, one thread a stage; the drafter's rank is the caller's thread. */
+#include "drive/rank.h"
+
+#include <pthread.h>
+#include <stdlib.h>
+#include <sys/sysinfo.h>
+
+struct threads {
+    struct driver driver;
+    struct driver_options o;
+    struct profile profile;
+    int n; /* stages */
+    struct link *link[STAGES_MAX + 1];
+    struct rank *rank[STAGES_MAX + 1];
+    pthread_t thread[STAGES_MAX + 1];
+    struct gate *gate;
+    pthread_mutex_t observer_lock;
+};
+
+static void *stage_thread(void *arg)
+{
+    rank_serve(arg, NULL); /* what goes wrong is told to the drafter's rank */
+    return NULL;
+}
+
+static enum pd_status threads_generate(struct driver *d, const struct request *request,
+                                       const struct sink *sink, struct result *out, struct pd_error *err)
+{
+    return rank_generate(((struct threads *)d)->rank[0], request, sink, out, err);
+}
+
+static int threads_kept(struct driver *d)
+{
+    return rank_kept(((struct threads *)d)->rank[0]);
+}
+
+static void threads_stop(struct threads *t, int started)
+{
+    for (int i = 1; i <= started; i++)
+        rank_quit(t->rank[0], i);
+    for (int i = 1; i <= started; i++)
+        pthread_join(t->thread[i], NULL);
+    for (int i = 0; i <= t->n; i++) {
+        rank_free(t->rank[i]);
+        t->link[i]->free(t->link[i]);
+    }
+    gate_free(t->gate);
+    pthread_mutex_destroy(&t->observer_lock);
+    free(t);
+}
+
+static void threads_free(struct driver *d)
+{
+    struct threads *t = (struct threads *)d;
+    threads_stop(t, t->n);
+}
+
+enum pd_status threads_new(struct driver **out, const struct driver_options *o, const struct compute *c,
+                           struct pd_error *err)
+{
+    PD_ASSERT(o->drafter.n_stages == c->n_stages && c->n_stages >= 1 && c->n_stages <= STAGES_MAX);
+    struct threads *t = mem_new(1, sizeof *t);
+    t->driver = (struct driver){threads_generate, threads_kept, threads_free};
+    t->o = *o;
+    t->n = c->n_stages;
+    if (o->profile) {
+        t->profile = *o->profile;
+        t->o.profile = &t->profile;
+        enum pd_status status = profile_fit(&t->profile, t->n, err);
+        if (status) {
+            free(t);
+            return status;
+        }
+    }
+    pthread_mutex_init(&t->observer_lock, NULL);
+    link_local_new(t->link, t->n + 1);
+    t->gate = gate_new(get_nprocs(), t->link, t->n + 1);
+    struct rank_options ro = {.driver = &t->o,
+                              .compute = c,
+                              .start_ns = link_clock(),
+                              .gate = t->gate,
+                              .observer_lock = &t->observer_lock};
+    for (int i = 0; i <= t->n; i++) {
+        ro.rank = i;
+        ro.link = t->link[i];
+        rank_new(&t->rank[i], &ro);
+    }
+    for (int i = 1; i <= t->n; i++)
+        if (pthread_create(&t->thread[i], NULL, stage_thread, t->rank[i])) {
+            threads_stop(t, i - 1);
+            return error_set(err, PD_ERR_MEMORY, "no thread for stage %d: too many threads", i - 1);
+        }
+    *out = &t->driver;
+    return PD_OK;
+}

@@ -1,0 +1,422 @@
+#include "wire/wire_impl.h"
+
+#include <stdio.h>
+
+enum {
+    MAGIC = 0x50444350, /* "PCDP" */
+    FLAG_PREFILL = 4,
+    FLAG_HIDDEN = 8,
+    FLAG_FORMAT = 3, /* enum wire_hidden */
+    BEGIN_BYTES = 5 * 4 + 6 * 4 + 8 + 4 + 4 * END_TOKENS_MAX,
+    REPORT_BYTES = 4 * 4 + 4 + 8,
+    HOST_BYTES = 64,
+    HELLO_TEXT_BYTES = 128,
+    FAULT_TEXT_BYTES = 256
+};
+
+/* ---- sizes ---- */
+
+static size_t fixed_bytes(int type)
+{
+    switch (type) {
+    case MSG_BEGIN:
+        return BEGIN_BYTES;
+    case MSG_ROWS:
+    case MSG_END:
+        return 4;
+    case MSG_ADVANCE:
+        return 13;
+    case MSG_REPORT:
+        return REPORT_BYTES;
+    case MSG_ENDED:
+        return 12;
+    case MSG_HELLO:
+        return 20 + HOST_BYTES + HELLO_TEXT_BYTES;
+    case MSG_FAULT:
+        return 8 + HOST_BYTES + FAULT_TEXT_BYTES;
+    default:
+        return 0;
+    }
+}
+
+size_t wire_size(const struct msg *m, int n_embd, enum wire_hidden h)
+{
+    size_t size = WIRE_HEADER_BYTES + fixed_bytes(m->type);
+    if (m->type == MSG_ROWS)
+        size += (size_t)m->rows.n * (WIRE_ROW_BYTES + (m->rows.hidden ? hidden_bytes(n_embd, h) : 0));
+    return size;
+}
+
+size_t wire_size_max(int n_embd)
+{
+    size_t rows = 4 + BATCH_ROWS * (WIRE_ROW_BYTES + hidden_bytes(n_embd, WIRE_F32));
+    size_t fault = fixed_bytes(MSG_FAULT);
+    return WIRE_HEADER_BYTES + PD_MAX(rows, fault);
+}
+
+/* ---- encode ---- */
+
+static uint8_t *put_text(uint8_t *p, const char *text, size_t room)
+{
+    size_t n = strnlen(text, room - 1);
+    memset(p, 0, room);
+    memcpy(p, text, n);
+    return p + room;
+}
+
+static uint8_t *put_begin(uint8_t *p, const struct msg_begin *b)
+{
+    p = put32(p, (uint32_t)b->keep);
+    p = put32(p, (uint32_t)b->root_token);
+    p = put32(p, (uint32_t)b->root_pos);
+    p = put32(p, (uint32_t)b->max_tokens);
+    p = put32(p, (uint32_t)b->ctx);
+    p = put_float(p, b->sample.temperature);
+    p = put32(p, (uint32_t)b->sample.top_k);
+    p = put_float(p, b->sample.top_p);
+    p = put_float(p, b->sample.min_p);
+    p = put_float(p, b->sample.repeat_penalty);
+    p = put32(p, (uint32_t)b->sample.repeat_last_n);
+    p = put64(p, b->sample.seed);
+    p = put32(p, (uint32_t)b->n_end_tokens);
+    for (int i = 0; i < END_TOKENS_MAX; i++)
+        p = put32(p, i < b->n_end_tokens ? (uint32_t)b->end_tokens[i] : 0);
+    return p;
+}
+
+static uint8_t *put_rows(uint8_t *p, const struct msg_rows *r, int n_embd, enum wire_hidden h)
+{
+    p = put32(p, (uint32_t)r->n);
+    for (int i = 0; i < r->n; i++) {
+        const struct row *row = &r->rows[i];
+        p = put32(p, row->node.v);
+        p = put32(p, row->parent.v);
+        p = put32(p, (uint32_t)row->token);
+        p = put32(p, (uint32_t)row->pos);
+    }
+    for (int i = 0; i < r->n && r->hidden; i++)
+        p = hidden_put(p, r->hidden + (size_t)i * (size_t)n_embd, n_embd, h);
+    return p;
+}
+
+static uint8_t *put_report(uint8_t *p, const struct msg_report *r)
+{
+    p = put32(p, (uint32_t)r->stage);
+    p = put32(p, (uint32_t)r->rows);
+    p = put32(p, (uint32_t)r->rows_live);
+    p = put32(p, (r->prefill ? 1u : 0) | (r->idle ? 2u : 0));
+    p = put32(p, r->taken);
+    return put64(p, (uint64_t)r->busy_ns);
+}
+
+static uint8_t *put_payload(uint8_t *p, const struct msg *m, int n_embd, enum wire_hidden h)
+{
+    switch (m->type) {
+    case MSG_BEGIN:
+        return put_begin(p, &m->begin);
+    case MSG_ROWS:
+        return put_rows(p, &m->rows, n_embd, h);
+    case MSG_END:
+        return put32(p, m->end.advances);
+    case MSG_ADVANCE:
+        p = put32(put32(p, m->advance.seq), (uint32_t)m->advance.token);
+        p = put32(p, (uint32_t)m->advance.pos);
+        *p++ = m->advance.finish;
+        return p;
+    case MSG_REPORT:
+        return put_report(p, &m->report);
+    case MSG_ENDED:
+        return put64(put32(p, m->ended.heads), (uint64_t)m->ended.head_ns);
+    case MSG_HELLO:
+        p = put32(put64(p, m->hello.digest), m->hello.protocol);
+        p = put32(put32(p, (uint32_t)m->hello.stage), (uint32_t)m->hello.n_stages);
+        return put_text(put_text(p, m->hello.host, HOST_BYTES), m->hello.text, HELLO_TEXT_BYTES);
+    case MSG_FAULT:
+        p = put32(put32(p, (uint32_t)m->fault.role), (uint32_t)m->fault.status);
+        return put_text(put_text(p, m->fault.host, HOST_BYTES), m->fault.text, FAULT_TEXT_BYTES);
+    default:
+        return p;
+    }
+}
+
+size_t wire_encode(uint8_t *out, size_t room, const struct wire_envelope *e, const struct msg *m, int n_embd,
+                   enum wire_hidden h)
+{
+    size_t size = wire_size(m, n_embd, h);
+    PD_ASSERT(size <= room && m->type > 0 && m->type < MSG_TYPE_COUNT);
+    bool rows = m->type == MSG_ROWS;
+    uint8_t *p = put32(out, MAGIC);
+    p = put16(p, WIRE_VERSION);
+    *p++ = m->type;
+    *p++ = (uint8_t)(rows ? (m->rows.prefill ? FLAG_PREFILL : 0) |
+                                (m->rows.hidden ? FLAG_HIDDEN | (unsigned)h : 0)
+                          : 0);
+    p = put32(p, (uint32_t)size);
+    p = put32(p, m->request);
+    p = put32(p, (uint32_t)e->from);
+    p = put32(p, (uint32_t)e->to);
+    p = put64(p, (uint64_t)e->due_ns);
+    p = put32(p, 0); /* reserved */
+    p = put_payload(p, m, n_embd, h);
+    PD_ASSERT((size_t)(p - out) == size);
+    return size;
+}
+
+/* ---- decode ---- */
+
+/* One peer's message being read. Every check goes through here, so that the message names the field. */
+struct reader {
+    const uint8_t *p;
+    const struct wire_limits *l;
+    struct pd_error *err;
+    bool bad;
+};
+
+static bool reject(struct reader *r, const char *field, int64_t value, int64_t min, int64_t max)
+{
+    if (!r->bad)
+        error_set(r->err, PD_ERR_PEER, "message from a peer: %s is %lld, not in %lld..%lld", field,
+                  (long long)value, (long long)min, (long long)max);
+    r->bad = true;
+    return false;
+}
+
+static int32_t take(struct reader *r, const char *field, int64_t min, int64_t max)
+{
+    int32_t x = (int32_t)get32(r->p);
+    r->p += 4;
+    if (x < min || x > max)
+        reject(r, field, x, min, max);
+    return x;
+}
+
+static uint32_t take_unsigned(struct reader *r, const char *field, int64_t min, int64_t max)
+{
+    uint32_t x = get32(r->p);
+    r->p += 4;
+    if (x < min || x > max)
+        reject(r, field, x, min, max);
+    return x;
+}
+
+static int64_t take_time(struct reader *r, const char *field)
+{
+    int64_t x = (int64_t)get64(r->p);
+    r->p += 8;
+    if (x < 0)
+        reject(r, field, x, 0, INT64_MAX);
+    return x;
+}
+
+static float take_float(struct reader *r, const char *field, float min, float max)
+{
+    float x = get_float(r->p);
+    r->p += 4;
+    if (!(x >= min && x <= max)) { /* NaN fails too */
+        if (!r->bad)
+            error_set(r->err, PD_ERR_PEER, "message from a peer: %s is %g, not in %g..%g", field, (double)x,
+                      (double)min, (double)max);
+        r->bad = true;
+    }
+    return x;
+}
+
+static void take_text(struct reader *r, const char *field, char *out, size_t room)
+{
+    if (!memchr(r->p, 0, room)) {
+        if (!r->bad)
+            error_set(r->err, PD_ERR_PEER, "message from a peer: %s has no end", field);
+        r->bad = true;
+        out[0] = 0;
+    } else {
+        memcpy(out, r->p, room);
+    }
+    r->p += room;
+}
+
+static int32_t token_max(const struct reader *r)
+{
+    return r->l->n_vocab > 0 ? r->l->n_vocab - 1 : INT32_MAX;
+}
+
+static int32_t ctx_max(const struct reader *r)
+{
+    return r->l->ctx > 0 ? r->l->ctx : INT32_MAX - 1;
+}
+
+static void get_begin(struct reader *r, struct msg_begin *b)
+{
+    b->keep = take(r, "begin.keep", 0, ctx_max(r) - 1);
+    b->root_token = take(r, "begin.root_token", 0, token_max(r));
+    b->root_pos = take(r, "begin.root_pos", b->keep, ctx_max(r) - 1);
+    b->max_tokens = take(r, "begin.max_tokens", 1, INT32_MAX);
+    b->ctx = take(r, "begin.ctx", (int64_t)b->root_pos + 1, ctx_max(r));
+    b->sample.temperature = take_float(r, "begin.temperature", 0, 100);
+    b->sample.top_k = take(r, "begin.top_k", 0, INT32_MAX);
+    b->sample.top_p = take_float(r, "begin.top_p", 1e-30f, 1);
+    b->sample.min_p = take_float(r, "begin.min_p", 0, 1);
+    b->sample.repeat_penalty = take_float(r, "begin.repeat_penalty", 1e-30f, 100);
+    b->sample.repeat_last_n = take(r, "begin.repeat_last_n", 0, INT32_MAX);
+    b->sample.seed = get64(r->p);
+    r->p += 8;
+    b->n_end_tokens = take(r, "begin.n_end_tokens", 0, END_TOKENS_MAX);
+    for (int i = 0; i < END_TOKENS_MAX; i++)
+        b->end_tokens[i] = take(r, "begin.end_tokens", 0, token_max(r));
+}
+
+static void get_row(struct reader *r, struct row *row, bool prefill)
+{
+    row->node.v = take_unsigned(r, "row.node", prefill ? 0 : 1, prefill ? 0 : UINT32_MAX);
+    row->parent.v = take_unsigned(r, "row.parent", 0, prefill ? 0 : (int64_t)row->node.v - 1);
+    row->token = take(r, "row.token", 0, token_max(r));
+    row->pos = take(r, "row.pos", 0, ctx_max(r) - 1);
+    row->hidden = 0;
+}
+
+static void get_report(struct reader *r, struct msg_report *m)
+{
+    m->stage = take(r, "report.stage", 0, r->l->n_stages - 1);
+    m->rows = take(r, "report.rows", 0, BATCH_ROWS);
+    m->rows_live = take(r, "report.rows_live", 0, m->rows);
+    uint32_t flags = take_unsigned(r, "report.flags", 0, 3);
+    m->prefill = flags & 1;
+    m->idle = flags >> 1 & 1;
+    m->taken = take_unsigned(r, "report.taken", 0, UINT32_MAX);
+    m->busy_ns = take_time(r, "report.busy_ns");
+}
+
+static void get_advance(struct reader *r, struct msg_advance *a)
+{
+    a->seq = take_unsigned(r, "advance.seq", 1, UINT32_MAX);
+    a->token = take(r, "advance.token", 0, token_max(r));
+    a->pos = take(r, "advance.pos", 1, ctx_max(r));
+    a->finish = *r->p++;
+    if (a->finish > FINISH_FAULT)
+        reject(r, "advance.finish", a->finish, 0, FINISH_FAULT);
+}
+
+static void get_payload(struct reader *r, struct msg *m)
+{
+    switch (m->type) {
+    case MSG_BEGIN:
+        get_begin(r, &m->begin);
+        break;
+    case MSG_END:
+        m->end.advances = take_unsigned(r, "end.advances", 0, UINT32_MAX);
+        break;
+    case MSG_ADVANCE:
+        get_advance(r, &m->advance);
+        break;
+    case MSG_REPORT:
+        get_report(r, &m->report);
+        break;
+    case MSG_ENDED:
+        m->ended.heads = take_unsigned(r, "ended.heads", 0, UINT32_MAX);
+        m->ended.head_ns = take_time(r, "ended.head_ns");
+        break;
+    case MSG_HELLO:
+        m->hello.digest = get64(r->p);
+        r->p += 8;
+        m->hello.protocol = take_unsigned(r, "hello.protocol", 0, UINT32_MAX);
+        m->hello.stage = take(r, "hello.stage", 0, STAGES_MAX - 1);
+        m->hello.n_stages = take(r, "hello.n_stages", 1, STAGES_MAX);
+        take_text(r, "hello.host", m->hello.host, HOST_BYTES);
+        take_text(r, "hello.text", m->hello.text, HELLO_TEXT_BYTES);
+        break;
+    case MSG_FAULT:
+        m->fault.role = take(r, "fault.role", 0, role_verifier(r->l->n_stages));
+        m->fault.status = take(r, "fault.status", 0, PD_ERR_PROFILE);
+        take_text(r, "fault.host", m->fault.host, HOST_BYTES);
+        take_text(r, "fault.text", m->fault.text, FAULT_TEXT_BYTES);
+        break;
+    default:
+        break;
+    }
+}
+
+static void peek_rows(struct reader *r, struct wire_head *out, unsigned flags, size_t size)
+{
+    unsigned format = flags & FLAG_FORMAT;
+    out->has_hidden = flags & FLAG_HIDDEN;
+    if (format >= WIRE_HIDDEN_COUNT || (format && !out->has_hidden))
+        reject(r, "rows.format", format, 0, WIRE_HIDDEN_COUNT - 1);
+    if (out->has_hidden && !r->l->n_embd)
+        reject(r, "rows.hidden", 1, 0, 0);
+    out->n_rows = take(r, "rows.n", 1, BATCH_ROWS);
+    if (r->bad)
+        return;
+    size_t each =
+        WIRE_ROW_BYTES + (out->has_hidden ? hidden_bytes(r->l->n_embd, (enum wire_hidden)format) : 0);
+    size_t want = WIRE_HEADER_BYTES + 4 + (size_t)out->n_rows * each;
+    if (size != want)
+        reject(r, "size", (int64_t)size, (int64_t)want, (int64_t)want);
+}
+
+enum pd_status wire_peek(struct wire_head *out, const uint8_t *data, size_t size, const struct wire_limits *l,
+                         struct pd_error *err)
+{
+    struct reader r = {.p = data + 8, .l = l, .err = err};
+    *out = (struct wire_head){0};
+    if (size < WIRE_HEADER_BYTES || size > wire_size_max(l->n_embd))
+        return error_set(err, PD_ERR_PEER, "message from a peer: %zu bytes, not in %d..%zu", size,
+                         WIRE_HEADER_BYTES, wire_size_max(l->n_embd));
+    if (get32(data) != MAGIC)
+        return error_set(err, PD_ERR_PEER, "message from a peer: not one of this protocol");
+    if (get16(data + 4) != WIRE_VERSION)
+        return error_set(
+            err, PD_ERR_PEER,
+            "message from a peer: protocol version %d, ours is %d: run the same version everywhere",
+            get16(data + 4), WIRE_VERSION);
+    int type = data[6];
+    unsigned flags = data[7];
+    if (type < 1 || type >= MSG_TYPE_COUNT)
+        reject(&r, "type", type, 1, MSG_TYPE_COUNT - 1);
+    if (flags > (type == MSG_ROWS ? 15u : 0u))
+        reject(&r, "flags", flags, 0, type == MSG_ROWS ? 15 : 0);
+    uint32_t said = take_unsigned(&r, "size", (int64_t)size, (int64_t)size);
+    (void)said;
+    out->type = (enum msg_type)type;
+    out->request = take_unsigned(&r, "request", 0, UINT32_MAX);
+    out->envelope.from = take(&r, "from", 0, role_verifier(l->n_stages));
+    out->envelope.to = take(&r, "to", 0, role_verifier(l->n_stages));
+    out->envelope.due_ns = take_time(&r, "due_ns");
+    take_unsigned(&r, "reserved", 0, 0);
+    if (r.bad)
+        return PD_ERR_PEER;
+    size_t want = WIRE_HEADER_BYTES + fixed_bytes(type);
+    if (type == MSG_ROWS && size >= want)
+        peek_rows(&r, out, flags, size);
+    else if (size != want)
+        reject(&r, "size", (int64_t)size, (int64_t)want, (int64_t)want);
+    return r.bad ? PD_ERR_PEER : PD_OK;
+}
+
+enum pd_status wire_decode(struct msg *out, struct row *rows, float *hidden, const uint8_t *data, size_t size,
+                           const struct wire_limits *l, struct pd_error *err)
+{
+    struct wire_head head;
+    enum pd_status status = wire_peek(&head, data, size, l, err);
+    if (status)
+        return status;
+    struct reader r = {.p = data + WIRE_HEADER_BYTES, .l = l, .err = err};
+    memset(out, 0, sizeof *out);
+    out->type = (uint8_t)head.type;
+    out->request = head.request;
+    if (head.type != MSG_ROWS) {
+        get_payload(&r, out);
+        return r.bad ? PD_ERR_PEER : PD_OK;
+    }
+    PD_ASSERT(rows && (hidden || !head.has_hidden));
+    unsigned flags = data[7];
+    r.p += 4;
+    out->rows = (struct msg_rows){.prefill = flags & FLAG_PREFILL,
+                                  .n = head.n_rows,
+                                  .rows = rows,
+                                  .hidden = head.has_hidden ? hidden : NULL};
+    for (int i = 0; i < head.n_rows; i++)
+        get_row(&r, &rows[i], out->rows.prefill);
+    for (int i = 0; i < head.n_rows && head.has_hidden; i++)
+        r.p = hidden_get(r.p, hidden + (size_t)i * (size_t)l->n_embd, l->n_embd,
+                         (enum wire_hidden)(flags & FLAG_FORMAT));
+    return r.bad ? PD_ERR_PEER : PD_OK;
+}

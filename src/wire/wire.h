@@ -1,0 +1,66 @@
+/* wire: messages between roles as bytes. Pure. The format is docs/protocol.md; all numbers are little-endian.
+ *
+ * A peer is never trusted: every length, index, enum and float of what is decoded is checked against `wire_limits`,
+ * and nothing is read or written out of bounds whatever the bytes are (tests/fuzz/fuzz_wire.c).
+ *
+ *     n = wire_encode(out, room, &envelope, &msg, n_embd, WIRE_F32);
+ *
+ *     wire_peek(&head, data, size, &limits, &err);           type, sender, rows that it holds
+ *     wire_decode(&msg, rows, hidden, data, size, &limits, &err);
+ *
+ * Ownership: the caller's buffers. Threading: no state. Errors: PD_ERR_PEER with the field's name.
+ */
+#ifndef PD_WIRE_H
+#define PD_WIRE_H
+
+#include "role/role.h"
+
+enum { WIRE_VERSION = 1, WIRE_HEADER_BYTES = 36, WIRE_ROW_BYTES = 16, WIRE_Q8_BLOCK = 32 };
+
+/* How hidden states travel. Only f32 keeps the output's bits; decoding gives f32 always. */
+enum wire_hidden { WIRE_F32, WIRE_F16, WIRE_Q8, WIRE_HIDDEN_COUNT };
+const char *wire_hidden_name(enum wire_hidden h); /* "f32"; static */
+bool wire_hidden_parse(const char *name, enum wire_hidden *out);
+
+struct wire_envelope {
+    int from, to;   /* roles */
+    int64_t due_ns; /* emulated links: not to be delivered before; 0: at once */
+};
+
+struct wire_limits { /* what an honest peer of this pipeline stays within */
+    int n_stages;    /* 1..STAGES_MAX */
+    int n_embd;      /* of hidden states; 0: none travel */
+    int32_t n_vocab; /* 0: unknown, tokens are only checked for their sign */
+    int32_t ctx;     /* positions; 0: unknown */
+};
+
+struct wire_head {
+    enum msg_type type;
+    uint32_t request;
+    struct wire_envelope envelope;
+    int n_rows; /* of MSG_ROWS, else 0 */
+    bool has_hidden;
+};
+
+/* Bytes of one message as encoded, and of the largest there is. */
+size_t wire_size(const struct msg *m, int n_embd, enum wire_hidden h);
+size_t wire_size_max(int n_embd);
+
+/* Writes the message, m->rows.hidden [n_embd, n] (NULL: none travel) included. Returns the bytes written, which are
+ * wire_size's; `room` must hold them. */
+size_t wire_encode(uint8_t *out, size_t room, const struct wire_envelope *e, const struct msg *m, int n_embd,
+                   enum wire_hidden h);
+
+/* The header alone, checked; of MSG_ROWS also how many rows there are, so that the caller can find room. */
+enum pd_status wire_peek(struct wire_head *out, const uint8_t *data, size_t size, const struct wire_limits *l,
+                         struct pd_error *err);
+/* The whole message. rows [n_rows] and hidden [n_embd, n_rows] f32 get those of MSG_ROWS (hidden may be NULL if the
+ * message has none); out->rows points to them. On an error what `out` holds means nothing. */
+enum pd_status wire_decode(struct msg *out, struct row *rows, float *hidden, const uint8_t *data, size_t size,
+                           const struct wire_limits *l, struct pd_error *err);
+
+/* IEEE half precision, round to nearest even. */
+uint16_t wire_half(float x);
+float wire_unhalf(uint16_t h);
+
+#endif

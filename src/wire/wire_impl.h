@@ -1,0 +1,53 @@
+/* wire_impl: bytes and numbers, shared by the folder's sources. */
+#ifndef PD_WIRE_IMPL_H
+#define PD_WIRE_IMPL_H
+
+#include "wire/wire.h"
+
+#include <string.h>
+
+static inline uint8_t *put16(uint8_t *p, uint16_t x)
+{
+    p[0] = (uint8_t)x;
+    p[1] = (uint8_t)(x >> 8);
+    return p + 2;
+}
+static inline uint8_t *put32(uint8_t *p, uint32_t x)
+{
+    return put16(put16(p, (uint16_t)x), (uint16_t)(x >> 16));
+}
+static inline uint8_t *put64(uint8_t *p, uint64_t x)
+{
+    return put32(put32(p, (uint32_t)x), (uint32_t)(x >> 32));
+}
+static inline uint8_t *put_float(uint8_t *p, float x)
+{
+    uint32_t bits;
+    memcpy(&bits, &x, 4);
+    return put32(p, bits);
+}
+static inline uint16_t get16(const uint8_t *p)
+{
+    return (uint16_t)(p[0] | p[1] << 8);
+}
+static inline uint32_t get32(const uint8_t *p)
+{
+    return get16(p) | (uint32_t)get16(p + 2) << 16;
+}
+static inline uint64_t get64(const uint8_t *p)
+{
+    return get32(p) | (uint64_t)get32(p + 4) << 32;
+}
+static inline float get_float(const uint8_t *p)
+{
+    uint32_t bits = get32(p);
+    float x;
+    memcpy(&x, &bits, 4);
+    return x;
+}
+
+size_t hidden_bytes(int n_embd, enum wire_hidden h); /* of one row */
+uint8_t *hidden_put(uint8_t *p, const float *x, int n, enum wire_hidden h);
+const uint8_t *hidden_get(const uint8_t *p, float *x, int n, enum wire_hidden h);
+
+#endif
