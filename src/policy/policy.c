@@ -138,7 +138,7 @@ static bool shape_expandable(const struct policy *p, const struct tree *t, int n
 
 static bool in_depth(const struct policy *p, const struct tree *t, int node)
 {
-    return !p->o.depth || tree_depth(t, node) < p->o.depth;
+    return tree_depth(t, node) < p->o.depth;
 }
 
 static bool round_open(const struct policy *p, const struct tree *t)
@@ -170,7 +170,7 @@ int policy_expand(struct policy *p, struct tree *t, int max, int32_t *out)
         return kept;
     }
     case MODE_BEST:
-        return select_nodes(p, t, drafted, 0, max, out, in_depth);
+        return p->o.depth ? select_nodes(p, t, drafted, 0, max, out, in_depth) : tree_best(t, drafted, 0, max, out);
     default:
         return 0;
     }

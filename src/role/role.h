@@ -105,7 +105,8 @@ struct msg_report {
     int64_t busy_ns;    /* the batch's duration */
 };
 struct msg_ended {
-    uint32_t heads; /* head rows computed */
+    uint32_t heads;  /* head rows computed */
+    int64_t head_ns; /* what they took; filled by wall-clock drivers */
 };
 struct msg { /* a tagged union; `request` counts from 1 */
     uint8_t type;
