@@ -162,6 +162,10 @@ struct driver_options {
     const struct observer *observer;
     int n_embd;     /* of the target, for link times without hidden states */
     double spin_us; /* wall clocks: polling before sleeping; < 0: default */
+    /* wall clocks only */
+    int32_t n_vocab;             /* of the target: bound of tokens that peers send; 0: unknown */
+    int threads, draft_threads;  /* of a batch, so that no more compute at once than there are processors; 0: 1 */
+    int wire;                    /* enum wire_hidden: how hidden states travel between machines; 0: exact */
     /* sim only */
     uint64_t seed;        /* of the disturbances */
     double jitter;        /* each delay is multiplied by 1 + jitter x uniform(0, 1) */
