@@ -315,7 +315,6 @@ void stage_step(struct stage *s, const struct event *in, struct effects *out)
     default:
         return;
     }
-    flush(s, out);
-    try_end(s, out);
+    try_end(s, out); /* one flush a step: a second would write over what the first one's effects point to */
     flush(s, out);
 }

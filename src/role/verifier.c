@@ -173,7 +173,6 @@ void verifier_step(struct verifier *v, const struct event *in, struct effects *o
     default:
         return;
     }
-    flush(v, out);
     try_end(v, out);
     flush(v, out);
 }
