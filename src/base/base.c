@@ -35,16 +35,15 @@ _Noreturn void pd_assert_fail(const char *cond, const char *file, int line)
     abort();
 }
 
-enum pd_status error_set(struct pd_error *err, enum pd_status status, const char *fmt, ...)
+void error_fill(struct pd_error *err, enum pd_status status, const char *fmt, ...)
 {
-    if (err) {
-        va_list args;
-        va_start(args, fmt);
-        vsnprintf(err->text, sizeof err->text, fmt, args);
-        va_end(args);
-        err->status = status;
-    }
-    return status;
+    if (!err)
+        return;
+    va_list args;
+    va_start(args, fmt);
+    vsnprintf(err->text, sizeof err->text, fmt, args);
+    va_end(args);
+    err->status = status;
 }
 
 void *mem_try(size_t count, size_t size)

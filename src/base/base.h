@@ -24,7 +24,13 @@ _Noreturn void pd_assert_fail(const char *cond, const char *file, int line);
 #define PD_PRINTF(f, a) __attribute__((format(printf, f, a)))
 
 /* Fill `err` (may be NULL) and return `status`, so that it can be the return statement. */
-enum pd_status error_set(struct pd_error *err, enum pd_status status, const char *fmt, ...) PD_PRINTF(3, 4);
+#define error_set(err, status, ...)                                                                          \
+    ({                                                                                                       \
+        enum pd_status error_status_ = (status); /* a macro, so that the compiler sees it is not PD_OK */    \
+        error_fill((err), error_status_, __VA_ARGS__);                                                       \
+        error_status_;                                                                                       \
+    })
+void error_fill(struct pd_error *err, enum pd_status status, const char *fmt, ...) PD_PRINTF(3, 4);
 
 /* calloc and friends that abort the program's way: these never return NULL for sizes we chose ourselves.
  * Sizes that come from a file or peer are checked first and use mem_try. */
