@@ -8,7 +8,7 @@ enum { IDLE_WAIT_NS = 1000000000, CANCEL_WAIT_NS = 20000000 };
 
 int64_t rank_now(const struct rank *r)
 {
-    return link_clock() - r->o.start_ns;
+    return rank_event_ns(r) - r->o.start_ns;
 }
 
 int64_t rank_event_ns(const struct rank *r)
@@ -492,18 +492,17 @@ static void drain(struct rank *r)
 /* The user's cancel, and the time asked for. */
 static void drafter_service(struct rank *r)
 {
-    int64_t now = rank_now(r);
     if (r->sink && r->sink->cancel && atomic_load(r->sink->cancel))
         r->cancel = FINISH_CANCELLED;
     if (r->cancel && !r->cancelled && !r->finished) {
         r->cancelled = true;
         rank_step(r, ROLE_DRAFTER,
-                  &(struct event){.type = EV_CANCEL, .now_ns = now, .finish = (uint8_t)r->cancel});
+                  &(struct event){.type = EV_CANCEL, .now_ns = rank_now(r), .finish = (uint8_t)r->cancel});
     }
-    if (r->timer_ns >= 0 && now >= r->timer_ns) {
+    if (r->timer_ns >= 0 && link_clock() >= r->timer_ns + r->o.start_ns) {
         r->event_ns = PD_MAX(r->event_ns, r->timer_ns + r->o.start_ns);
         r->timer_ns = -1;
-        rank_step(r, ROLE_DRAFTER, &(struct event){.type = EV_TIMER, .now_ns = now});
+        rank_step(r, ROLE_DRAFTER, &(struct event){.type = EV_TIMER, .now_ns = rank_now(r)});
     }
 }
 

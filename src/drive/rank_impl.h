@@ -39,8 +39,9 @@ struct rank {
     struct parcel *local, **local_tail; /* to a role of this rank */
     struct parcel *held;                /* emulated links: by due_ns */
     int64_t link_free_ns, last_due_ns[LINK_CHANNELS][STAGES_MAX + 2]; /* emulated links: by role */
-    int64_t head_ns;                                                  /* of this request */
-    bool ended; /* the request's end has just passed through here */
+    int64_t event_ns; /* emulation: the modelled time of what is being handled */
+    int64_t head_ns;  /* of this request */
+    bool ended;       /* the request's end has just passed through here */
     bool quit;
     enum pd_status status;
     struct pd_error error;

@@ -188,8 +188,8 @@ static struct profile small_profile(int n_stages)
 {
     struct profile p = {.name = "test", .n_stages = n_stages};
     for (int i = 0; i < n_stages; i++)
-        p.stage[i] = (struct curve){1, {1}, {5}};
-    p.draft = (struct curve){1, {1}, {2}};
+        p.stage[i] = (struct curve){1, {1}, {5.13}};
+    p.draft = (struct curve){1, {1}, {2.37}};
     p.head_ms = 0.5;
     p.link_latency_us = 200;
     p.control_latency_us = 300;
@@ -213,7 +213,7 @@ static double time_between(bool virtual_clock, int n_stages, enum policy_mode mo
     assert_int_equal((virtual_clock ? sim_new : threads_new)(&d, &o, &c, NULL), PD_OK);
     for (int k = 0; k < 30; k++)
         prompt[k] = k;
-    struct request r = request_of(30, 0, mode == MODE_PP ? 20 : 60);
+    struct request r = request_of(30, 0, mode == MODE_PP ? 20 : 120);
     r.n_end_tokens = 0;
     struct run_text got = {0};
     struct sink sink = {.user = &got, .on_token = run_collect};
