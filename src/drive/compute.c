@@ -40,10 +40,13 @@ void compute_options_init(struct compute_options *o)
     *o = (struct compute_options){.n_stages = 1, .ctx = 4096, .only_role = COMPUTE_ALL};
 }
 
-int compute_threads(int stages)
+int compute_threads(int stages, uint64_t bytes, bool alone)
 {
-    int cores = get_nprocs();
-    return stages >= cores ? 1 : cores / stages;
+    const uint64_t small = 24 << 20; /* a few milliseconds for one core, with dozens of barriers on the way */
+    const int cores = get_nprocs();
+    if (bytes / (uint64_t)stages < small)
+        return 1;
+    return alone ? cores : stages >= cores ? 1 : cores / stages;
 }
 
 void compute_rss(uint64_t *now, uint64_t *peak)
@@ -391,8 +394,6 @@ static enum pd_status load_all(struct compute *c, const struct compute_options *
         return status;
     s->info.target_digest = gguf_digest(target);
     s->info.draft_digest = draft ? gguf_digest(draft) : 0;
-    s->info.threads = o->threads ? o->threads : compute_threads(o->n_stages);
-    s->info.draft_threads = o->draft_threads ? o->draft_threads : s->info.threads;
     if (o->n_stages > STAGES_MAX)
         return error_set(err, PD_ERR_STAGES, "%d stages: no more than %d are possible", o->n_stages,
                          STAGES_MAX);
@@ -401,6 +402,13 @@ static enum pd_status load_all(struct compute *c, const struct compute_options *
         return status;
     if (draft && wanted(o, ROLE_DRAFTER) && (status = check_vocab(target, draft, o, err)))
         return status;
+    s->info.threads =
+        o->threads ? o->threads : compute_threads(o->n_stages, s->info.target.weights_bytes, o->alone);
+    s->info.draft_threads =
+        o->draft_threads ? o->draft_threads
+        : o->threads     ? o->threads
+        : draft ? compute_threads(o->n_stages, s->info.draft.weights_bytes * (uint64_t)o->n_stages, o->alone)
+                : 1;
     c->n_stages = o->n_stages;
     bool with_draft = draft && wanted(o, ROLE_DRAFTER);
     s->to_load = (o->only_role == COMPUTE_ALL ? o->n_stages : o->only_role != ROLE_DRAFTER) + with_draft;

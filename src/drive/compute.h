@@ -26,6 +26,7 @@ struct compute_options {
     const struct tokenizer *tokenizer;     /* of the target, borrowed; NULL: made here if there is a draft */
     int n_stages;
     int threads, draft_threads; /* within a batch; 0: by compute_threads */
+    bool alone;                 /* batches never overlap (virtual clock): each may have all processors */
     int ctx;
     enum kv_type kv_type;
     int tree_rows;       /* live tree rows of a stage; 0: 1024 */
@@ -50,8 +51,9 @@ struct compute_info {
 };
 const struct compute_info *compute_info(const struct compute *c); /* NULL: not of models */
 
-/* Threads for each of `stages` stages on this machine's processors: one if stages outnumber them. */
-int compute_threads(int stages);
+/* Threads for each of `stages` stages that hold `bytes` of weights together: the processors shared out, one if stages
+ * outnumber them. One, too, where a stage is so small that waiting for each other takes longer than computing. */
+int compute_threads(int stages, uint64_t bytes, bool alone);
 
 /* Replay: stages that compute nothing and a head that gives recorded tokens by position, so that only the draft is
  * computed (the tokens are the same in every mode). `draft_of` lends its draft (may be NULL) and must outlive

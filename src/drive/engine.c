@@ -4,9 +4,6 @@
 #include <errno.h>
 #include <stdlib.h>
 #include <string.h>
-#include <sys/sysinfo.h>
-
-#pragma weak threads_new /* until src/drive/threads.c is there */
 
 /* ---- names ---- */
 
@@ -102,15 +99,14 @@ void engine_compute_options(struct compute_options *out, const struct pd_engine_
 {
     static const enum kv_type types[] = {[PD_KV_F16] = KV_F16, [PD_KV_F32] = KV_F32, [PD_KV_Q8_0] = KV_Q8_0};
     const int nodes = o->tree_nodes ? o->tree_nodes : ENGINE_TREE_NODES;
-    /* On the virtual clock one batch is computed at a time, so each may have the whole machine. */
-    const int threads = o->clock == PD_CLOCK_VIRTUAL ? get_nprocs() : compute_threads(n_stages);
     compute_options_init(out);
     out->target = o->model;
     out->draft = o->draft;
     out->n_stages = n_stages;
     out->ctx = o->ctx;
-    out->threads = o->threads ? o->threads : threads;
-    out->draft_threads = o->draft_threads ? o->draft_threads : out->threads;
+    out->threads = o->threads;
+    out->draft_threads = o->draft_threads;
+    out->alone = o->clock == PD_CLOCK_VIRTUAL;
     out->kv_type = types[o->kv_type];
     out->tree_rows = 2 * ENGINE_LIVE_ROWS; /* rows live on until an advance has reached the stage */
     out->draft_tree_rows = nodes + 2 * BATCH_ROWS;
@@ -273,6 +269,9 @@ static enum pd_status make_driver(struct pd_engine *e, const struct engine_hooks
                           &e->cost);
     e->mode = d.drafter.policy.mode;
     d.n_embd = e->info.target.n_embd;
+    d.n_vocab = e->info.target.n_vocab;
+    d.threads = e->info.threads;
+    d.draft_threads = e->info.draft_threads;
     enum pd_status status = open_observers(e, &d.observer, err);
     if (status)
         return status;

@@ -1,0 +1,362 @@
+/* The public interface on the small model. */
+#include "models.h"
+#include "pipedec.h"
+
+#include <setjmp.h>
+#include <stdarg.h>
+#include <string.h>
+
+#include <cmocka.h>
+
+static char model[4096];
+
+struct collected { /* what events said */
+    char text[8192];
+    size_t size;
+    int texts, dones;
+    enum pd_reason reason;
+    struct pd_engine *cancel; /* after `cancel_at` events */
+    int cancel_at;
+};
+
+static void collect(void *user, const struct pd_event *event)
+{
+    struct collected *c = user;
+    if (event->type == PD_EVENT_DONE) {
+        c->dones++;
+        c->reason = event->reason;
+        assert_non_null(event->stats);
+        return;
+    }
+    assert_int_equal(c->dones, 0);
+    assert_int_equal(strlen(event->text), event->text_size);
+    assert_true(c->size + event->text_size < sizeof c->text);
+    memcpy(c->text + c->size, event->text, event->text_size + 1);
+    c->size += event->text_size;
+    if (++c->texts == c->cancel_at && c->cancel)
+        pd_engine_cancel(c->cancel);
+}
+
+static struct pd_engine *open_engine(int stages, bool draft, enum pd_clock clock, enum pd_mode mode, int ctx)
+{
+    struct pd_engine_options o;
+    struct pd_engine *e;
+    struct pd_error err = {0};
+    pd_engine_options_init(&o);
+    o.model = model;
+    o.draft = draft ? model : NULL;
+    o.stages = stages;
+    o.ctx = ctx;
+    o.clock = clock;
+    o.profile = clock == PD_CLOCK_VIRTUAL ? "uniform14" : NULL;
+    o.mode = mode;
+    o.width = draft ? 4 : 0;
+    o.children = draft ? 2 : 0;
+    if (pd_engine_new(&e, &o, &err))
+        fail_msg("%s", err.text);
+    return e;
+}
+
+static struct pd_request ask(const char *prompt, int n, struct collected *c)
+{
+    struct pd_request r;
+    pd_request_init(&r);
+    r.prompt = prompt;
+    r.max_tokens = n;
+    r.on_event = c ? collect : NULL;
+    r.user = c;
+    return r;
+}
+
+static struct pd_reply generate(struct pd_engine *e, const struct pd_request *r)
+{
+    struct pd_reply reply;
+    struct pd_error err = {0};
+    if (pd_generate(e, r, &reply, &err))
+        fail_msg("%s", err.text);
+    assert_int_equal(strlen(reply.text), reply.text_size);
+    return reply;
+}
+
+static const char story[] = "Once upon a time, in a small village";
+static char story_text[8192]; /* what follows it, one stage */
+enum { STORY_TOKENS = 24 };
+
+static void same_text(struct pd_engine *e, float temperature, const char *expected, char *out)
+{
+    struct collected c = {0};
+    struct pd_request r = ask(story, STORY_TOKENS, &c);
+    r.sampling.temperature = temperature;
+    r.sampling.seed = 11;
+    struct pd_reply reply = generate(e, &r);
+    assert_string_equal(c.text, reply.text);
+    assert_int_equal(c.dones, 1);
+    assert_int_equal(reply.reason, PD_REASON_LENGTH);
+    assert_int_equal(reply.n_tokens, STORY_TOKENS);
+    assert_int_equal(reply.stats.tokens, STORY_TOKENS);
+    assert_int_equal(reply.stats.head_rows, STORY_TOKENS); /* one head row a token, whatever the tree */
+    if (expected)
+        assert_string_equal(reply.text, expected);
+    else
+        memcpy(out, reply.text, reply.text_size + 1);
+    pd_reply_free(&reply);
+    pd_engine_free(e);
+}
+
+static void text_is_the_same_however_it_is_cut(void **state)
+{
+    (void)state;
+    same_text(open_engine(1, false, PD_CLOCK_WALL, PD_MODE_AUTO, 256), 0, NULL, story_text);
+    same_text(open_engine(2, false, PD_CLOCK_WALL, PD_MODE_PP, 256), 0, story_text, NULL);
+    same_text(open_engine(14, false, PD_CLOCK_WALL, PD_MODE_PP, 256), 0, story_text, NULL);
+    same_text(open_engine(7, false, PD_CLOCK_VIRTUAL, PD_MODE_PP, 256), 0, story_text, NULL);
+    same_text(open_engine(3, true, PD_CLOCK_VIRTUAL, PD_MODE_BEST, 256), 0, story_text, NULL);
+    same_text(open_engine(2, true, PD_CLOCK_WALL, PD_MODE_LAYER, 256), 0, story_text, NULL);
+}
+
+static void sampled_text_is_the_same_with_a_draft(void **state)
+{
+    (void)state;
+    static char text[8192];
+    same_text(open_engine(1, false, PD_CLOCK_WALL, PD_MODE_PP, 256), 0.9f, NULL, text);
+    same_text(open_engine(3, true, PD_CLOCK_VIRTUAL, PD_MODE_BEST, 256), 0.9f, text, NULL);
+}
+
+static void stop_strings_cut_the_text(void **state)
+{
+    (void)state;
+    struct pd_engine *e = open_engine(2, false, PD_CLOCK_WALL, PD_MODE_AUTO, 256);
+    assert_true(strlen(story_text) > 40);
+    /* Every place and length: borders between tokens are among them. */
+    for (size_t at = 3; at < 33; at += 5) {
+        char stop[16];
+        const char *stops[] = {"never in this text", stop};
+        size_t size = 1 + at % 7;
+        memcpy(stop, story_text + at, size);
+        stop[size] = 0;
+        struct collected c = {0};
+        struct pd_request r = ask(story, STORY_TOKENS, &c);
+        r.stop = stops;
+        r.n_stop = 2;
+        struct pd_reply reply = generate(e, &r);
+        size_t expected = (size_t)(strstr(story_text, stop) - story_text);
+        assert_int_equal(reply.reason, PD_REASON_STOP);
+        assert_int_equal(c.reason, PD_REASON_STOP);
+        assert_int_equal(reply.text_size, expected);
+        assert_memory_equal(reply.text, story_text, expected);
+        assert_string_equal(c.text, reply.text);
+        pd_reply_free(&reply);
+    }
+    /* One that seems to begin at the very end but never comes: the text is whole. */
+    char stop[32];
+    snprintf(stop, sizeof stop, "%s~~", story_text + strlen(story_text) - 5);
+    const char *stops[] = {stop};
+    struct collected c = {0};
+    struct pd_request r = ask(story, STORY_TOKENS, &c);
+    r.stop = stops;
+    r.n_stop = 1;
+    struct pd_reply reply = generate(e, &r);
+    assert_int_equal(reply.reason, PD_REASON_LENGTH);
+    assert_string_equal(reply.text, story_text);
+    assert_string_equal(c.text, story_text);
+    pd_reply_free(&reply);
+    pd_engine_free(e);
+}
+
+static void cancel_ends_a_request_and_nothing_else(void **state)
+{
+    (void)state;
+    for (int clock = 0; clock < 2; clock++) {
+        struct pd_engine *e =
+            open_engine(2, clock == 1, clock ? PD_CLOCK_VIRTUAL : PD_CLOCK_WALL, PD_MODE_AUTO, 256);
+        struct collected c = {.cancel = e, .cancel_at = 5};
+        struct pd_request r = ask(story, 200, &c);
+        struct pd_reply reply = generate(e, &r);
+        assert_int_equal(reply.reason, PD_REASON_CANCELLED);
+        assert_true(reply.n_tokens >= 5 && reply.n_tokens < 30);
+        assert_memory_equal(reply.text, story_text, 8);
+        pd_reply_free(&reply);
+        same_text(e, 0, story_text, NULL);
+    }
+}
+
+static void context_bounds_prompt_and_reply(void **state)
+{
+    (void)state;
+    struct pd_engine *e = open_engine(2, false, PD_CLOCK_WALL, PD_MODE_AUTO, 24);
+    struct pd_request r = ask(story, 0, NULL);
+    r.ignore_end = true;
+    struct pd_reply reply = generate(e, &r);
+    assert_int_equal(reply.reason, PD_REASON_CONTEXT);
+    assert_int_equal((size_t)reply.stats.prompt_tokens + reply.n_tokens, 25); /* the last one needs no room */
+    pd_reply_free(&reply);
+    struct pd_error err = {0};
+    char many[400];
+    memset(many, 0, sizeof many);
+    for (int i = 0; i < 80; i++)
+        memcpy(many + 4 * i, "one ", 4);
+    r.prompt = many;
+    assert_int_equal(pd_generate(e, &r, &reply, &err), PD_ERR_CONTEXT);
+    assert_non_null(strstr(err.text, "24"));
+    assert_null(reply.text);
+    r = ask(story, 4, NULL); /* and goes on */
+    reply = generate(e, &r);
+    assert_int_equal(reply.n_tokens, 4);
+    pd_reply_free(&reply);
+    pd_engine_free(e);
+}
+
+/* Two turns; the second's prompt is new only behind the first's reply. Returns its text. */
+static void two_turns(struct pd_engine *e, char *out, int *kept)
+{
+    struct pd_message talk[3] = {
+        {"user", "Name a colour."}, {"assistant", NULL}, {"user", "And another one."}};
+    struct pd_request r = ask(NULL, 20, NULL);
+    r.messages = talk;
+    r.n_messages = 1;
+    struct pd_reply first = generate(e, &r);
+    talk[1].content = first.text;
+    r.n_messages = 3;
+    struct pd_reply second = generate(e, &r);
+    assert_int_equal(second.stats.kept_tokens, first.stats.prompt_tokens + (int)first.n_tokens - 1);
+    *kept = second.stats.kept_tokens;
+    strcpy(out, second.text);
+    pd_reply_free(&first);
+    pd_reply_free(&second);
+}
+
+static void turns_are_kept_and_history_does_not_show(void **state)
+{
+    (void)state;
+    static char a[8192], b[8192], longer[3000];
+    int kept_a, kept_b;
+    struct pd_engine *e = open_engine(2, false, PD_CLOCK_WALL, PD_MODE_AUTO, 1024);
+    two_turns(e, a, &kept_a);
+    struct pd_engine *other = open_engine(3, true, PD_CLOCK_VIRTUAL, PD_MODE_BEST, 1024);
+    two_turns(other, b, &kept_b);
+    assert_int_equal(kept_a, kept_b);
+    assert_string_equal(a, b);
+    /* A long prompt, once after another one that shares its beginning, once from nothing. */
+    for (int i = 0; i < 40; i++)
+        sprintf(longer + strlen(longer), "Line %d of the report says nothing new. ", i);
+    struct pd_request r = ask(longer, 12, NULL);
+    struct pd_reply one = generate(e, &r);
+    strcpy(longer + strlen(longer) - 300, "And so it ends, because");
+    struct pd_reply two = generate(e, &r);
+    assert_true(two.stats.kept_tokens > 64);
+    assert_int_equal(two.stats.kept_tokens % 64, 0);
+    pd_engine_reset(e);
+    struct pd_reply three = generate(e, &r);
+    assert_int_equal(three.stats.kept_tokens, 0);
+    assert_string_equal(two.text, three.text);
+    assert_string_not_equal(one.text, two.text);
+    pd_reply_free(&one);
+    pd_reply_free(&two);
+    pd_reply_free(&three);
+    pd_engine_free(e);
+    pd_engine_free(other);
+}
+
+static void events_can_be_pulled(void **state)
+{
+    (void)state;
+    struct pd_engine *e = open_engine(2, false, PD_CLOCK_WALL, PD_MODE_AUTO, 512);
+    struct pd_request r = ask(story, STORY_TOKENS, NULL), endless = ask(story, 400, NULL);
+    struct pd_stream *left, *waits;
+    struct pd_error err = {0};
+    struct pd_event event;
+    endless.ignore_end = true;
+    assert_int_equal(pd_stream_new(&left, e, &endless, &err), PD_OK);
+    assert_int_equal(pd_stream_next(left, &event, &err), PD_OK);
+    assert_int_equal(pd_stream_new(&waits, e, &r, &err), PD_OK); /* its turn comes when the first is gone */
+    pd_stream_free(left);
+    struct collected c = {0};
+    do {
+        assert_int_equal(pd_stream_next(waits, &event, &err), PD_OK);
+        collect(&c, &event);
+    } while (event.type == PD_EVENT_TEXT);
+    assert_string_equal(c.text, story_text);
+    assert_int_equal(event.stats->tokens, STORY_TOKENS);
+    assert_int_equal(pd_stream_next(waits, &event, &err), PD_OK); /* the end stays the end */
+    assert_int_equal(event.type, PD_EVENT_DONE);
+    pd_stream_free(waits);
+    struct pd_stream *bad;
+    r.prompt = "";
+    assert_int_equal(pd_stream_new(&bad, e, &r, &err), PD_OK);
+    assert_int_equal(pd_stream_next(bad, &event, &err), PD_ERR_USAGE);
+    pd_stream_free(bad);
+    pd_engine_free(e);
+}
+
+static void expect_refused(const struct pd_engine_options *o, enum pd_status status, const char *word)
+{
+    struct pd_engine *e;
+    struct pd_error err = {0};
+    assert_int_equal(pd_engine_new(&e, o, &err), status);
+    assert_null(e);
+    if (!strstr(err.text, word))
+        fail_msg("'%s' does not say '%s'", err.text, word);
+    assert_null(strchr(err.text, '\n'));
+}
+
+static void nonsense_is_refused(void **state)
+{
+    (void)state;
+    struct pd_engine_options good, o;
+    pd_engine_options_init(&good);
+    o = good;
+    expect_refused(&o, PD_ERR_USAGE, "model");
+    good.model = model;
+    o = good, o.struct_size = 0;
+    expect_refused(&o, PD_ERR_USAGE, "init");
+    o = good, o.model = "/nonexistent/model.gguf";
+    expect_refused(&o, PD_ERR_FILE, "/nonexistent/model.gguf");
+    o = good, o.stages = 31;
+    expect_refused(&o, PD_ERR_STAGES, "31");
+    o = good, o.mode = PD_MODE_BEST;
+    expect_refused(&o, PD_ERR_USAGE, "draft");
+    o = good, o.chat_template = "klingon";
+    expect_refused(&o, PD_ERR_TEMPLATE, "klingon");
+    o = good, o.clock = PD_CLOCK_VIRTUAL;
+    expect_refused(&o, PD_ERR_USAGE, "profile");
+    o = good, o.clock = PD_CLOCK_VIRTUAL, o.profile = "no-such-profile";
+    struct pd_engine *none;
+    assert_true(pd_engine_new(&none, &o, NULL) != PD_OK);
+    o = good, o.ctx = 1 << 26;
+    expect_refused(&o, PD_ERR_MEMORY, "67108864");
+
+    struct pd_engine *e = open_engine(1, false, PD_CLOCK_WALL, PD_MODE_AUTO, 64);
+    struct pd_reply reply;
+    struct pd_error err = {0};
+    struct pd_request r = ask(NULL, 4, NULL);
+    assert_int_equal(pd_generate(e, &r, &reply, &err), PD_ERR_USAGE);
+    r = ask(story, 4, NULL);
+    r.sampling.top_p = 0;
+    assert_int_equal(pd_generate(e, &r, &reply, &err), PD_ERR_USAGE);
+    int32_t beyond = 1 << 30;
+    r = ask(NULL, 4, NULL);
+    r.tokens = &beyond;
+    r.n_tokens = 1;
+    assert_int_equal(pd_generate(e, &r, &reply, &err), PD_ERR_USAGE);
+    pd_engine_free(e);
+    pd_engine_free(NULL);
+}
+
+int main(void)
+{
+    const char *path = test_model(MODEL_SMALL);
+    if (!path)
+        return 77;
+    snprintf(model, sizeof model, "%s", path);
+    const struct CMUnitTest tests[] = {
+        cmocka_unit_test(text_is_the_same_however_it_is_cut),
+        cmocka_unit_test(sampled_text_is_the_same_with_a_draft),
+        cmocka_unit_test(stop_strings_cut_the_text),
+        cmocka_unit_test(cancel_ends_a_request_and_nothing_else),
+        cmocka_unit_test(context_bounds_prompt_and_reply),
+        cmocka_unit_test(turns_are_kept_and_history_does_not_show),
+        cmocka_unit_test(events_can_be_pulled),
+        cmocka_unit_test(nonsense_is_refused),
+    };
+    return cmocka_run_group_tests(tests, NULL, NULL);
+}
