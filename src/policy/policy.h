@@ -39,7 +39,6 @@ void policy_defaults(struct policy_options *o);
 
 /* What a step costs: a row is added while its probability x step > the time that it adds. */
 struct policy_cost {
-    double step_ns;        /* time of a step with one row */
     const double *rows_ns; /* [n] time of a step with i + 1 rows; beyond n: no row is worth it */
     int n;                 /* 0: unknown, as if flat up to width_max */
 };

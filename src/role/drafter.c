@@ -1,4 +1,5 @@
 #include "role/mirror.h"
+#include "role/worth.h"
 
 #include <stdlib.h>
 #include <string.h>
@@ -39,7 +40,8 @@ struct drafter {
     double head_ns, latency_ns;  /* estimates, 0: none yet */
     int64_t last_advance_ns;
     int64_t batch_no, root_batch;          /* submission counter; the last root's */
-    double *rows_ns;                       /* [width_max] measured step time by rows */
+    struct worth worth;                    /* wall clock: does speculation pay, what does a row cost */
+    double *rows_ns;                       /* [BATCH_ROWS] step time by rows, as learned */
     int64_t hold_submit_ns, hold_draft_ns; /* > 0: waiting until then */
 
     /* the draft's device */
@@ -74,6 +76,8 @@ struct drafter *drafter_new(const struct drafter_options *o)
     d->commit = mem_new(lists, sizeof *d->commit);
     d->drop = mem_new(lists, sizeof *d->drop);
     d->rows_ns = mem_new(BATCH_ROWS, sizeof *d->rows_ns);
+    bool learn = !o->cost_ns && o->have_draft && o->policy.mode == MODE_BEST && !o->policy.width;
+    worth_init(&d->worth, learn, o->doubtful);
     return d;
 }
 
@@ -197,9 +201,12 @@ static void learn_report(struct drafter *d, const struct msg_report *r)
 {
     if (!r->rows || r->prefill || r->rows_live == 0)
         return;
-    d->stage_ns[r->stage] = running_mean(d->stage_ns[r->stage], (double)r->busy_ns, 0.2);
-    double *by_rows = &d->rows_ns[PD_MIN(r->rows, BATCH_ROWS) - 1];
-    *by_rows = running_mean(*by_rows, (double)r->busy_ns, 0.1);
+    double *mean = &d->stage_ns[r->stage], slowest = 0;
+    *mean = running_mean(*mean, (double)r->busy_ns, 0.2);
+    for (int i = 0; i < d->o.n_stages; i++)
+        slowest = PD_MAX(slowest, d->stage_ns[i]);
+    if (*mean >= slowest)
+        worth_batch(&d->worth, r->rows, r->busy_ns);
 }
 
 /* ---- the chain ---- */
@@ -225,11 +232,23 @@ static void send_prefill(struct drafter *d, struct effects *out)
     }
 }
 
+static bool drafting(const struct drafter *d)
+{
+    return d->o.have_draft && d->policy.o.mode != MODE_PP && d->worth.on;
+}
+
 static int rows_to_submit(struct drafter *d)
 {
     struct policy_cost cost = {.rows_ns = d->o.cost_ns, .n = d->o.cost_ns ? d->o.cost_n : 0};
     int max = PD_MIN(BATCH_ROWS, d->o.live_rows_max - d->tree.submitted);
-    cost.step_ns = cost.n ? cost.rows_ns[0] : 0;
+    if (!drafting(d)) { /* as pp */
+        d->picked[0] = d->tree.root;
+        return !(d->tree.nodes[d->tree.root].flags & TREE_SUBMITTED);
+    }
+    if (!cost.n) {
+        cost.rows_ns = d->rows_ns;
+        cost.n = worth_cost(&d->worth, d->rows_ns);
+    }
     return policy_submit(&d->policy, &d->tree, &cost, max, d->picked);
 }
 
@@ -330,7 +349,7 @@ static bool behind_has_ids(const struct drafter *d)
 static void draft_next(struct drafter *d, int64_t now, struct effects *out)
 {
     d->hold_draft_ns = 0;
-    if (d->phase != PHASE_RUN || d->draft_busy || !d->o.have_draft || d->policy.o.mode == MODE_PP)
+    if (d->phase != PHASE_RUN || d->draft_busy || !drafting(d))
         return;
     int32_t lag = d->root_pos - d->draft_pos;
     d->draft_prefill = lag > CATCH_UP_ROWS || !behind_has_ids(d);
@@ -423,6 +442,7 @@ static void draft_done(struct drafter *d, const struct event *in)
     for (int i = 0; i < d->n_draft; i++)
         draft_row_done(d, i, in->draft);
     d->draft_ns = running_mean(d->draft_ns, (double)(in->now_ns - d->draft_begin_ns), 0.2);
+    worth_drafted(&d->worth);
     d->stats.draft_passes++;
     d->stats.draft_rows += d->n_draft - d->n_behind;
     policy_drafted(&d->policy);
@@ -471,6 +491,7 @@ static void begin(struct drafter *d, const struct event *in, struct effects *out
     d->path_ids[d->root_pos] = d->tree.nodes[root].id;
     mark_leaf(d, root);
     policy_root(&d->policy);
+    worth_begin(&d->worth);
     d->stats = (struct stats){.begin_ns = in->now_ns, .prompt_tokens = r->n_tokens, .kept_tokens = r->keep};
     effect_new(out, EFF_KEEP)->keep = d->draft_pos;
     struct msg_begin *b = &send(d, out, MSG_BEGIN)->begin;
@@ -517,6 +538,7 @@ static void count(struct drafter *d, enum tree_verdict v, const struct tree_node
     if (!s->tokens++)
         s->first_token_ns = now;
     s->last_token_ns = now;
+    worth_token(&d->worth, now);
     s->hits += v == TREE_HIT;
     s->late_hits += v == TREE_LATE;
     s->misses += v == TREE_MISS;

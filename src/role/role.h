@@ -315,6 +315,7 @@ struct drafter_options {
     const double
         *cost_ns; /* [cost_n] time of a step with i + 1 rows, from a profile; NULL: measured; borrowed */
     int cost_n;
+    bool doubtful; /* without cost_ns: devices share cores, so speculation starts at rest until it is seen to pay */
 };
 struct drafter;
 struct drafter *drafter_new(const struct drafter_options *o);

@@ -1,0 +1,110 @@
+#include "role/worth.h"
+
+enum {
+    SPELL_TOKENS = 32,   /* a verdict is made anew after so many */
+    BASELINE_TOKENS = 3, /* rest for so many to know the time without */
+    REST_TOKENS = 256,   /* the first rest after a lost trial */
+    REST_TOKENS_MAX = 8192,
+    TRIAL_SPANS = 4 /* a trial may be lost after so many token times without speculation */
+};
+
+void worth_init(struct worth *w, bool active, bool doubtful)
+{
+    *w = (struct worth){.active = active, .on = !(active && doubtful), .rest_tokens = REST_TOKENS};
+}
+
+static void spell(struct worth *w, bool on, int64_t since_ns)
+{
+    w->on = on;
+    w->tokens = 0;
+    w->since_ns = since_ns;
+}
+
+void worth_begin(struct worth *w)
+{
+    w->since_ns = 0;
+    w->tokens = w->on ? 0 : w->tokens; /* a rest goes on across requests */
+}
+
+void worth_drafted(struct worth *w)
+{
+    if (w->on && !w->since_ns)
+        w->since_ns = -1; /* from the next token on */
+}
+
+static void judge(struct worth *w, int64_t now_ns)
+{
+    w->on_ns = (double)(now_ns - w->since_ns) / w->tokens;
+    if (w->off_ns <= 0) {
+        w->rest_tokens = BASELINE_TOKENS;
+        spell(w, false, now_ns);
+    } else if (w->on_ns > 0.97 * w->off_ns) {
+        w->rest_tokens =
+            w->rest_tokens <= BASELINE_TOKENS ? REST_TOKENS : PD_MIN(2 * w->rest_tokens, REST_TOKENS_MAX);
+        spell(w, false, now_ns);
+    } else {
+        spell(w, true, now_ns);
+    }
+}
+
+void worth_token(struct worth *w, int64_t now_ns)
+{
+    if (!w->active)
+        return;
+    if (w->since_ns <= 0) {
+        if (!w->on || w->since_ns < 0)
+            w->since_ns = now_ns;
+        w->tokens += !w->on;
+        return;
+    }
+    w->tokens++;
+    double spent = (double)(now_ns - w->since_ns);
+    if (w->on) {
+        bool slow = w->off_ns > 0 && spent > TRIAL_SPANS * w->off_ns && spent > 0.97 * w->tokens * w->off_ns;
+        if (w->tokens >= SPELL_TOKENS || slow)
+            judge(w, now_ns);
+        return;
+    }
+    w->off_ns = w->off_ns > 0 ? w->off_ns + 0.2 * (spent - w->off_ns) : spent;
+    w->since_ns = now_ns; /* at rest each token is a sample */
+    if (w->tokens < w->rest_tokens)
+        return;
+    bool pays = w->rest_tokens > BASELINE_TOKENS || w->on_ns <= 0.97 * w->off_ns;
+    if (pays) {
+        spell(w, true, 0);
+    } else {
+        w->rest_tokens = REST_TOKENS;
+        w->tokens = 0;
+    }
+}
+
+void worth_batch(struct worth *w, int rows, int64_t busy_ns)
+{
+    const double keep = 0.97;
+    double x = rows, y = (double)busy_ns;
+    if (!w->active)
+        return;
+    w->s0 = keep * w->s0 + 1;
+    w->s1 = keep * w->s1 + x;
+    w->s2 = keep * w->s2 + x * x;
+    w->sy = keep * w->sy + y;
+    w->sxy = keep * w->sxy + x * y;
+    w->rows_seen = PD_MAX(w->rows_seen, rows);
+}
+
+int worth_cost(const struct worth *w, double *rows_ns)
+{
+    if (!w->active)
+        return 0;
+    rows_ns[0] = 1;
+    if (w->s0 <= 0)
+        return 1; /* one row first */
+    double spread = w->s0 * w->s2 - w->s1 * w->s1, mean = w->sy / w->s0;
+    double slope = spread > 1e-6 ? (w->s0 * w->sxy - w->s1 * w->sy) / spread : 0;
+    slope = PD_MAX(slope, 0);
+    double base = PD_MAX(mean - slope * w->s1 / w->s0, mean * 0.05);
+    int n = PD_MIN(2 * w->rows_seen, BATCH_ROWS);
+    for (int i = 0; i < n; i++)
+        rows_ns[i] = base + slope * (i + 1);
+    return n;
+}

@@ -1,0 +1,35 @@
+/* worth: does speculation pay on this machine, and what does a row cost? Learned on the wall clock (internal to
+ * role). With a device profile the costs are known and none of this is used.
+ *
+ * A row's cost: times of the slowest stage's batches fitted as a + b x rows, with old ones forgotten. Widths are
+ * tried upwards, doubling, so that one dear batch does not stall the pipeline.
+ *
+ * Whether it pays: the time of a token with speculation is held against that without. Where it does not (all
+ * stages on the same few cores), speculation rests, and is tried again after ever longer spells, so that what the
+ * trials cost stays a small part.
+ */
+#ifndef PD_ROLE_WORTH_H
+#define PD_ROLE_WORTH_H
+
+#include "role/role.h"
+
+struct worth {
+    bool active; /* false: always on, no costs learned */
+    bool on;
+    int rest_tokens;            /* how long the next rest is */
+    int tokens;                 /* in this spell */
+    int64_t since_ns;           /* the spell's first token; 0: not yet */
+    double on_ns, off_ns;       /* time of a token; 0: not known */
+    double s0, s1, s2, sy, sxy; /* sums of the fit */
+    int rows_seen;
+};
+/* `doubtful`: the machines' cores are shared, so start at rest. */
+void worth_init(struct worth *w, bool active, bool doubtful);
+void worth_begin(struct worth *w);                 /* a request begins */
+void worth_drafted(struct worth *w);               /* a draft pass is over: the trial's clock may start */
+void worth_token(struct worth *w, int64_t now_ns); /* a token has come */
+void worth_batch(struct worth *w, int rows, int64_t busy_ns); /* of the slowest stage */
+/* Time of a step with i + 1 rows into rows_ns[BATCH_ROWS]; returns how many entries hold (0: nothing known). */
+int worth_cost(const struct worth *w, double *rows_ns);
+
+#endif
