@@ -43,6 +43,8 @@ enum mirror_answer mirror_add(struct mirror *m, const struct row *row)
 {
     if (m->over)
         return MIRROR_DEAD;
+    if (row->node.v <= row->parent.v) /* ids grow; so no row can be below itself, whatever a peer says */
+        return MIRROR_BAD;
     bool chosen = false;
     if (row->parent.v == m->tip.v) {
         if (m->pending && row->token != m->pending_token)

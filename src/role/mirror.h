@@ -9,7 +9,7 @@
 
 #include "role/role.h"
 
-enum mirror_answer { MIRROR_LIVE, MIRROR_DEAD, MIRROR_FULL };
+enum mirror_answer { MIRROR_LIVE, MIRROR_DEAD, MIRROR_FULL, MIRROR_BAD }; /* BAD: not after its parent */
 
 void mirror_init(struct mirror *m, int capacity);
 void mirror_deinit(struct mirror *m);

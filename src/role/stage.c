@@ -175,6 +175,10 @@ static void on_chunk(struct stage *s, const struct msg_rows *in)
 
 static void on_rows(struct stage *s, const struct msg_rows *in, struct effects *out)
 {
+    if (in->n < 1 || in->n > BATCH_ROWS) {
+        fault_set(&s->fault, "a message of %d rows", in->n);
+        return;
+    }
     s->waiting_msgs++;
     if (in->prefill)
         on_chunk(s, in);
@@ -185,6 +189,8 @@ static void on_rows(struct stage *s, const struct msg_rows *in, struct effects *
         release(s, in->rows[i].hidden);
         if (a == MIRROR_FULL)
             fault_set(&s->fault, "more than %d live rows", s->m.capacity);
+        if (a == MIRROR_BAD)
+            fault_set(&s->fault, "node %u does not come after its parent", in->rows[i].node.v);
     }
     report(s, out, 0, 0, 0);
 }

@@ -76,6 +76,10 @@ static void on_begin(struct verifier *v, const struct msg *msg)
 
 static void on_rows(struct verifier *v, const struct msg_rows *in)
 {
+    if (in->n < 1 || in->n > BATCH_ROWS) {
+        fault_set(&v->fault, "a message of %d rows", in->n);
+        return;
+    }
     for (int i = 0; i < in->n; i++) {
         const struct row *r = &in->rows[i];
         if (r->pos < 0 || r->pos >= v->begin.ctx) {
@@ -91,6 +95,8 @@ static void on_rows(struct verifier *v, const struct msg_rows *in)
             release(v, r->hidden);
         if (a == MIRROR_FULL)
             fault_set(&v->fault, "more than %d live rows", v->m.capacity);
+        if (a == MIRROR_BAD)
+            fault_set(&v->fault, "node %u does not come after its parent", r->node.v);
     }
 }
 
