@@ -1,0 +1,34 @@
+/* needs: wire base */
+/* Any bytes as a message: refused, or valid, and then encoded and decoded to the same. */
+#include "wire/wire.h"
+
+#include <stdlib.h>
+#include <string.h>
+
+enum { EMBD = 33 };
+
+int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size);
+int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size)
+{
+    static struct row rows[2][BATCH_ROWS];
+    static float hidden[2][BATCH_ROWS * EMBD];
+    static uint8_t bytes[1 << 17];
+    const struct wire_limits l = {.n_stages = 14, .n_embd = EMBD, .n_vocab = 1000, .ctx = 400};
+    struct wire_head head;
+    struct msg m, again;
+    struct pd_error err = {0};
+    if (wire_decode(&m, rows[0], hidden[0], data, size, &l, &err)) {
+        if (!err.text[0])
+            abort();
+        return 0;
+    }
+    PD_ASSERT(!wire_peek(&head, data, size, &l, &err));
+    size_t n = wire_encode(bytes, sizeof bytes, &head.envelope, &m, EMBD, WIRE_F32);
+    PD_ASSERT(!wire_decode(&again, rows[1], hidden[1], bytes, n, &l, &err));
+    PD_ASSERT(m.type == again.type && m.request == again.request);
+    if (m.type == MSG_ROWS)
+        PD_ASSERT(!memcmp(rows[0], rows[1], (size_t)m.rows.n * sizeof rows[0][0]));
+    else
+        PD_ASSERT(!memcmp(&m, &again, sizeof m));
+    return 0;
+}

@@ -1,0 +1,313 @@
+/* Wire: what is encoded is decoded to the same; what is damaged is refused by the field's name or is another valid
+ * message, and never read out of bounds (run under AddressSanitizer). */
+#include "wire/wire.h"
+
+#include <math.h>
+#include <setjmp.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+
+#include <cmocka.h>
+
+enum { EMBD = 70 }; /* no multiple of a q8 block */
+static const struct wire_limits limits = {.n_stages = 14, .n_embd = EMBD, .n_vocab = 1000, .ctx = 400};
+static struct row rows_in[BATCH_ROWS], rows_out[BATCH_ROWS];
+static float hidden_in[BATCH_ROWS * EMBD], hidden_out[BATCH_ROWS * EMBD];
+
+static unsigned pick(uint64_t seed, unsigned what, unsigned n)
+{
+    return (unsigned)(rng_u64(seed, what, 0, 7) % n);
+}
+
+static void random_rows(struct msg *m, uint64_t seed)
+{
+    m->rows = (struct msg_rows){.prefill = pick(seed, 1, 2), .n = 1 + (int)pick(seed, 2, BATCH_ROWS)};
+    m->rows.rows = rows_in;
+    m->rows.hidden = pick(seed, 3, 4) ? hidden_in : NULL;
+    for (int i = 0; i < m->rows.n; i++) {
+        unsigned at = 100 + 4 * (unsigned)i;
+        rows_in[i] =
+            (struct row){.token = (int32_t)pick(seed, at, 1000), .pos = (int32_t)pick(seed, at + 1, 400)};
+        if (!m->rows.prefill) {
+            rows_in[i].node.v = 1 + pick(seed, at + 2, 1u << 30);
+            rows_in[i].parent.v = pick(seed, at + 3, rows_in[i].node.v);
+        }
+    }
+    for (int i = 0; i < m->rows.n * EMBD; i++)
+        hidden_in[i] = (float)((rng_uniform(seed, 5, (uint64_t)i, 0) - 0.5) * 20);
+}
+
+static void random_begin(struct msg_begin *b, uint64_t seed)
+{
+    *b = (struct msg_begin){.root_pos = (int)pick(seed, 1, 400),
+                            .root_token = (int)pick(seed, 2, 1000),
+                            .max_tokens = 1 + (int)pick(seed, 3, 100000),
+                            .ctx = 400,
+                            .n_end_tokens = (int)pick(seed, 4, END_TOKENS_MAX + 1)};
+    b->keep = (int)pick(seed, 5, (unsigned)b->root_pos + 1);
+    b->sample.temperature = (float)pick(seed, 6, 200) / 100;
+    b->sample.top_k = (int)pick(seed, 7, 50);
+    b->sample.top_p = (float)(1 + pick(seed, 8, 100)) / 100;
+    b->sample.min_p = (float)pick(seed, 9, 100) / 100;
+    b->sample.repeat_penalty = (float)(1 + pick(seed, 10, 200)) / 100;
+    b->sample.repeat_last_n = (int)pick(seed, 11, 128);
+    b->sample.seed = rng_u64(seed, 12, 0, 0);
+    for (int i = 0; i < b->n_end_tokens; i++)
+        b->end_tokens[i] = (int)pick(seed, 20 + (unsigned)i, 1000);
+}
+
+static struct msg random_msg(uint64_t seed)
+{
+    struct msg m;
+    memset(&m, 0, sizeof m);
+    m.type = (uint8_t)(1 + pick(seed, 0, MSG_TYPE_COUNT - 1));
+    m.request = (uint32_t)rng_u64(seed, 50, 0, 0);
+    if (m.type == MSG_BEGIN)
+        random_begin(&m.begin, seed);
+    if (m.type == MSG_ROWS)
+        random_rows(&m, seed);
+    if (m.type == MSG_END)
+        m.end.advances = pick(seed, 1, 1u << 31);
+    if (m.type == MSG_ADVANCE)
+        m.advance =
+            (struct msg_advance){1 + pick(seed, 1, 1u << 30), (int)pick(seed, 2, 1000),
+                                 1 + (int)pick(seed, 3, 400), (uint8_t)pick(seed, 4, FINISH_FAULT + 1)};
+    if (m.type == MSG_REPORT) {
+        m.report =
+            (struct msg_report){.stage = (int)pick(seed, 1, 14), .rows = (int)pick(seed, 2, BATCH_ROWS + 1)};
+        m.report.rows_live = (int)pick(seed, 3, (unsigned)m.report.rows + 1);
+        m.report.prefill = pick(seed, 4, 2);
+        m.report.idle = pick(seed, 5, 2);
+        m.report.taken = pick(seed, 6, 1u << 31);
+        m.report.busy_ns = (int64_t)(rng_u64(seed, 7, 0, 0) >> 1);
+    }
+    if (m.type == MSG_ENDED) {
+        m.ended.heads = pick(seed, 1, 1u << 31);
+        m.ended.head_ns = (int64_t)(rng_u64(seed, 7, 0, 0) >> 1);
+    }
+    if (m.type == MSG_HELLO) {
+        m.hello.digest = rng_u64(seed, 1, 0, 0);
+        m.hello.protocol = pick(seed, 2, 100);
+        m.hello.stage = (int)pick(seed, 3, 14);
+        m.hello.n_stages = 14;
+        snprintf(m.hello.host, sizeof m.hello.host, "host%u", pick(seed, 4, 100));
+        snprintf(m.hello.text, sizeof m.hello.text, "version %u", pick(seed, 5, 100));
+    }
+    if (m.type == MSG_FAULT) {
+        m.fault.role = (int)pick(seed, 1, 16);
+        m.fault.status = (int)pick(seed, 2, 16);
+        snprintf(m.fault.text, sizeof m.fault.text, "what happened: %u", pick(seed, 3, 1000));
+    }
+    return m;
+}
+
+/* Encode into a buffer of just that size, so that a sanitizer sees any byte too many. */
+static uint8_t *encode(const struct msg *m, enum wire_hidden h, size_t *size)
+{
+    *size = wire_size(m, EMBD, h);
+    assert_true(*size <= wire_size_max(EMBD));
+    uint8_t *data = malloc(*size);
+    struct wire_envelope e = {.from = 3, .to = 4, .due_ns = 123456789012345};
+    assert_int_equal(wire_encode(data, *size, &e, m, EMBD, h), *size);
+    return data;
+}
+
+static void check_same(const struct msg *a, const struct msg *b)
+{
+    assert_int_equal(a->type, b->type);
+    assert_int_equal(a->request, b->request);
+    if (a->type != MSG_ROWS) {
+        assert_memory_equal(a, b, sizeof *a);
+        return;
+    }
+    assert_int_equal(a->rows.n, b->rows.n);
+    assert_int_equal(a->rows.prefill, b->rows.prefill);
+    assert_memory_equal(a->rows.rows, b->rows.rows, (size_t)a->rows.n * sizeof(struct row));
+    assert_true(!a->rows.hidden == !b->rows.hidden);
+    if (a->rows.hidden)
+        assert_memory_equal(a->rows.hidden, b->rows.hidden, (size_t)a->rows.n * EMBD * sizeof(float));
+}
+
+static void round_trip(void **state)
+{
+    (void)state;
+    for (uint64_t seed = 0; seed < 3000; seed++) {
+        struct msg in = random_msg(seed), out;
+        struct wire_head head;
+        struct pd_error err = {0};
+        size_t size;
+        uint8_t *data = encode(&in, WIRE_F32, &size);
+        if (wire_peek(&head, data, size, &limits, &err) ||
+            wire_decode(&out, rows_out, hidden_out, data, size, &limits, &err))
+            fail_msg("seed %llu: %s", (unsigned long long)seed, err.text);
+        assert_int_equal(head.envelope.from, 3);
+        assert_int_equal(head.envelope.to, 4);
+        assert_int_equal(head.envelope.due_ns, 123456789012345);
+        assert_int_equal(head.n_rows, in.type == MSG_ROWS ? in.rows.n : 0);
+        check_same(&in, &out);
+        free(data);
+    }
+}
+
+/* Every length but the right one is refused. */
+static void wrong_lengths(void **state)
+{
+    (void)state;
+    for (uint64_t seed = 0; seed < 60; seed++) {
+        struct msg in = random_msg(seed), out;
+        size_t size;
+        uint8_t *data = encode(&in, WIRE_F32, &size);
+        for (size_t cut = 0; cut < size; cut += 1 + cut / 50) {
+            uint8_t *part = malloc(cut ? cut : 1);
+            memcpy(part, data, cut);
+            assert_int_equal(wire_decode(&out, rows_out, hidden_out, part, cut, &limits, NULL), PD_ERR_PEER);
+            free(part);
+        }
+        uint8_t *more = calloc(size + 1, 1);
+        memcpy(more, data, size);
+        assert_int_equal(wire_decode(&out, rows_out, hidden_out, more, size + 1, &limits, NULL), PD_ERR_PEER);
+        free(more);
+        free(data);
+    }
+}
+
+/* Any damaged byte gives a refusal or a message that is valid in itself: it encodes and decodes again. */
+static void damaged_bytes(void **state)
+{
+    (void)state;
+    for (uint64_t seed = 0; seed < 20000; seed++) {
+        struct msg in = random_msg(seed % 200), out, again;
+        struct pd_error err = {0};
+        size_t size;
+        uint8_t *data = encode(&in, (enum wire_hidden)(seed % 3), &size);
+        size_t at = (size_t)(rng_u64(seed, 60, 0, 0) % PD_MIN(size, (size_t)(seed & 1 ? 80 : 1 << 20)));
+        data[at] = (uint8_t)rng_u64(seed, 61, 0, 0);
+        if (wire_decode(&out, rows_out, hidden_out, data, size, &limits, &err)) {
+            assert_true(strlen(err.text) > 20);
+        } else {
+            size_t size2;
+            uint8_t *data2 = encode(&out, WIRE_F32, &size2);
+            assert_int_equal(wire_decode(&again, rows_out, hidden_out, data2, size2, &limits, &err), PD_OK);
+            free(data2);
+        }
+        free(data);
+    }
+}
+
+static void refuse(struct msg *m, const char *field)
+{
+    struct msg out;
+    struct pd_error err = {0};
+    size_t size;
+    uint8_t *data = encode(m, WIRE_F32, &size);
+    assert_int_equal(wire_decode(&out, rows_out, hidden_out, data, size, &limits, &err), PD_ERR_PEER);
+    if (!strstr(err.text, field))
+        fail_msg("'%s' does not name %s", err.text, field);
+    free(data);
+}
+
+static void fields_are_named(void **state)
+{
+    (void)state;
+    struct msg m = {.type = MSG_BEGIN};
+#define BEGIN(field, value, name)                                                                            \
+    random_begin(&m.begin, 1);                                                                               \
+    m.begin.field = value;                                                                                   \
+    refuse(&m, name)
+    BEGIN(root_token, 1000, "begin.root_token");
+    BEGIN(root_pos, 400, "begin.root_pos");
+    BEGIN(keep, -1, "begin.keep");
+    BEGIN(max_tokens, 0, "begin.max_tokens");
+    BEGIN(ctx, 401, "begin.ctx");
+    BEGIN(sample.temperature, NAN, "begin.temperature");
+    BEGIN(sample.top_p, INFINITY, "begin.top_p");
+    BEGIN(sample.repeat_penalty, 0, "begin.repeat_penalty");
+#undef BEGIN
+    m = (struct msg){.type = MSG_REPORT};
+    m.report.stage = 14;
+    refuse(&m, "report.stage");
+    m.report = (struct msg_report){.rows = 2, .rows_live = 3};
+    refuse(&m, "report.rows_live");
+    m.report = (struct msg_report){.busy_ns = -1};
+    refuse(&m, "report.busy_ns");
+    m = (struct msg){.type = MSG_ADVANCE};
+    m.advance = (struct msg_advance){1, 5, 7, FINISH_FAULT + 1};
+    refuse(&m, "advance.finish");
+    m.advance = (struct msg_advance){1, -5, 7, 0};
+    refuse(&m, "advance.token");
+    struct row loop = {.node = {7}, .parent = {7}, .token = 1, .pos = 1};
+    m = (struct msg){.type = MSG_ROWS};
+    m.rows = (struct msg_rows){.n = 1, .rows = &loop};
+    refuse(&m, "row.parent");
+    loop = (struct row){.node = {7}, .parent = {6}, .token = 1000, .pos = 1};
+    refuse(&m, "row.token");
+    loop = (struct row){.node = {7}, .parent = {6}, .token = 1, .pos = 400};
+    refuse(&m, "row.pos");
+}
+
+static void other_versions(void **state)
+{
+    (void)state;
+    struct msg m = {.type = MSG_QUIT}, out;
+    struct pd_error err = {0};
+    size_t size;
+    uint8_t *data = encode(&m, WIRE_F32, &size);
+    data[4]++;
+    assert_int_equal(wire_decode(&out, NULL, NULL, data, size, &limits, &err), PD_ERR_PEER);
+    assert_non_null(strstr(err.text, "version 2, ours is 1"));
+    data[0]++;
+    assert_int_equal(wire_decode(&out, NULL, NULL, data, size, &limits, &err), PD_ERR_PEER);
+    free(data);
+}
+
+static void halves(void **state)
+{
+    (void)state;
+    for (uint32_t h = 0; h < 0x10000; h++) { /* each one's own value comes back */
+        float x = wire_unhalf((uint16_t)h);
+        if (isnan(x))
+            assert_true(isnan(wire_unhalf(wire_half(x))));
+        else
+            assert_int_equal(wire_half(x), h);
+    }
+    for (uint64_t i = 0; i < 100000; i++) { /* and between two, the nearer */
+        float x = (float)ldexp(rng_uniform(3, i, 0, 0), (int)(rng_u64(3, i, 1, 0) % 40) - 25);
+        float y = wire_unhalf(wire_half(x));
+        float up = wire_unhalf((uint16_t)(wire_half(x) + 1)),
+              down = wire_unhalf((uint16_t)(wire_half(x) - 1));
+        assert_true(fabsf(x - y) <= fabsf(up - x));
+        assert_true(wire_half(x) == 0 || fabsf(x - y) <= fabsf(x - down));
+    }
+    assert_int_equal(wire_half(65519.0f), 0x7bff);
+    assert_int_equal(wire_half(65520.0f), 0x7c00);
+    assert_int_equal(wire_half(-1e30f), 0xfc00);
+}
+
+static void inexact_formats(void **state)
+{
+    (void)state;
+    for (uint64_t seed = 0; seed < 300; seed++) {
+        struct msg in = {.type = MSG_ROWS}, out;
+        random_rows(&in, seed);
+        in.rows.hidden = hidden_in;
+        for (int h = WIRE_F16; h <= WIRE_Q8; h++) {
+            size_t size;
+            uint8_t *data = encode(&in, (enum wire_hidden)h, &size);
+            assert_int_equal(wire_decode(&out, rows_out, hidden_out, data, size, &limits, NULL), PD_OK);
+            float bound = h == WIRE_F16 ? 10.0f / 2048 : 10.0f / 127 / 2 * 1.001f;
+            for (int i = 0; i < in.rows.n * EMBD; i++)
+                assert_true(fabsf(hidden_in[i] - hidden_out[i]) <= bound);
+            free(data);
+        }
+    }
+}
+
+int main(void)
+{
+    const struct CMUnitTest tests[] = {cmocka_unit_test(round_trip),     cmocka_unit_test(wrong_lengths),
+                                       cmocka_unit_test(damaged_bytes),  cmocka_unit_test(fields_are_named),
+                                       cmocka_unit_test(other_versions), cmocka_unit_test(halves),
+                                       cmocka_unit_test(inexact_formats)};
+    return cmocka_run_group_tests(tests, NULL, NULL);
+}
