@@ -38,6 +38,7 @@ struct bench_point {
 
 /* Numbers of a run: X(field, type). All sums are over the whole request but for the prompt's batches. */
 #define BENCH_RUN_FIELDS(X)                                                                                  \
+    X(max_tokens, int64_t) /* asked for */                                                                   \
     X(prompt_tokens, int64_t)                                                                                \
     X(tokens, int64_t)                                                                                       \
     X(first_ns, int64_t)  /* from the request to the first token */                                          \

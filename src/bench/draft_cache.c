@@ -221,6 +221,7 @@ static enum pd_status run_batch(struct draft_cache *c, int at, int n, const stru
     int32_t count[BATCH_ROWS], tokens[BATCH_ROWS * DRAFT_TOP];
     float logp[BATCH_ROWS * DRAFT_TOP];
     int behind = 0;
+    PD_ASSERT(n > 0 && n <= BATCH_ROWS);
     for (int i = 0; i < n; i++) {
         struct cached_node *x = &c->nodes[c->plan[at + i]];
         rows[i] = (struct row){.node = x->id, .parent = x->parent, .token = x->token, .pos = x->pos};

@@ -100,7 +100,7 @@ enum pd_status bench_measure(const struct bench_setup *setup, const struct bench
                              const struct compute *compute, const struct bench_ask *ask,
                              struct bench_run *out, struct pd_error *err)
 {
-    *out = (struct bench_run){.point = *point};
+    *out = (struct bench_run){.point = *point, .max_tokens = ask->max_tokens};
     struct profile profile;
     double cost_ns[BATCH_ROWS];
     struct driver_options o = {.drafter = setup->drafter,
@@ -178,27 +178,16 @@ void bench_config(char out[20], const struct bench_setup *setup, const struct be
                   const struct sample_params *sample, int max_tokens, uint64_t models, bool full)
 {
     const struct drafter_options *d = &setup->drafter;
-    const double numbers[] = {setup->clock,
-                              point->mode,
-                              point->stages,
-                              point->width,
-                              max_tokens,
-                              full,
-                              d->policy.width_max,
-                              d->policy.children,
-                              d->policy.depth,
-                              d->policy.expand,
-                              d->tree_nodes,
-                              d->live_rows_max,
-                              d->ctx,
-                              d->draft_rows,
-                              d->grace,
-                              setup->n_embd,
-                              sample->temperature,
-                              sample->top_k,
-                              sample->top_p,
-                              sample->min_p,
-                              sample->repeat_penalty,
+    const double numbers[] = {setup->clock,         point->mode,
+                              point->stages,        point->width,
+                              max_tokens,           full,
+                              d->policy.width_max,  d->policy.children,
+                              d->policy.depth,      d->policy.expand,
+                              d->tree_nodes,        d->live_rows_max,
+                              d->draft_rows,        d->grace,
+                              setup->n_embd,        sample->temperature,
+                              sample->top_k,        sample->top_p,
+                              sample->min_p,        sample->repeat_penalty,
                               sample->repeat_last_n};
     uint64_t h = mixed(models, numbers, sizeof numbers);
     h = mixed(h, d->policy.shape, sizeof d->policy.shape);

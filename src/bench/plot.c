@@ -202,8 +202,9 @@ static void print_gaps(const struct report *r, FILE *dat, enum policy_mode mode)
         size_t at = 0;
         for (int i = 0; i < r->set->n; i++) {
             const struct bench_run *run = r->set->runs[i];
-            if (!run->used || run->full != r->full || run->point.mode != mode ||
-                run->point.stages != r->main.stages || run->point.width != r->main.width)
+            if (!run->used || run->full != r->full || run->max_tokens != r->header->max_tokens ||
+                run->point.mode != mode || run->point.stages != r->main.stages ||
+                run->point.width != r->main.width)
                 continue;
             for (int64_t g = 0; g + 1 < run->tokens; g++, at++)
                 if (pass)

@@ -33,7 +33,7 @@ static bool same_point(const struct bench_point *a, const struct bench_point *b)
 
 static bool counts(const struct report *r, const struct bench_run *run)
 {
-    return run->used && run->full == r->full;
+    return run->used && run->full == r->full && run->max_tokens == r->header->max_tokens;
 }
 
 /* ---- one cell from its runs ---- */
@@ -87,19 +87,31 @@ static const struct bench_run *rival(const struct report *r, const struct bench_
 }
 
 struct sums {
-    double decode, whole, steps, lag, busy, draft_busy, machine;
+    double decode, whole, tree, steps, lag, busy, draft_busy, machine;
     int64_t gaps, verdicts, hits, late, misses, rows, submissions, passes, draft_rows, machine_steps, tokens;
-    double rival[4], own[4], rival_whole, own_whole; /* decode times of questions that both have */
+    double rival[4], own[4], rival_whole, own_whole, rival_gen,
+        own_gen; /* decode times of questions that both have */
     double stage[STAGES_MAX];
 };
 
 static const enum policy_mode rivals[4] = {MODE_PP, MODE_STPP, MODE_ROUNDS, MODE_LAYER};
+
+/* When the prompt was computed: pp's first token less one trip, which is pp's gap. Without pp: by the steps. */
+static double prompt_end(const struct bench_run *run, const struct bench_run *pp)
+{
+    if (pp && pp->tokens > 1)
+        return (double)pp->first_ns - (double)pp->decode_ns / (double)(pp->tokens - 1);
+    return (double)(run->first_ns - run->point.stages * run->step_ns);
+}
 
 static void add_run(const struct report *r, struct sums *s, const struct bench_run *run)
 {
     s->decode += (double)run->decode_ns;
     s->whole += (double)(run->first_ns + run->decode_ns);
     s->steps += run->step_ns > 0 ? (double)run->decode_ns / (double)run->step_ns : 0;
+    const struct bench_run *pp = rival(r, run, MODE_PP);
+    double end = prompt_end(run, pp);
+    s->tree += (double)(run->first_ns + run->decode_ns) - end;
     s->gaps += PD_MAX(run->tokens - 1, 0);
     s->tokens += run->tokens;
     s->hits += run->hits;
@@ -122,6 +134,8 @@ static void add_run(const struct report *r, struct sums *s, const struct bench_r
         s->rival[m] += (double)o->decode_ns;
         s->own[m] += (double)run->decode_ns;
         if (m == 0) {
+            s->rival_gen += (double)(o->first_ns + o->decode_ns) - end;
+            s->own_gen += (double)(run->first_ns + run->decode_ns) - end;
             s->rival_whole += (double)(o->first_ns + o->decode_ns);
             s->own_whole += (double)(run->first_ns + run->decode_ns);
         }
@@ -144,6 +158,7 @@ static void fill_cell(struct report_cell *c, const struct sums *s)
     c->over_stpp = ratio(s->rival[1], s->own[1]);
     c->over_rounds = ratio(s->rival[2], s->own[2]);
     c->over_layer = ratio(s->rival[3], s->own[3]);
+    c->generation = ratio(s->rival_gen, s->own_gen);
     c->end_to_end = ratio(s->rival_whole, s->own_whole);
     c->hit_rate = ratio((double)s->hits, verdicts);
     c->late_rate = ratio((double)s->late, verdicts);
@@ -156,7 +171,7 @@ static void fill_cell(struct report_cell *c, const struct sums *s)
     c->draft_busy = ratio(s->draft_busy, s->whole);
     c->machine_us = ratio(s->machine / 1e3, (double)s->machine_steps);
     for (int i = 0; i < c->point.stages; i++) {
-        c->busy[i] = ratio(s->stage[i], s->decode);
+        c->busy[i] = ratio(s->stage[i], s->tree);
         c->stage_busy += c->busy[i] / c->point.stages;
     }
 }

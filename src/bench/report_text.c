@@ -36,17 +36,22 @@ static void print_row(const struct report_cell *c, const char *first, FILE *f)
     speedup(f, c->over_pp);
     speedup(f, c->over_stpp);
     speedup(f, c->over_rounds);
+    speedup(f, c->generation);
     speedup(f, c->end_to_end);
-    fprintf(f, " %5.1f %5.1f %5.1f %5.2f %6.1f %5.1f %5.1f %6.1f\n", 100 * c->hit_rate, 100 * c->late_rate,
-            100 * c->miss_rate, c->lag, c->rows_per_token, 100 * c->stage_busy, 100 * c->draft_busy,
+    if (c->point.mode == MODE_PP) /* no tree: nothing to hit */
+        fprintf(f, " %5s %5s %5s %5s", "-", "-", "-", "-");
+    else
+        fprintf(f, " %5.1f %5.1f %5.1f %5.2f", 100 * c->hit_rate, 100 * c->late_rate, 100 * c->miss_rate,
+                c->lag);
+    fprintf(f, " %6.1f %5.1f %5.1f %6.1f\n", c->rows_per_token, 100 * c->stage_busy, 100 * c->draft_busy,
             c->machine_us);
 }
 
 static void print_titles(const char *first, FILE *f)
 {
-    fprintf(f, "%-16s %-7s %3s %6s %8s %6s %7s %7s %7s %6s %6s %6s %6s %5s %5s %5s %5s %6s %5s %5s %6s\n",
+    fprintf(f, "%-16s %-7s %3s %6s %8s %6s %7s %7s %7s %6s %6s %6s %6s %6s %5s %5s %5s %5s %6s %5s %5s %6s\n",
             first, "mode", "n", "tokens", "steps", "tok/st", "p50 ms", "p99 ms", "tok/s", "x pp", "x stpp",
-            "x rnds", "x e2e", "hit%", "late%", "miss%", "lag", "rows/t", "busy%", "drft%", "us/st");
+            "x rnds", "x gen", "x e2e", "hit%", "late%", "miss%", "lag", "rows/t", "busy%", "drft%", "us/st");
 }
 
 static bool is_main(const struct report *r, const struct bench_point *p)
@@ -102,8 +107,9 @@ void report_print(const struct report *r, FILE *f)
             if (!strcmp(r->cells[k].kind, kind) && is_main(r, &r->cells[k].point))
                 print_row(&r->cells[k], kind, f);
     }
-    fprintf(f, "(x: speed-up in decode time over that mode; x e2e: over pp, prompt included; us/st: own code "
-               "a batch)\n");
+    fprintf(f, "(x: speed-up in decode time, first token to last, over that mode; x gen: over pp from the "
+               "prompt's end on; x e2e: over pp from "
+               "the request on; us/st: own code a batch)\n");
     print_sweeps(r, f);
     print_busy(r, f);
 }

@@ -182,7 +182,7 @@ static enum pd_status agree(const struct run_set *s, const struct bench_run *r, 
         const struct bench_run *o = s->runs[i];
         if (o == r || !o->used || strcmp(o->question, r->question) != 0)
             continue;
-        if (o->tokens != r->tokens && o->full == r->full) {
+        if (o->tokens != r->tokens && o->max_tokens == r->max_tokens) {
             char first[96];
             snprintf(first, sizeof first, "%s", bench_point_name(&o->point));
             return error_set(err, PD_ERR_MISMATCH, "question %s: %d tokens at (%s), but %d at (%s)",

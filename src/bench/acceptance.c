@@ -1,0 +1,364 @@
+/* Recorded acceptance: asking a draft, the file, and playing it back. */
+#include "bench/acceptance.h"
+
+#include <errno.h>
+#include <math.h>
+#include <stdlib.h>
+#include <string.h>
+#include <yyjson.h>
+
+enum {
+    FILE_MAX = 1 << 28,
+    TEXT_MAX = 1 << 20,  /* tokens of a trace */
+    TRUE_BASE = 1 << 20, /* the true token at position p is TRUE_BASE + p */
+    WRONG_BASE = 1 << 26
+};
+
+void acceptance_clear(struct acceptance *a)
+{
+    free(a->ranks);
+    free(a->count);
+    free(a->logp);
+    a->ranks = a->count = NULL;
+    a->logp = NULL;
+}
+
+void acceptance_free(struct acceptance_set *set)
+{
+    for (int i = 0; i < set->n; i++)
+        acceptance_clear(&set->traces[i]);
+    free(set->traces);
+    *set = (struct acceptance_set){0};
+}
+
+static void make_room(struct acceptance *a, int n)
+{
+    a->n = n;
+    a->ranks = mem_new((size_t)n, sizeof *a->ranks);
+    a->count = mem_new((size_t)n, sizeof *a->count);
+    a->logp = mem_new((size_t)n * DRAFT_TOP, sizeof *a->logp);
+}
+
+/* ---- recording ---- */
+
+struct recording {
+    const int32_t *prompt, *reply;
+    int n_prompt, at; /* position of the batch's first row */
+};
+
+static int recording_history(void *user, int row, int32_t *out, int max)
+{
+    const struct recording *r = user;
+    int end = r->at + row + 1, n = PD_MIN(end, max);
+    for (int i = 0; i < n; i++) {
+        int pos = end - n + i;
+        out[i] = pos < r->n_prompt ? r->prompt[pos] : r->reply[pos - r->n_prompt];
+    }
+    return n;
+}
+
+static int rank_of(int32_t token, const int32_t *tokens, int n)
+{
+    for (int i = 0; i < n; i++)
+        if (tokens[i] == token)
+            return i;
+    return -1;
+}
+
+/* Rows at positions [at, at + n), as a chain below the committed tokens, committed when it is done. */
+static enum pd_status record_batch(struct acceptance *a, const struct draft_ops *d, const struct recording *r,
+                                   int n, const struct sample_params *sample, struct pd_error *err)
+{
+    struct row rows[CHUNK_ROWS];
+    node_id ids[CHUNK_ROWS];
+    int32_t tokens[CHUNK_ROWS * DRAFT_TOP];
+    int first = r->at - (r->n_prompt - 1); /* the reply token that the first row predicts */
+    for (int i = 0; i < n; i++) {
+        int pos = r->at + i;
+        ids[i] = (node_id){(uint32_t)pos + 1};
+        rows[i] = (struct row){.node = ids[i],
+                               .parent = (node_id){(uint32_t)pos},
+                               .token = pos < r->n_prompt ? r->prompt[pos] : r->reply[pos - r->n_prompt],
+                               .pos = pos};
+    }
+    enum pd_status s = d->run(d->self, rows, n, 0, false, DRAFT_TOP, sample, recording_history, (void *)r,
+                              a->count + first, tokens, a->logp + (size_t)first * DRAFT_TOP, NULL, NULL, err);
+    if (s)
+        return s;
+    for (int i = 0; i < n; i++)
+        a->ranks[first + i] = rank_of(r->reply[first + i], tokens + i * DRAFT_TOP, a->count[first + i]);
+    d->kv(d->self, ids, n, NULL, 0);
+    return PD_OK;
+}
+
+enum pd_status acceptance_record(struct acceptance *out, const struct draft_ops *draft,
+                                 const struct sample_params *sample, const int32_t *prompt, int n_prompt,
+                                 const int32_t *reply, int n_reply, struct pd_error *err)
+{
+    struct recording r = {prompt, reply, n_prompt, 0};
+    enum pd_status s = PD_OK;
+    draft->keep(draft->self, 0);
+    out->prompt_tokens = n_prompt;
+    make_room(out, n_reply);
+    int chunk = PD_MIN(PD_MAX(draft->prefill_rows, 1), CHUNK_ROWS);
+    for (int at = 0; at < n_prompt - 1 && !s; at += chunk) {
+        struct row rows[CHUNK_ROWS];
+        int n = PD_MIN(chunk, n_prompt - 1 - at);
+        for (int i = 0; i < n; i++)
+            rows[i] = (struct row){.token = prompt[at + i], .pos = at + i};
+        s = draft->run(draft->self, rows, n, n, true, 0, sample, NULL, NULL, NULL, NULL, NULL, NULL, NULL,
+                       err);
+    }
+    for (r.at = n_prompt - 1; r.at < n_prompt - 1 + n_reply && !s;) {
+        int n = PD_MIN(chunk, n_prompt - 1 + n_reply - r.at);
+        s = record_batch(out, draft, &r, n, sample, err);
+        r.at += n;
+    }
+    if (s)
+        acceptance_clear(out);
+    return s;
+}
+
+static void write_name(FILE *f, const char *key, const char *text)
+{
+    fprintf(f, "\"%s\":\"", key);
+    for (; *text; text++)
+        if (*text == '"' || *text == '\\' || (unsigned char)*text < 32)
+            fprintf(f, "\\u%04x", (unsigned char)*text);
+        else
+            fputc(*text, f);
+    fputs("\",", f);
+}
+
+bool acceptance_write(const struct acceptance *a, FILE *f)
+{
+    fputc('{', f);
+    write_name(f, "question", a->question);
+    write_name(f, "kind", a->kind);
+    write_name(f, "category", a->category);
+    fprintf(f, "\"prompt_tokens\":%d,\"ranks\":[", a->prompt_tokens);
+    for (int i = 0; i < a->n; i++)
+        fprintf(f, "%s%d", i ? "," : "", a->ranks[i]);
+    fprintf(f, "],\"logp\":[");
+    for (int i = 0; i < a->n; i++) {
+        fprintf(f, "%s[", i ? "," : "");
+        for (int c = 0; c < a->count[i]; c++)
+            fprintf(f, "%s%.3f", c ? "," : "", (double)a->logp[i * DRAFT_TOP + c]);
+        fprintf(f, "]");
+    }
+    return fprintf(f, "]}\n") > 0 && !fflush(f);
+}
+
+/* ---- reading ---- */
+
+static const char *read_candidates(struct acceptance *a, int at, yyjson_val *list)
+{
+    size_t i, max;
+    yyjson_val *x;
+    if (!yyjson_is_arr(list) || yyjson_arr_size(list) > DRAFT_TOP)
+        return "logp: not lists of 16 numbers at most";
+    a->count[at] = (int32_t)yyjson_arr_size(list);
+    yyjson_arr_foreach(list, i, max, x)
+    {
+        double logp = yyjson_get_num(x);
+        if (!yyjson_is_num(x) || !(logp <= 0) || !isfinite(logp))
+            return "logp: not numbers of 0 or less";
+        a->logp[(size_t)at * DRAFT_TOP + i] = (float)logp;
+    }
+    return NULL;
+}
+
+static void copy_name(char out[40], yyjson_val *root, const char *key)
+{
+    const char *s = yyjson_get_str(yyjson_obj_get(root, key));
+    snprintf(out, 40, "%.39s", s ? s : "");
+}
+
+/* NULL, or the field that is wrong. */
+static const char *read_trace(struct acceptance *a, yyjson_val *root)
+{
+    yyjson_val *ranks = yyjson_obj_get(root, "ranks"), *logp = yyjson_obj_get(root, "logp"), *x;
+    int64_t prompt = yyjson_get_sint(yyjson_obj_get(root, "prompt_tokens"));
+    size_t n = yyjson_arr_size(ranks), i, max;
+    copy_name(a->question, root, "question");
+    copy_name(a->kind, root, "kind");
+    copy_name(a->category, root, "category");
+    if (!a->question[0] || !a->kind[0])
+        return a->question[0] ? "kind: missing" : "question: missing";
+    if (prompt < 1 || prompt > TEXT_MAX)
+        return "prompt_tokens: missing or out of range";
+    if (n < 1 || n > TEXT_MAX || yyjson_arr_size(logp) != n)
+        return "ranks, logp: missing, empty or of different lengths";
+    a->prompt_tokens = (int)prompt;
+    make_room(a, (int)n);
+    yyjson_arr_foreach(logp, i, max, x)
+    {
+        const char *wrong = read_candidates(a, (int)i, x);
+        if (wrong)
+            return wrong;
+    }
+    yyjson_arr_foreach(ranks, i, max, x)
+    {
+        int64_t rank = yyjson_get_sint(x);
+        if (!yyjson_is_int(x) || rank < -1 || rank >= a->count[i])
+            return "ranks: not -1 or a place among the candidates";
+        a->ranks[i] = (int32_t)rank;
+    }
+    return NULL;
+}
+
+static struct acceptance *append(struct acceptance_set *set)
+{
+    if (set->n == set->capacity) {
+        int more = set->capacity ? 2 * set->capacity : 16;
+        struct acceptance *traces = mem_new((size_t)more, sizeof *traces);
+        if (set->n)
+            memcpy(traces, set->traces, (size_t)set->n * sizeof *traces);
+        free(set->traces);
+        set->traces = traces;
+        set->capacity = more;
+    }
+    return &set->traces[set->n++];
+}
+
+enum pd_status acceptance_parse(struct acceptance_set *set, const char *name, const char *text, size_t size,
+                                struct pd_error *err)
+{
+    *set = (struct acceptance_set){0};
+    int line = 1;
+    for (size_t at = 0; at < size; line++) {
+        const char *end = memchr(text + at, '\n', size - at);
+        size_t n = end ? (size_t)(end - text) - at : size - at;
+        if (n) {
+            yyjson_doc *doc = yyjson_read(text + at, n, 0);
+            const char *wrong = doc ? read_trace(append(set), yyjson_doc_get_root(doc)) : "not JSON";
+            yyjson_doc_free(doc);
+            if (wrong) {
+                acceptance_free(set);
+                return error_set(err, PD_ERR_FORMAT, "%s:%d: %s", name, line, wrong);
+            }
+        }
+        at += n + 1;
+    }
+    return set->n ? PD_OK : error_set(err, PD_ERR_FORMAT, "%s: no traces", name);
+}
+
+enum pd_status acceptance_load(struct acceptance_set *set, const char *path, struct pd_error *err)
+{
+    *set = (struct acceptance_set){0};
+    FILE *f = fopen(path, "rb");
+    if (!f)
+        return error_set(err, PD_ERR_FILE, "%s: %s", path, strerror(errno));
+    char *text = NULL;
+    size_t size = 0, room = 0;
+    do {
+        room = room ? 2 * room : 1 << 16;
+        char *more = mem_new(room, 1);
+        if (size)
+            memcpy(more, text, size);
+        free(text);
+        text = more;
+        size += fread(text + size, 1, room - size, f);
+    } while (size == room && room < FILE_MAX);
+    bool bad = ferror(f) != 0;
+    fclose(f);
+    enum pd_status s = bad ? error_set(err, PD_ERR_FILE, "%s: cannot be read", path)
+                           : acceptance_parse(set, path, text, size, err);
+    free(text);
+    return s;
+}
+
+/* ---- playing back ---- */
+
+struct playback {
+    const struct acceptance *a;
+    int tree_rows;
+};
+
+struct playback *playback_new(const struct acceptance *a)
+{
+    struct playback *p = mem_new(1, sizeof *p);
+    p->a = a;
+    return p;
+}
+
+void playback_free(struct playback *p)
+{
+    free(p);
+}
+
+void playback_tokens(const struct acceptance *a, int32_t *out)
+{
+    for (int i = 0; i < a->prompt_tokens + a->n; i++)
+        out[i] = TRUE_BASE + i;
+}
+
+/* Candidates after the token at `pos`. Only true tokens have TRUE ids, and only true parents name them. */
+static int candidates(const struct acceptance *a, const struct row *row, int k, int32_t *tokens, float *logp)
+{
+    bool on_path = row->token == TRUE_BASE + row->pos;
+    int at = row->pos + 1 - a->prompt_tokens;
+    uint64_t h = rng_u64((uint64_t)(uint32_t)row->token, (uint64_t)row->pos, 1, 2);
+    if (!on_path || at < 0 || at >= a->n) {
+        at = (int)(h % (uint64_t)a->n);
+        on_path = false;
+    }
+    int n = PD_MIN(a->count[at], k);
+    for (int i = 0; i < n; i++) {
+        bool truth = on_path && i == a->ranks[at];
+        tokens[i] =
+            truth ? TRUE_BASE + row->pos + 1 : WRONG_BASE + (int32_t)((h >> 8) % (1 << 20)) * DRAFT_TOP + i;
+        logp[i] = a->logp[(size_t)at * DRAFT_TOP + (size_t)i];
+    }
+    return n;
+}
+
+static enum pd_status playback_run(void *self, const struct row *rows, int n, int n_behind, bool prefill,
+                                   int k, const struct sample_params *sample,
+                                   int (*history)(void *user, int row, int32_t *out, int max),
+                                   void *history_user, int32_t *count, int32_t *tokens, float *logp,
+                                   stop_fn stop, void *stop_user, struct pd_error *err)
+{
+    struct playback *p = self;
+    (void)sample, (void)history, (void)history_user, (void)err;
+    if (stop && stop(stop_user))
+        return PD_ERR_CANCELLED;
+    if (prefill)
+        return PD_OK;
+    p->tree_rows += n;
+    for (int i = n_behind; i < n; i++) {
+        size_t at = (size_t)(i - n_behind);
+        count[at] = candidates(p->a, &rows[i], k, tokens + at * (size_t)k, logp + at * (size_t)k);
+    }
+    return PD_OK;
+}
+
+static void playback_kv(void *self, const node_id *commit, int n_commit, const node_id *drop, int n_drop)
+{
+    struct playback *p = self;
+    (void)commit, (void)drop;
+    p->tree_rows -= n_commit + n_drop;
+    PD_ASSERT(p->tree_rows >= 0);
+}
+
+static void playback_keep(void *self, int keep)
+{
+    struct playback *p = self;
+    (void)keep;
+    p->tree_rows = 0;
+}
+
+static int playback_tree_rows(void *self)
+{
+    return ((struct playback *)self)->tree_rows;
+}
+
+struct draft_ops playback_draft(struct playback *p)
+{
+    return (struct draft_ops){.self = p,
+                              .prefill_rows = CHUNK_ROWS,
+                              .run = playback_run,
+                              .kv = playback_kv,
+                              .keep = playback_keep,
+                              .tree_rows = playback_tree_rows};
+}

@@ -1,0 +1,52 @@
+/* acceptance: what a draft said of a real text, recorded, and played back where the models do not fit or are not there.
+ *
+ * The file has a JSON line a question:
+ *   {"question": "81", "kind": "mt_bench", "category": "writing", "prompt_tokens": 52,
+ *    "ranks": [0, 0, 3, -1, ...],          of each reply token among the draft's candidates; -1: not among them
+ *    "logp": [[-0.1, -2.9, ...], ...]}     the candidates' log-probabilities, best first, 16 at most
+ * No token of the text is in it. In the playback the target's tokens are numbers of their own; a node on the true path
+ * gets the recorded candidates, one off it those of some position picked by hash, all of them wrong.
+ *
+ * Ownership: acceptance_free frees all; a playback borrows the set. Threading: none.
+ */
+#ifndef PD_BENCH_ACCEPTANCE_H
+#define PD_BENCH_ACCEPTANCE_H
+
+#include "bench/draft_cache.h"
+
+#include <stdio.h>
+
+struct acceptance {
+    char question[40], kind[40], category[40];
+    int prompt_tokens, n;
+    int32_t *ranks; /* [n] */
+    int32_t *count; /* [n] candidates */
+    float *logp;    /* [DRAFT_TOP, n] */
+};
+struct acceptance_set {
+    struct acceptance *traces;
+    int n, capacity;
+};
+/* PD_ERR_FILE; PD_ERR_FORMAT names the line and the field. */
+enum pd_status acceptance_load(struct acceptance_set *set, const char *path, struct pd_error *err);
+enum pd_status acceptance_parse(struct acceptance_set *set, const char *name, const char *text, size_t size,
+                                struct pd_error *err);
+void acceptance_free(struct acceptance_set *set);
+
+/* Ask `draft` what it says along prompt [n_prompt] and reply [n_reply]. Free with acceptance_clear. */
+enum pd_status acceptance_record(struct acceptance *out, const struct draft_ops *draft,
+                                 const struct sample_params *sample, const int32_t *prompt, int n_prompt,
+                                 const int32_t *reply, int n_reply, struct pd_error *err);
+void acceptance_clear(struct acceptance *a);
+/* A line of the file. False if it could not be written. */
+bool acceptance_write(const struct acceptance *a, FILE *f);
+
+/* Playback: replaces the draft of `c` (a replay, or anything that needs none) and gives the whole token sequence to
+ * be replayed [prompt_tokens + n]. */
+struct playback;
+struct playback *playback_new(const struct acceptance *a);
+void playback_free(struct playback *p);
+struct draft_ops playback_draft(struct playback *p);
+void playback_tokens(const struct acceptance *a, int32_t *out);
+
+#endif

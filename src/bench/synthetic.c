@@ -1,0 +1,189 @@
+/* Comparing modes without models. */
+#include "bench/synthetic.h"
+
+#include "drive/compute.h"
+
+#include <stdlib.h>
+#include <string.h>
+
+enum { VOCAB = 32000 };
+
+static enum pd_status parse_top(struct oracle_options *o, const char *text, struct pd_error *err)
+{
+    *o = (struct oracle_options){.n_vocab = VOCAB, .end_token = -1};
+    double last = 0;
+    for (const char *at = text; *at;) {
+        char *end;
+        double p = strtod(at, &end);
+        if (end == at || (*end && *end != ',') || !(p >= last && p <= 1))
+            return error_set(err, PD_ERR_USAGE, "oracle top=%.60s: chances from 0 to 1 that do not fall",
+                             text);
+        if (o->n_top == (int)PD_COUNT(o->top))
+            return error_set(err, PD_ERR_USAGE, "oracle: %d chances at most", (int)PD_COUNT(o->top));
+        o->top[o->n_top++] = last = p;
+        at = *end ? end + 1 : end;
+    }
+    return o->n_top ? PD_OK
+                    : error_set(err, PD_ERR_USAGE, "oracle: no chances given, as in top=0.87,0.94,0.97");
+}
+
+static uint64_t recording_digest(const struct acceptance_set *set)
+{
+    uint64_t h = 1;
+    for (int i = 0; i < set->n; i++) {
+        const struct acceptance *a = &set->traces[i];
+        h = rng_u64(h, hash_bytes(1, a->ranks, (size_t)a->n * sizeof *a->ranks),
+                    hash_bytes(2, a->logp, (size_t)a->n * DRAFT_TOP * sizeof *a->logp),
+                    (uint64_t)a->prompt_tokens);
+    }
+    return h;
+}
+
+enum pd_status synthetic_parse(struct synthetic_source *out, const char *text, struct pd_error *err)
+{
+    *out = (struct synthetic_source){0};
+    enum pd_status s;
+    if (!strncmp(text, "top=", 4)) {
+        if ((s = parse_top(&out->oracle, text + 4, err)))
+            return s;
+        out->digest = rng_u64(hash_bytes(3, out->oracle.top, sizeof out->oracle.top),
+                              (uint64_t)out->oracle.n_top, 0, 0);
+        return PD_OK;
+    }
+    if ((s = acceptance_load(&out->recording, text, err)))
+        return s;
+    out->digest = recording_digest(&out->recording);
+    return PD_OK;
+}
+
+void synthetic_free(struct synthetic_source *s)
+{
+    acceptance_free(&s->recording);
+}
+
+/* Is trace `i` among the first so many of its kind? */
+static bool chosen(const struct synthetic_options *o, int i)
+{
+    const struct acceptance_set *set = &o->source->recording;
+    int before = 0;
+    for (int k = 0; k < i; k++)
+        before += !strcmp(set->traces[k].kind, set->traces[i].kind);
+    return o->requests <= 0 || before < o->requests;
+}
+
+int synthetic_requests(const struct synthetic_options *o)
+{
+    int n = 0;
+    if (!o->source->recording.n)
+        return PD_MAX(o->requests, 1);
+    for (int i = 0; i < o->source->recording.n; i++)
+        n += chosen(o, i);
+    return n;
+}
+
+int synthetic_ctx(const struct synthetic_options *o)
+{
+    int most = o->prompt_tokens + o->max_tokens;
+    for (int i = 0; i < o->source->recording.n; i++)
+        most = PD_MAX(most, o->source->recording.traces[i].prompt_tokens + o->source->recording.traces[i].n);
+    return most + 16;
+}
+
+/* ---- one request ---- */
+
+struct job {
+    const struct synthetic_options *o;
+    int index;
+    const struct acceptance *trace; /* NULL: an oracle's */
+    struct bench_ask ask;
+    int32_t *tokens;
+    char id[40];
+};
+
+static void job_init(struct job *j, const struct synthetic_options *o, int index)
+{
+    *j = (struct job){.o = o, .index = index};
+    if (o->source->recording.n) {
+        j->trace = &o->source->recording.traces[index];
+        j->tokens = mem_new((size_t)(j->trace->prompt_tokens + j->trace->n), sizeof *j->tokens);
+        playback_tokens(j->trace, j->tokens);
+        j->ask.n_tokens = j->trace->prompt_tokens;
+        j->ask.max_tokens = PD_MIN(o->max_tokens, j->trace->n);
+        snprintf(j->id, sizeof j->id, "%s", j->trace->question);
+    } else {
+        j->tokens = mem_new((size_t)o->prompt_tokens, sizeof *j->tokens);
+        for (int i = 0; i < o->prompt_tokens; i++)
+            j->tokens[i] = (int32_t)(rng_u64(o->seed, (uint64_t)index, (uint64_t)i, 1) % VOCAB);
+        j->ask.n_tokens = o->prompt_tokens;
+        j->ask.max_tokens = o->max_tokens;
+        snprintf(j->id, sizeof j->id, "%d", index + 1);
+    }
+    j->ask.tokens = j->tokens;
+    j->ask.sample = sample_defaults();
+    j->ask.sample.seed = o->seed;
+}
+
+static enum pd_status job_measure(const struct job *j, const struct bench_point *p, struct bench_run *run,
+                                  struct pd_error *err)
+{
+    struct compute c;
+    struct playback *playback = NULL;
+    enum pd_status s;
+    if (j->trace) {
+        if ((s = compute_replay(&c, NULL, p->stages, err)))
+            return s;
+        compute_replay_tokens(&c, j->tokens, j->trace->prompt_tokens + j->trace->n);
+        playback = playback_new(j->trace);
+        c.draft = playback_draft(playback);
+    } else {
+        struct oracle_options oracle = j->o->source->oracle;
+        oracle.seed = rng_u64(j->o->seed, (uint64_t)j->index, 2, 0);
+        if ((s = oracle_new(&c, &oracle, p->stages, err)))
+            return s;
+    }
+    s = bench_measure(&j->o->setup, p, &c, &j->ask, run, err);
+    if (j->trace)
+        c.draft = (struct draft_ops){0};
+    compute_free(&c);
+    playback_free(playback);
+    return s;
+}
+
+static enum pd_status job_run(const struct job *j, const struct bench_point *p, struct run_set *set,
+                              struct pd_error *err)
+{
+    char config[20];
+    const struct bench_run *old;
+    struct bench_run run;
+    bench_config(config, &j->o->setup, p, &j->ask.sample, j->ask.max_tokens,
+                 rng_u64(j->o->source->digest, (uint64_t)j->o->prompt_tokens, 0, 0), false);
+    enum pd_status s = run_set_take(set, config, j->id, &old, err);
+    if (s || old || (s = job_measure(j, p, &run, err)))
+        return s;
+    run.max_tokens = j->o->max_tokens; /* a recording may be shorter: that is as if the text ended */
+    snprintf(run.config, sizeof run.config, "%s", config);
+    snprintf(run.question, sizeof run.question, "%s", j->id);
+    snprintf(run.kind, sizeof run.kind, "%s", j->trace ? j->trace->kind : "oracle");
+    snprintf(run.category, sizeof run.category, "%s", j->trace ? j->trace->category : "oracle");
+    return run_set_add(set, &run, err);
+}
+
+enum pd_status synthetic_bench(const struct synthetic_options *o, struct run_set *set, struct pd_error *err)
+{
+    int64_t done = 0, total = (int64_t)synthetic_requests(o) * o->n_points;
+    int n = o->source->recording.n ? o->source->recording.n : PD_MAX(o->requests, 1);
+    enum pd_status s = PD_OK;
+    for (int i = 0; i < n && !s; i++) {
+        struct job j;
+        if (o->source->recording.n && !chosen(o, i))
+            continue;
+        job_init(&j, o, i);
+        for (int p = 0; p < o->n_points && !s; p++, done++) {
+            if (o->on_progress)
+                o->on_progress(o->progress_user, policy_name(o->points[p].mode), done, total);
+            s = job_run(&j, &o->points[p], set, err);
+        }
+        free(j.tokens);
+    }
+    return s;
+}

@@ -1,0 +1,249 @@
+/* What bench and simulate share. */
+#include "cli/bench_cli.h"
+
+#include <errno.h>
+#include <stdlib.h>
+#include <string.h>
+
+/* ---- options ---- */
+
+enum {
+    KEY_MODES = CLI_KEY_OWN + 0x100,
+    KEY_SWEEP_MODES,
+    KEY_SWEEP_STAGES,
+    KEY_SWEEP_WIDTHS,
+    KEY_RESUME,
+    KEY_CSV,
+    KEY_NO_PLOTS,
+    KEY_PER_KIND
+};
+
+static const struct argp_option options[] = {
+    {NULL, 0, NULL, 0, "Comparison:", 1},
+    {"modes", KEY_MODES, "LIST", 0, "modes to compare (pp,stpp,rounds,layer,best)", 1},
+    {"tokens", 'n', "N", 0, "tokens of an answer at most (128)", 1},
+    {"per-kind", KEY_PER_KIND, "N", 0, "questions of each kind (5; 0: all)", 1},
+    {"sweep-stages", KEY_SWEEP_STAGES, "LIST", 0, "also at these stage counts", 1},
+    {"sweep-widths", KEY_SWEEP_WIDTHS, "LIST", 0, "also at these widths", 1},
+    {"sweep-modes", KEY_SWEEP_MODES, "LIST", 0, "modes of the sweeps, beside pp (the last of --modes)", 1},
+    {NULL, 0, NULL, 0, "Results:", 2},
+    {"out", 'o', "DIR", 0, "keep runs, report (text, CSV, JSON) and plots here", 2},
+    {"resume", KEY_RESUME, NULL, 0, "go on with the finished runs in DIR", 2},
+    {"csv", KEY_CSV, NULL, 0, "print CSV instead of the table", 2},
+    {"no-plots", KEY_NO_PLOTS, NULL, 0, "no plots in DIR", 2},
+    {0},
+};
+
+static error_t parse(int key, char *arg, struct argp_state *state)
+{
+    struct bench_cli *c = state->input;
+    switch (key) {
+    case ARGP_KEY_INIT:
+        state->child_inputs[0] = &c->common;
+        return 0;
+    case KEY_MODES:
+        c->modes = arg;
+        return 0;
+    case 'n':
+        c->tokens = (int)cli_int(state, "--tokens", arg, 1, 1 << 20);
+        return 0;
+    case KEY_PER_KIND:
+        c->per_kind = (int)cli_int(state, "--per-kind", arg, 0, 1 << 20);
+        return 0;
+    case KEY_SWEEP_STAGES:
+        c->sweep_stages = arg;
+        return 0;
+    case KEY_SWEEP_WIDTHS:
+        c->sweep_widths = arg;
+        return 0;
+    case KEY_SWEEP_MODES:
+        c->sweep_modes = arg;
+        return 0;
+    case 'o':
+        c->out = arg;
+        return 0;
+    case KEY_RESUME:
+        c->resume = true;
+        return 0;
+    case KEY_CSV:
+        c->csv = true;
+        return 0;
+    case KEY_NO_PLOTS:
+        c->no_plots = true;
+        return 0;
+    case ARGP_KEY_END:
+        if (c->resume && !c->out)
+            argp_error(state, "--resume needs --out DIR");
+        if (c->common.mode_set)
+            argp_error(state, "several modes are compared here: --modes LIST instead of --mode");
+        return 0;
+    default:
+        return ARGP_ERR_UNKNOWN;
+    }
+}
+
+static const struct argp_child children[] = {{&cli_common_argp, 0, NULL, 10}, {0}};
+const struct argp bench_cli_argp = {options, parse, NULL, NULL, children, NULL, NULL};
+
+void bench_cli_init(struct bench_cli *c)
+{
+    *c = (struct bench_cli){.tokens = 128, .per_kind = 5};
+    cli_common_init(&c->common);
+}
+
+/* ---- devices and points ---- */
+
+enum pd_status bench_cli_devices(const struct bench_cli *c, enum bench_clock *clock, struct profile *profile,
+                                 struct pd_error *err)
+{
+    const struct pd_engine_options *e = &c->common.engine;
+    *profile = (struct profile){0};
+    bool wall = e->clock == PD_CLOCK_WALL && (c->common.clock_set || c->common.emulate);
+    *clock = !wall ? BENCH_VIRTUAL : e->profile ? BENCH_EMULATE : BENCH_WALL;
+    if (*clock == BENCH_WALL)
+        return PD_OK;
+    return profile_load(profile, e->profile ? e->profile : "uniform14", err);
+}
+
+/* The next name of a list with commas between; false at its end. */
+static bool next_name(const char **at, char *out, size_t room)
+{
+    if (!*at || !**at)
+        return false;
+    size_t n = strcspn(*at, ",");
+    snprintf(out, room, "%.*s", (int)PD_MIN(n, room - 1), *at);
+    *at += n + ((*at)[n] == ',');
+    return true;
+}
+
+static enum pd_status parse_modes(const char *list, enum policy_mode *out, int *n, struct pd_error *err)
+{
+    char name[32];
+    *n = 0;
+    while (next_name(&list, name, sizeof name)) {
+        bool again = false;
+        if (!policy_parse(name, &out[*n]))
+            return error_set(err, PD_ERR_USAGE, "no mode '%s': pp, chain, stpp, rounds, layer or best", name);
+        for (int i = 0; i < *n; i++)
+            again = again || out[i] == out[*n];
+        *n += !again;
+        if (*n == MODE_COUNT)
+            break;
+    }
+    return *n ? PD_OK : error_set(err, PD_ERR_USAGE, "no modes to compare");
+}
+
+static void add_point(struct bench_points *p, enum policy_mode mode, int stages, int width)
+{
+    for (int i = 0; i < p->n; i++)
+        if (p->list[i].mode == mode && p->list[i].stages == stages && p->list[i].width == width)
+            return;
+    p->list[p->n++] = (struct bench_point){mode, stages, width};
+}
+
+enum { SWEEP_MAX = 64 };
+
+static enum pd_status parse_numbers(const char *list, const char *what, int max, int *out, int *n,
+                                    struct pd_error *err)
+{
+    char text[32], *end;
+    *n = 0;
+    while (next_name(&list, text, sizeof text)) {
+        long x = strtol(text, &end, 10);
+        if (end == text || *end || x < 1 || x > max)
+            return error_set(err, PD_ERR_USAGE, "%s %s: whole numbers from 1 to %d", what, text, max);
+        if (*n == SWEEP_MAX)
+            return error_set(err, PD_ERR_USAGE, "%s: %d at most", what, SWEEP_MAX);
+        out[(*n)++] = (int)x;
+    }
+    return PD_OK;
+}
+
+enum pd_status bench_cli_points(const struct bench_cli *c, const char *default_modes, int stages,
+                                struct bench_points *out, struct pd_error *err)
+{
+    enum policy_mode modes[MODE_COUNT + 1], sweep[MODE_COUNT + 1];
+    int n_modes, n_sweep = 1, n_stages, n_widths, counts[SWEEP_MAX], widths[SWEEP_MAX];
+    int width = c->common.engine.width;
+    *out = (struct bench_points){.main = {.stages = stages, .width = width}};
+    enum pd_status s;
+    if ((s = parse_modes(c->modes ? c->modes : default_modes, modes, &n_modes, err)) ||
+        (c->sweep_modes && (s = parse_modes(c->sweep_modes, sweep, &n_sweep, err))) ||
+        (s = parse_numbers(c->sweep_stages, "--sweep-stages", STAGES_MAX, counts, &n_stages, err)) ||
+        (s = parse_numbers(c->sweep_widths, "--sweep-widths", BATCH_ROWS, widths, &n_widths, err)))
+        return s;
+    if (!c->sweep_modes)
+        sweep[0] = modes[n_modes - 1];
+    size_t most = (size_t)(n_modes + (n_sweep + 1) * n_stages + n_sweep * n_widths);
+    out->list = mem_new(most, sizeof *out->list);
+    for (int i = 0; i < n_modes; i++)
+        add_point(out, modes[i], stages, width);
+    out->n_main = out->n;
+    for (int k = 0; k < n_stages; k++) {
+        add_point(out, MODE_PP, counts[k], width);
+        for (int i = 0; i < n_sweep; i++)
+            add_point(out, sweep[i], counts[k], width);
+    }
+    for (int k = 0; k < n_widths; k++)
+        for (int i = 0; i < n_sweep; i++)
+            add_point(out, sweep[i], stages, widths[k]);
+    return PD_OK;
+}
+
+struct sample_params bench_cli_sample(const struct bench_cli *c)
+{
+    const struct pd_sampling *s = &c->common.sampling;
+    return (struct sample_params){s->temperature,    s->top_k,         s->top_p, s->min_p,
+                                  s->repeat_penalty, s->repeat_last_n, s->seed};
+}
+
+/* ---- interruption ---- */
+
+static atomic_bool cancel;
+
+static void on_interrupt(int number)
+{
+    (void)number;
+    atomic_store(&cancel, true);
+}
+
+atomic_bool *bench_cli_cancel(void)
+{
+    struct sigaction action = {.sa_handler = on_interrupt, .sa_flags = (int)SA_RESETHAND};
+    sigaction(SIGINT, &action, NULL);
+    sigaction(SIGTERM, &action, NULL);
+    return &cancel;
+}
+
+/* ---- report ---- */
+
+enum pd_status bench_cli_report(const struct bench_cli *c, const struct report_header *header,
+                                const struct run_set *set, const struct bench_point *main_point, bool full,
+                                struct pd_error *err)
+{
+    struct report r;
+    enum pd_status s = PD_OK;
+    report_make(&r, header, set, main_point, full);
+    if (c->common.json) {
+        size_t size;
+        char *json = report_json(&r, &size);
+        fwrite(json, 1, size, stdout);
+        free(json);
+    } else if (c->csv) {
+        report_csv(&r, stdout);
+    } else {
+        report_print(&r, stdout);
+    }
+    if (fflush(stdout))
+        s = error_set(err, PD_ERR_FILE, "standard output: %s", strerror(errno));
+    int drawn = 0;
+    if (!s && c->out)
+        s = report_write(&r, c->out, err);
+    if (!s && c->out && !c->no_plots)
+        s = report_plot(&r, c->out, &drawn, err);
+    if (!s && drawn < 0 && !c->common.quiet)
+        fprintf(stderr, "pipedec: no gnuplot on this machine: plots are left as data and scripts in %s\n",
+                c->out);
+    report_free(&r);
+    return s;
+}
