@@ -29,13 +29,13 @@ enum kv_type { KV_F16, KV_F32, KV_Q8_0 };
 
 /* What an architecture and its file say of the whole model. */
 struct model_info {
-    const char *arch;      /* "llama", "qwen2", "qwen3" */
-    const char *name;      /* general.name, or the file's name */
+    const char *arch; /* "llama", "qwen2", "qwen3" */
+    const char *name; /* general.name, or the file's name */
     int32_t n_layer, n_embd, n_head, n_head_kv, head_dim, n_ff, n_vocab;
-    int32_t ctx_train;     /* context length the model was trained for */
-    bool tied_head;        /* the output head is the embedding matrix */
+    int32_t ctx_train;                               /* context length the model was trained for */
+    bool tied_head;                                  /* the output head is the embedding matrix */
     uint64_t weights_bytes, embed_bytes, head_bytes; /* head_bytes counts the tied matrix too */
-    const uint64_t *layer_bytes; /* [n_layer]; lives as long as the gguf */
+    const uint64_t *layer_bytes;                     /* [n_layer]; lives as long as the gguf */
 };
 /* Check that the file holds a model we can compute, all tensors with the right shapes; fill `info`. */
 enum pd_status model_describe(struct model_info *info, const struct gguf *g, struct arena *a,
@@ -55,7 +55,8 @@ struct model_options {
     int tree_rows;                /* live tree rows per kv; 0: 1024 */
     int batch_rows;               /* rows of the largest batch; 0: 64 */
     enum kv_type kv_type;
-    bool fast; /* quicker kernels, whose bits depend on the batch: for drafts. Copies weights where that pays */
+    /* Quicker kernels, whose bits depend on the batch: for drafts. Copies weights where that pays. */
+    bool fast;
 };
 
 struct model;
