@@ -35,6 +35,7 @@ void report_header_here(struct report_header *h);
     X(over_stpp)                                                                                             \
     X(over_rounds)                                                                                           \
     X(over_layer)                                                                                            \
+    X(generation) /* over pp, from the prompt's end on: the first token's way through the chain counts */    \
     X(end_to_end) /* over pp, the prompt's time counted */                                                   \
     X(hit_rate)   /* of tokens after the first root */                                                       \
     X(late_rate)                                                                                             \
