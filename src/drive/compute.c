@@ -322,6 +322,7 @@ static enum pd_status check_vocab(const struct gguf *target, const struct gguf *
 {
     struct tokenizer *own = NULL, *other = NULL;
     const struct tokenizer *t = o->tokenizer;
+    struct pd_error difference = {0};
     enum pd_status status = PD_OK;
     if (!t) {
         status = tokenizer_new(&own, target, err);
@@ -330,7 +331,9 @@ static enum pd_status check_vocab(const struct gguf *target, const struct gguf *
     if (!status)
         status = tokenizer_new(&other, draft, err);
     if (!status)
-        status = tokenizer_same_vocab(t, other, err);
+        status = tokenizer_same_vocab(t, other, &difference);
+    if (status && difference.text[0])
+        error_set(err, status, "the draft has another vocabulary than the target: %.400s", difference.text);
     tokenizer_free(other);
     tokenizer_free(own);
     return status;

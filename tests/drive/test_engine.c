@@ -46,6 +46,7 @@ static struct pd_engine *open_engine(int stages, bool draft, enum pd_clock clock
     o.model = model;
     o.draft = draft ? model : NULL;
     o.stages = stages;
+    o.threads = 1; /* barriers are slow where tests share the processors */
     o.ctx = ctx;
     o.clock = clock;
     o.profile = clock == PD_CLOCK_VIRTUAL ? "uniform14" : NULL;

@@ -1,0 +1,81 @@
+#!/usr/bin/env bash
+# pipedec run: prompts from everywhere, text, JSON, stop strings, interruption, a closed pipe.
+. "$(dirname "$0")/common.sh"
+need_model
+run() {
+    "$PIPEDEC" run -m "$model" -t 1 --ctx 512 "$@" 2>"$tmp/err"
+}
+prompt="Once upon a time, in a small village"
+
+text=$(run -p "$prompt" -n 24) || fail "run: exit code $?: $(cat "$tmp/err")"
+[ ${#text} -gt 40 ] || fail "text too short: $text"
+[ -s "$tmp/err" ] && fail "statistics although standard error is no terminal: $(cat "$tmp/err")"
+
+# The same text from anywhere and however it is cut.
+printf '%s' "$prompt" >"$tmp/prompt.txt"
+[ "$(run -f "$tmp/prompt.txt" -n 24)" = "$text" ] || fail "-f gives another text"
+[ "$(printf '%s' "$prompt" | run -n 24)" = "$text" ] || fail "standard input gives another text"
+[ "$(run -f - -n 24 <"$tmp/prompt.txt")" = "$text" ] || fail "-f - gives another text"
+[ "$(run -p "$prompt" -n 24 --stages 5)" = "$text" ] || fail "5 stages give another text"
+[ "$(run -p "$prompt" -n 24 --stages 3 --clock virtual)" = "$text" ] || fail "the virtual clock gives another text"
+[ "$(run -p "$prompt" -n 24 --stages 2 -d "$model" --width 3)" = "$text" ] || fail "a draft gives another text"
+
+# Sampling: the seed decides, not the number of stages.
+one=$(run -p "$prompt" -n 16 --temp 0.9 --seed 3)
+[ "$(run -p "$prompt" -n 16 --temp 0.9 --seed 3 --stages 4)" = "$one" ] || fail "sampled text depends on stages"
+[ "$(run -p "$prompt" -n 16 --temp 0.9 --seed 4)" != "$one" ] || fail "the seed does not matter"
+
+# Statistics, with those of a draft.
+run -p "$prompt" -n 8 --stats >/dev/null
+grep -q "8 tokens, .* tokens/s.*; length" "$tmp/err" || fail "no statistics: $(cat "$tmp/err")"
+run -p "$prompt" -n 8 --stats --stages 4 -d "$model" --profile uniform14 --width 4 --trace "$tmp/trace.json" \
+    --dump-tree="$tmp/tree.txt" >/dev/null || fail "a profile: exit code $?: $(cat "$tmp/err")"
+grep -q "tokens a step (.*x pp).*hits.*late.*misses" "$tmp/err" || fail "no hits: $(cat "$tmp/err")"
+[ -s "$tmp/tree.txt" ] || fail "no tree was dumped"
+
+# JSON: one object, the same text.
+run -p "$prompt" -n 24 --json >"$tmp/out.json" || fail "--json: exit code $?"
+if command -v python3 >/dev/null; then
+    TEXT=$text python3 - "$tmp/out.json" "$tmp/trace.json" <<'PY' || fail "the JSON is not as it should be"
+import json, os, sys
+o = json.load(open(sys.argv[1]))
+assert o["text"].rstrip("\n") == os.environ["TEXT"], o["text"]
+assert len(o["tokens"]) == 24 == o["stats"]["tokens"] and o["reason"] == "length"
+assert o["stats"]["resident_bytes"] > 0 and o["version"]
+assert json.load(open(sys.argv[2]))
+PY
+fi
+
+# Stop strings, escapes in them, a conversation.
+word=$(printf '%s' "$text" | cut -c 12-20)
+[ "$(run -p "$prompt" -n 24 --stop "never" --stop "$word")" = "$(printf '%s' "${text%%"$word"*}")" ] ||
+    fail "the stop string '$word' does not end the text before it"
+reply=$(run --chat -p "Say hello." --system "You are polite." -n 12) || fail "--chat: exit code $?"
+[ -n "$reply" ] || fail "--chat: no reply"
+[ "$(echo "Say hello." | run --chat --system "You are polite." -n 12)" = "$reply" ] ||
+    fail "a last newline of a chat prompt matters"
+
+# The first Ctrl-C ends the text with statistics.
+"$PIPEDEC" run -m "$model" -t 1 -p "$prompt" --ignore-end --ctx 4096 >"$tmp/out" 2>"$tmp/err" &
+pid=$!
+for _ in $(seq 300); do
+    [ "$(wc -c <"$tmp/out")" -gt 20 ] && break
+    sleep 0.1
+done
+kill -TERM $pid
+wait $pid
+code=$?
+[ $code -eq 14 ] || fail "interrupted: exit code $code, not 14"
+grep -q "; cancelled" "$tmp/err" || fail "interrupted: no statistics: $(cat "$tmp/err")"
+[ -s "$tmp/out" ] || fail "interrupted: the text so far is missing"
+
+# Nobody reads any more: end soon, quietly.
+timeout 60 bash -c '"$0" run -m "$1" -t 1 -p "$2" --ignore-end --ctx 4096 2>"$3" | head -c 10 >/dev/null' \
+    "$PIPEDEC" "$model" "$prompt" "$tmp/err" || fail "a closed pipe: exit code $?"
+[ -s "$tmp/err" ] && fail "a closed pipe: $(cat "$tmp/err")"
+if [ -w /dev/full ]; then
+    run -p "$prompt" -n 4 >/dev/full
+    [ $? -eq 3 ] || fail "a full disk: not exit code 3"
+    grep -q "^pipedec: standard output: " "$tmp/err" || fail "a full disk: $(cat "$tmp/err")"
+fi
+finish
