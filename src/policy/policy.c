@@ -146,6 +146,17 @@ static bool round_open(const struct policy *p, const struct tree *t)
     return !has(t, t->root, TREE_SUBMITTED) && p->passes < p->o.depth;
 }
 
+/* The most probable nodes first: their children would be submitted next. Improbable ones are left alone. */
+static int expand_best(const struct policy *p, struct tree *t, int max, int32_t *out)
+{
+    int n =
+        p->o.depth ? select_nodes(p, t, drafted, 0, max, out, in_depth) : tree_best(t, drafted, 0, max, out);
+    double least = t->nodes[t->root].path + (p->o.min_path > 0 ? log(p->o.min_path) : -1e9);
+    while (n > 0 && t->nodes[out[n - 1]].path < least)
+        n--;
+    return n;
+}
+
 int policy_expand(struct policy *p, struct tree *t, int max, int32_t *out)
 {
     max = PD_MIN(max, p->o.expand);
@@ -170,7 +181,7 @@ int policy_expand(struct policy *p, struct tree *t, int max, int32_t *out)
         return kept;
     }
     case MODE_BEST:
-        return p->o.depth ? select_nodes(p, t, drafted, 0, max, out, in_depth) : tree_best(t, drafted, 0, max, out);
+        return expand_best(p, t, max, out);
     default:
         return 0;
     }
