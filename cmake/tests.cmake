@@ -1,8 +1,9 @@
 # tests/FOLDER/test_NAME.c becomes the program and the ctest entry FOLDER_NAME, linked with that folder's
+# (tests/FOLDER/prog_NAME.c only the program FOLDER_prog_NAME, for scripts to start)
 # library. A file whose first line holds "needs: FOLDER ..." is linked with those libraries too.
 pkg_check_modules(CMOCKA REQUIRED IMPORTED_TARGET cmocka)
 get_property(folders GLOBAL PROPERTY PD_FOLDERS)
-file(GLOB test_sources CONFIGURE_DEPENDS tests/*/test_*.c)
+file(GLOB test_sources CONFIGURE_DEPENDS tests/*/test_*.c tests/*/prog_*.c)
 foreach(source ${test_sources})
   get_filename_component(folder ${source} DIRECTORY)
   get_filename_component(folder ${folder} NAME)
@@ -25,6 +26,9 @@ foreach(source ${test_sources})
   target_include_directories(${target} PRIVATE tests)
   target_compile_definitions(${target} PRIVATE PD_TEST_DATA="${CMAKE_SOURCE_DIR}/tests/data"
                                                PD_BUILD_DIR="${CMAKE_BINARY_DIR}")
+  if(name MATCHES "^prog_")
+    continue()
+  endif()
   add_test(NAME ${target} COMMAND ${target})
   set_tests_properties(${target} PROPERTIES TIMEOUT 900 SKIP_RETURN_CODE 77)
 endforeach()

@@ -483,10 +483,8 @@ static void drain(struct rank *r)
         deliver(r, p, false);
         drain_local(r);
     }
-    if (r->o.link->error.status && !r->status) {
-        error_set(&r->error, r->o.link->error.status, "%s", r->o.link->error.text);
-        fail_as(r, r->error.status, r->o.rank, r->o.link->error.text);
-    }
+    if (r->o.link->error.status)
+        fail_as(r, r->o.link->error.status, r->o.link->error_rank, r->o.link->error.text);
 }
 
 /* The user's cancel, and the time asked for. */

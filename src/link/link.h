@@ -37,6 +37,7 @@ void parcel_free(struct parcel *p);
 struct link {
     int rank, n_ranks;
     struct pd_error error; /* a peer's rubbish, or the transport's failure; status PD_OK: none */
+    int error_rank;        /* whose */
     /* Never blocks; takes `p`, also on an error. */
     enum pd_status (*send)(struct link *l, int to_rank, enum link_channel channel, struct parcel *p,
                            struct pd_error *err);

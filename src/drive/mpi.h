@@ -1,0 +1,57 @@
+/* mpi: the same pipeline over the ranks of an MPI job, one rank a stage, rank 0 the drafter. MPI is started only when
+ * the program runs under mpirun or srun; a build without MPI has the same calls, which then say so.
+ *
+ *     if (mpi_launched()) {
+ *         mpi_start(&m, &err);
+ *         rank 0:  mpi_new(&driver, m, &options, &compute, digest, &err);  ... generate ...  driver->free(driver);
+ *         others:  mpi_serve(m, &options, &compute, digest, &err);         until rank 0 frees its driver
+ *         exit(mpi_end(m, status));
+ *     }
+ *
+ * Faults: every rank has a thread that exchanges heartbeats on a communicator of its own. A rank that is silent for
+ * MPI_SILENCE_MS ends the engine: rank 0's generate returns PD_ERR_PEER with the rank and its host, and mpi_end
+ * aborts the job with that status, so that no rank is left. If rank 0 falls silent the others abort the job.
+ *
+ * Threading: one thread calls these; the heartbeats' thread is inside. Ownership: `m` outlives the driver.
+ */
+#ifndef PD_DRIVE_MPI_H
+#define PD_DRIVE_MPI_H
+
+#include "drive/drive.h"
+
+enum { MPI_SILENCE_MS = 1600 };
+
+struct mpi;
+
+/* Environment of a launcher: true in a rank, also one of one rank. Does not touch MPI. */
+bool mpi_launched(void);
+/* The rank that the launcher's environment names, before MPI is started; 0 if it names none. */
+int mpi_env_rank(void);
+
+/* Start MPI and heartbeats; all ranks must call it. PD_ERR_UNSUPPORTED without MPI, PD_ERR_MISMATCH on every rank if
+ * versions differ (the text names the host), PD_ERR_STAGES if there is one rank only or too many. */
+enum pd_status mpi_start(struct mpi **out, struct pd_error *err);
+int mpi_rank(const struct mpi *m);
+int mpi_stages(const struct mpi *m); /* ranks - 1 */
+const char *mpi_host(const struct mpi *m, int rank);
+
+/* What must be the same on every rank. */
+struct mpi_digest {
+    uint64_t model;   /* of its header, tokenizer and tensor table */
+    uint32_t options; /* of what changes the result or the messages */
+};
+
+/* Rank 0: waits until every stage is ready (or has failed, then with its error). */
+enum pd_status mpi_new(struct driver **out, struct mpi *m, const struct driver_options *o,
+                       const struct compute *c, const struct mpi_digest *digest, struct pd_error *err);
+/* Other ranks: serve until told to quit (PD_OK), or until something fails; rank 0 is told. */
+enum pd_status mpi_serve(struct mpi *m, const struct driver_options *o, const struct compute *c,
+                         const struct mpi_digest *digest, struct pd_error *err);
+/* Other ranks: tell rank 0 that this one cannot take part. */
+void mpi_decline(struct mpi *m, const struct pd_error *why);
+
+/* End MPI: in order if nothing has failed between the ranks, else by aborting the job with `status`. Returns the exit
+ * code. */
+int mpi_end(struct mpi *m, enum pd_status status);
+
+#endif

@@ -1,0 +1,297 @@
+/* The mpi driver: rank 0's driver, the other ranks' serving, and how they find each other fit. */
+#include "drive/mpi_impl.h"
+
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+
+#ifndef PD_HAVE_MPI
+
+static enum pd_status no_mpi(struct pd_error *err)
+{
+    return error_set(err, PD_ERR_UNSUPPORTED, "this build has no MPI");
+}
+
+int mpi_rank(const struct mpi *m)
+{
+    (void)m;
+    return 0;
+}
+
+int mpi_stages(const struct mpi *m)
+{
+    (void)m;
+    return 0;
+}
+
+const char *mpi_host(const struct mpi *m, int rank)
+{
+    (void)m, (void)rank;
+    return "";
+}
+
+enum pd_status mpi_new(struct driver **out, struct mpi *m, const struct driver_options *o,
+                       const struct compute *c, const struct mpi_digest *digest, struct pd_error *err)
+{
+    (void)out, (void)m, (void)o, (void)c, (void)digest;
+    return no_mpi(err);
+}
+
+enum pd_status mpi_serve(struct mpi *m, const struct driver_options *o, const struct compute *c,
+                         const struct mpi_digest *digest, struct pd_error *err)
+{
+    (void)m, (void)o, (void)c, (void)digest;
+    return no_mpi(err);
+}
+
+void mpi_decline(struct mpi *m, const struct pd_error *why)
+{
+    (void)m, (void)why;
+}
+
+#else
+
+#include <unistd.h>
+
+struct mpi_driver {
+    struct driver driver;
+    struct mpi *m;
+    struct driver_options o;
+    struct profile profile;
+    struct rank *rank;
+};
+
+static const char *host_of(void *user, int rank)
+{
+    return mpi_host(user, rank);
+}
+
+static struct link *open_link(struct mpi *m, const struct driver_options *o)
+{
+    struct link_mpi_options lo = {
+        .lock = &m->lock, .limits = {.n_stages = mpi_stages(m)}, .spin_us = o ? o->spin_us : -1};
+    memcpy(lo.channel, m->channel, sizeof lo.channel);
+    if (o) {
+        lo.limits.n_embd = o->n_embd;
+        lo.limits.n_vocab = o->n_vocab;
+        lo.limits.ctx = o->drafter.ctx;
+        lo.hidden = (enum wire_hidden)o->wire;
+    }
+    struct link *link;
+    link_mpi_new(&link, &lo);
+    atomic_store(&m->link, link);
+    return link;
+}
+
+/* Copies of the options that live as long as the rank. */
+static enum pd_status settle(const struct mpi *m, struct driver_options *o, struct profile *p,
+                             struct pd_error *err)
+{
+    if (o->drafter.n_stages != mpi_stages(m))
+        return error_set(err, PD_ERR_STAGES, "%d stages need %d ranks, one more for the draft, not %d",
+                         o->drafter.n_stages, o->drafter.n_stages + 1, m->n_ranks);
+    if (!o->profile)
+        return PD_OK;
+    if (!m->one_clock)
+        return error_set(err, PD_ERR_UNSUPPORTED,
+                         "emulation needs all ranks on one machine: they share its clock");
+    *p = *o->profile;
+    o->profile = p;
+    return profile_fit(p, o->drafter.n_stages, err);
+}
+
+static struct rank_options rank_options_of(struct mpi *m, struct link *link, const struct driver_options *o,
+                                           const struct compute *c)
+{
+    return (struct rank_options){.rank = m->rank,
+                                 .link = link,
+                                 .driver = o,
+                                 .compute = c,
+                                 .start_ns = link_clock(),
+                                 .observe_reports = true,
+                                 .host = host_of,
+                                 .alive = mpi_alive,
+                                 .user = m,
+                                 .beat = &m->busy_ns};
+}
+
+/* ---- rank 0 ---- */
+
+static enum pd_status mpi_generate(struct driver *driver, const struct request *request,
+                                   const struct sink *sink, struct result *out, struct pd_error *err)
+{
+    struct mpi_driver *d = (struct mpi_driver *)driver;
+    enum pd_status status = rank_generate(d->rank, request, sink, out, err);
+    atomic_store(&d->m->busy_ns, 0);
+    d->m->failed |= status != PD_OK;
+    return status;
+}
+
+static int mpi_kept(struct driver *driver)
+{
+    return rank_kept(((struct mpi_driver *)driver)->rank);
+}
+
+static void mpi_driver_free(struct driver *driver)
+{
+    struct mpi_driver *d = (struct mpi_driver *)driver;
+    struct mpi *m = d->m;
+    if (!m->failed && !atomic_load(&m->fault_ns)) {
+        atomic_store(&m->closing, true);
+        for (int i = 1; i < m->n_ranks; i++)
+            rank_quit(d->rank, i);
+        m->quit_sent = true;
+    }
+    rank_free(d->rank);
+    free(d);
+}
+
+/* Is a rank's hello what we expect? */
+static enum pd_status check_hello(const struct mpi *m, int rank, const struct msg *in,
+                                  const struct mpi_digest *own, struct pd_error *err)
+{
+    const char *host = mpi_host(m, rank);
+    if (in->hello.stage != rank - 1 || in->hello.n_stages != mpi_stages(m))
+        return error_set(err, PD_ERR_MISMATCH, "rank %d on host %s has stage %d of %d, not %d of %d", rank,
+                         host, in->hello.stage, in->hello.n_stages, rank - 1, mpi_stages(m));
+    if (in->hello.digest != own->model)
+        return error_set(
+            err, PD_ERR_MISMATCH,
+            "rank %d on host %s has another model file than host %s: copy the same one everywhere", rank,
+            host, mpi_host(m, 0));
+    if (in->request != own->options)
+        return error_set(
+            err, PD_ERR_MISMATCH,
+            "rank %d on host %s was started with other options than rank 0: start all ranks alike", rank,
+            host);
+    return PD_OK;
+}
+
+static enum pd_status meet_one(struct mpi *m, const struct parcel *p, bool *met, const struct mpi_digest *own,
+                               struct pd_error *err)
+{
+    const struct msg *in = &p->msg;
+    if (in->type == MSG_FAULT)
+        return error_set(err, in->fault.status ? (enum pd_status)in->fault.status : PD_ERR_PEER,
+                         "stage %d (rank %d on host %s): %s", p->from_rank - 1, p->from_rank,
+                         mpi_host(m, p->from_rank), in->fault.text);
+    if (in->type != MSG_HELLO || met[p->from_rank])
+        return error_set(err, PD_ERR_PEER, "rank %d on host %s sent a message of type %d before the start",
+                         p->from_rank, mpi_host(m, p->from_rank), in->type);
+    met[p->from_rank] = true;
+    return check_hello(m, p->from_rank, in, own, err);
+}
+
+/* Every stage says hello once its layers are loaded, which may take long; a dead one is noticed by its silence. */
+static enum pd_status meet(struct mpi *m, struct link *link, const struct mpi_digest *own,
+                           struct pd_error *err)
+{
+    bool met[STAGES_MAX + 1] = {0};
+    for (int left = mpi_stages(m); left > 0;) {
+        struct parcel *p = link->poll(link, link_clock() + 100000000);
+        if (!mpi_alive(m, err)) {
+            parcel_free(p);
+            return err->status;
+        }
+        if (link->error.status)
+            return error_set(err, link->error.status, "rank %d on host %s: %s", link->error_rank,
+                             mpi_host(m, link->error_rank), link->error.text);
+        if (!p)
+            continue;
+        enum pd_status status = meet_one(m, p, met, own, err);
+        parcel_free(p);
+        if (status)
+            return status;
+        left--;
+    }
+    return PD_OK;
+}
+
+enum pd_status mpi_new(struct driver **out, struct mpi *m, const struct driver_options *o,
+                       const struct compute *c, const struct mpi_digest *digest, struct pd_error *err)
+{
+    struct pd_error own_err;
+    struct mpi_driver *d = mem_new(1, sizeof *d);
+    d->driver = (struct driver){mpi_generate, mpi_kept, mpi_driver_free};
+    d->m = m;
+    d->o = *o;
+    err = err ? err : &own_err;
+    enum pd_status status = settle(m, &d->o, &d->profile, err);
+    struct link *link = status ? NULL : open_link(m, &d->o);
+    if (!status)
+        status = meet(m, link, digest, err);
+    if (status) {
+        m->failed = true;
+        free(d);
+        return status;
+    }
+    struct rank_options ro = rank_options_of(m, link, &d->o, c);
+    rank_new(&d->rank, &ro);
+    *out = &d->driver;
+    return PD_OK;
+}
+
+/* ---- the other ranks ---- */
+
+static void send_to_0(struct mpi *m, struct link *link, const struct msg *msg)
+{
+    struct parcel *p = parcel_new(msg, 0);
+    p->from = m->rank;
+    p->to = ROLE_DRAFTER;
+    link->send(link, 0, LINK_CONTROL, p, NULL);
+    link_mpi_flush(link, 1000000000);
+}
+
+void mpi_decline(struct mpi *m, const struct pd_error *why)
+{
+    struct link *link = atomic_load(&m->link);
+    struct msg msg = {.type = MSG_FAULT};
+    msg.fault.role = m->rank;
+    msg.fault.status = why->status;
+    snprintf(msg.fault.text, sizeof msg.fault.text, "%.250s", why->text);
+    send_to_0(m, link ? link : open_link(m, NULL), &msg);
+    m->failed = true;
+}
+
+static void say_hello(struct mpi *m, struct link *link, const struct mpi_digest *digest)
+{
+    struct msg msg = {.type = MSG_HELLO, .request = digest->options};
+    msg.hello.digest = digest->model;
+    msg.hello.protocol = WIRE_VERSION;
+    msg.hello.stage = m->rank - 1;
+    msg.hello.n_stages = mpi_stages(m);
+    memcpy(msg.hello.host, m->hosts[m->rank], sizeof msg.hello.host);
+    snprintf(msg.hello.text, sizeof msg.hello.text, "%s", PD_VERSION);
+    send_to_0(m, link, &msg);
+}
+
+enum pd_status mpi_serve(struct mpi *m, const struct driver_options *options, const struct compute *c,
+                         const struct mpi_digest *digest, struct pd_error *err)
+{
+    struct driver_options o = *options;
+    struct profile profile;
+    struct pd_error own_err;
+    struct rank *rank;
+    err = err ? err : &own_err;
+    enum pd_status status = settle(m, &o, &profile, err);
+    if (status) {
+        mpi_decline(m, err);
+        return status;
+    }
+    o.observer = NULL; /* rank 0 sees this rank's reports */
+    struct link *link = open_link(m, &o);
+    struct rank_options ro = rank_options_of(m, link, &o, c);
+    rank_new(&rank, &ro);
+    say_hello(m, link, digest);
+    status = rank_serve(rank, err);
+    if (status) {
+        link_mpi_flush(link, 1000000000); /* rank 0 has to hear of it */
+        m->failed = true;
+    }
+    atomic_store(&m->busy_ns, 0);
+    atomic_store(&m->closing, !status);
+    rank_free(rank);
+    return status;
+}
+
+#endif

@@ -1,0 +1,342 @@
+#include "link/link_mpi.h"
+
+#ifdef PD_HAVE_MPI
+
+#include <sched.h>
+#include <stdatomic.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <time.h>
+
+enum {
+    INCOMING = 8,           /* receives under way, a channel */
+    SLEEP_NS = 100000,      /* between looks, while a request is active */
+    SLEEP_MAX_NS = 2000000, /* while none is */
+    QUIET_NS = 5000000,     /* so long without a parcel before sleeps grow */
+    LOOK_NS = 30000         /* between looks from within a computation */
+};
+
+struct buffer { /* of a send under way, or free for the next */
+    struct buffer *next;
+    size_t room;
+    MPI_Request request;
+    uint8_t *bytes;
+};
+struct incoming {
+    MPI_Request request;
+    struct buffer *buffer;
+    size_t size;
+    int source;
+};
+struct inflow { /* one channel's receives, first matched first delivered */
+    struct incoming slot[INCOMING];
+    int head, n;
+};
+struct link_mpi {
+    struct link link;
+    struct link_mpi_options o;
+    struct buffer *sending, *spare;
+    struct inflow in[LINK_CHANNELS];
+    atomic_bool woken;
+    bool active;
+    int64_t heard_ns, looked_ns;
+    int64_t sleep_ns;
+};
+
+static struct buffer *buffer_take(struct link_mpi *l, size_t size)
+{
+    struct buffer **at = &l->spare;
+    while (*at && (*at)->room < size)
+        at = &(*at)->next;
+    struct buffer *b = *at;
+    if (b) {
+        *at = b->next;
+        return b;
+    }
+    b = mem_new(1, sizeof *b);
+    b->room = PD_MAX(size, 4096);
+    b->bytes = mem_new(b->room, 1);
+    return b;
+}
+
+static void buffer_give(struct link_mpi *l, struct buffer *b)
+{
+    b->next = l->spare;
+    l->spare = b;
+}
+
+static enum pd_status mpi_error(struct pd_error *err, const char *what, int code)
+{
+    char text[MPI_MAX_ERROR_STRING];
+    int n = 0;
+    MPI_Error_string(code, text, &n);
+    return error_set(err, PD_ERR_PEER, "MPI: %s: %.*s", what, n, text);
+}
+
+static void fail(struct link_mpi *l, int rank, const char *what, int code)
+{
+    if (l->link.error.status)
+        return;
+    l->link.error_rank = rank;
+    mpi_error(&l->link.error, what, code);
+}
+
+/* ---- sending ---- */
+
+/* Buffers whose message has left are used again. Called with the lock held. */
+static void reap(struct link_mpi *l)
+{
+    for (struct buffer **at = &l->sending; *at;) {
+        struct buffer *b = *at;
+        int done = 0, code = MPI_Test(&b->request, &done, MPI_STATUS_IGNORE);
+        if (code)
+            fail(l, l->link.rank, "send", code);
+        if (!done && !code) {
+            at = &b->next;
+            continue;
+        }
+        *at = b->next;
+        buffer_give(l, b);
+    }
+}
+
+static enum pd_status send_parcel(struct link *link, int to_rank, enum link_channel channel, struct parcel *p,
+                                  struct pd_error *err)
+{
+    struct link_mpi *l = (struct link_mpi *)link;
+    struct wire_envelope e = {p->from, p->to, p->due_ns};
+    size_t size = wire_size(&p->msg, l->o.limits.n_embd, l->o.hidden);
+    struct buffer *b = buffer_take(l, size);
+    wire_encode(b->bytes, b->room, &e, &p->msg, l->o.limits.n_embd, l->o.hidden);
+    parcel_free(p);
+    pthread_mutex_lock(l->o.lock);
+    int code = MPI_Isend(b->bytes, (int)size, MPI_BYTE, to_rank, 0, l->o.channel[channel], &b->request);
+    if (code) {
+        buffer_give(l, b);
+    } else {
+        struct buffer **at = &l->sending; /* at the end: the oldest is tested first */
+        while (*at)
+            at = &(*at)->next;
+        b->next = NULL;
+        *at = b;
+    }
+    reap(l);
+    pthread_mutex_unlock(l->o.lock);
+    return code ? mpi_error(err, "send", code) : PD_OK;
+}
+
+/* ---- receiving ---- */
+
+static void refuse(struct link_mpi *l, int rank, const struct pd_error *why)
+{
+    if (l->link.error.status)
+        return;
+    l->link.error_rank = rank;
+    l->link.error = *why;
+}
+
+/* Take on what has arrived on a channel. Called with the lock held. */
+static void match(struct link_mpi *l, enum link_channel channel)
+{
+    struct inflow *in = &l->in[channel];
+    while (in->n < INCOMING && !l->link.error.status) {
+        MPI_Message message;
+        MPI_Status status;
+        int there = 0, bytes = 0, code;
+        code = MPI_Improbe(MPI_ANY_SOURCE, MPI_ANY_TAG, l->o.channel[channel], &there, &message, &status);
+        if (code)
+            fail(l, l->link.rank, "receive", code);
+        if (code || !there)
+            return;
+        MPI_Get_count(&status, MPI_BYTE, &bytes);
+        size_t max = wire_size_max(l->o.limits.n_embd);
+        if (bytes < 0 || (size_t)bytes > max) {
+            struct pd_error why;
+            error_set(&why, PD_ERR_PEER, "message from a peer: %d bytes, more than %zu", bytes, max);
+            refuse(l, status.MPI_SOURCE, &why); /* its bytes are left where they are: the engine ends */
+            return;
+        }
+        struct incoming *i = &in->slot[(in->head + in->n) % INCOMING];
+        i->size = (size_t)bytes;
+        i->source = status.MPI_SOURCE;
+        i->buffer = buffer_take(l, i->size);
+        code = MPI_Imrecv(i->buffer->bytes, bytes, MPI_BYTE, &message, &i->request);
+        if (code) {
+            fail(l, i->source, "receive", code);
+            buffer_give(l, i->buffer);
+            return;
+        }
+        in->n++;
+    }
+}
+
+static int rank_of_role(const struct link_mpi *l, int role)
+{
+    return PD_MIN(role, l->o.limits.n_stages);
+}
+
+static struct parcel *decode(struct link_mpi *l, const struct incoming *i)
+{
+    struct wire_head head;
+    struct pd_error why = {0};
+    const uint8_t *data = i->buffer->bytes;
+    if (wire_peek(&head, data, i->size, &l->o.limits, &why)) {
+        refuse(l, i->source, &why);
+        return NULL;
+    }
+    if (rank_of_role(l, head.envelope.from) != i->source ||
+        rank_of_role(l, head.envelope.to) != l->link.rank) {
+        error_set(&why, PD_ERR_PEER, "message from a peer: from role %d to role %d, but rank %d sent it",
+                  head.envelope.from, head.envelope.to, i->source);
+        refuse(l, i->source, &why);
+        return NULL;
+    }
+    struct msg shape = {.type = (uint8_t)head.type};
+    shape.rows.n = head.n_rows;
+    struct parcel *p = parcel_new(&shape, head.has_hidden ? l->o.limits.n_embd : 0);
+    if (wire_decode(&p->msg, p->rows, p->hidden, data, i->size, &l->o.limits, &why)) {
+        refuse(l, i->source, &why);
+        parcel_free(p);
+        return NULL;
+    }
+    p->from = head.envelope.from;
+    p->to = head.envelope.to;
+    p->due_ns = head.envelope.due_ns;
+    p->from_rank = i->source;
+    return p;
+}
+
+/* The next parcel that is here in full. */
+static struct parcel *deliver(struct link_mpi *l, enum link_channel channel)
+{
+    struct inflow *in = &l->in[channel];
+    struct incoming *i = &in->slot[in->head];
+    int done = 0;
+    if (!in->n || l->link.error.status)
+        return NULL;
+    pthread_mutex_lock(l->o.lock);
+    int code = MPI_Test(&i->request, &done, MPI_STATUS_IGNORE);
+    pthread_mutex_unlock(l->o.lock);
+    if (code)
+        fail(l, i->source, "receive", code);
+    if (code || !done)
+        return NULL;
+    struct parcel *p = decode(l, i);
+    buffer_give(l, i->buffer);
+    in->head = (in->head + 1) % INCOMING;
+    in->n--;
+    if (p)
+        p->channel = channel;
+    return p;
+}
+
+static struct parcel *look(struct link_mpi *l)
+{
+    pthread_mutex_lock(l->o.lock);
+    reap(l);
+    match(l, LINK_CONTROL);
+    match(l, LINK_DATA);
+    pthread_mutex_unlock(l->o.lock);
+    l->looked_ns = link_clock();
+    struct parcel *p = deliver(l, LINK_CONTROL);
+    if (!p)
+        p = deliver(l, LINK_DATA);
+    if (p) {
+        l->heard_ns = l->looked_ns;
+        l->sleep_ns = SLEEP_NS;
+    }
+    return p;
+}
+
+/* Between two looks: spin at first, then sleep; longer and longer while nothing is going on. */
+static void pause_until(struct link_mpi *l, int64_t now, int64_t until_ns)
+{
+    double spin_us = l->o.spin_us < 0 ? 50 : l->o.spin_us;
+    if ((double)(now - l->heard_ns) < spin_us * 1e3) {
+        sched_yield();
+        return;
+    }
+    if (l->active || l->sending || l->in[LINK_DATA].n || l->in[LINK_CONTROL].n)
+        l->sleep_ns = SLEEP_NS;
+    else if (now - l->heard_ns > QUIET_NS)
+        l->sleep_ns = PD_MIN(2 * l->sleep_ns, SLEEP_MAX_NS);
+    int64_t ns = PD_MIN(l->sleep_ns, until_ns - now);
+    struct timespec t = {ns / 1000000000, ns % 1000000000};
+    nanosleep(&t, NULL);
+}
+
+static struct parcel *poll_parcel(struct link *link, int64_t until_ns)
+{
+    struct link_mpi *l = (struct link_mpi *)link;
+    for (;;) {
+        struct parcel *p = l->link.error.status ? NULL : look(l);
+        if (p || !until_ns || l->link.error.status)
+            return p;
+        int64_t now = link_clock();
+        if (now >= until_ns || atomic_exchange(&l->woken, false))
+            return NULL;
+        pause_until(l, now, until_ns);
+    }
+}
+
+static bool ready(struct link *link)
+{
+    struct link_mpi *l = (struct link_mpi *)link;
+    return link_clock() - l->looked_ns > LOOK_NS || l->link.error.status;
+}
+
+static void wake(struct link *link)
+{
+    atomic_store(&((struct link_mpi *)link)->woken, true);
+}
+
+static void set_active(struct link *link, bool active)
+{
+    struct link_mpi *l = (struct link_mpi *)link;
+    l->active = active;
+    l->heard_ns = link_clock();
+}
+
+void link_mpi_flush(struct link *link, int64_t timeout_ns)
+{
+    struct link_mpi *l = (struct link_mpi *)link;
+    int64_t end = link_clock() + timeout_ns;
+    while (l->sending && link_clock() < end) {
+        pthread_mutex_lock(l->o.lock);
+        reap(l);
+        pthread_mutex_unlock(l->o.lock);
+        nanosleep(&(struct timespec){.tv_nsec = SLEEP_NS}, NULL);
+    }
+}
+
+/* Buffers that MPI may still use are left to it. */
+static void free_link(struct link *link)
+{
+    struct link_mpi *l = (struct link_mpi *)link;
+    for (struct buffer *b = l->spare, *next; b; b = next) {
+        next = b->next;
+        free(b->bytes);
+        free(b);
+    }
+    free(l);
+}
+
+void link_mpi_new(struct link **out, const struct link_mpi_options *o)
+{
+    struct link_mpi *l = mem_new(1, sizeof *l);
+    l->o = *o;
+    l->sleep_ns = SLEEP_NS;
+    l->heard_ns = link_clock();
+    l->link = (struct link){.send = send_parcel,
+                            .poll = poll_parcel,
+                            .ready = ready,
+                            .wake = wake,
+                            .active = set_active,
+                            .free = free_link};
+    MPI_Comm_rank(o->channel[LINK_DATA], &l->link.rank);
+    MPI_Comm_size(o->channel[LINK_DATA], &l->link.n_ranks);
+    *out = &l->link;
+}
+
+#endif
