@@ -262,6 +262,7 @@ static enum pd_status load_stage(struct compute *c, int i, const struct gguf *g,
         .ctx = o->ctx,
         .tree_rows = o->tree_rows,
         .batch_rows = o->batch_rows ? o->batch_rows : BATCH_ROWS,
+        .chunk_rows = CHUNK_ROWS,
         .kv_type = o->kv_type,
     };
     enum pd_status status = part_load(p, g, &mo, err);

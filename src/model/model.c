@@ -139,6 +139,8 @@ static enum pd_status check_options(struct model_options *o, const struct model_
         o->tree_rows = 1024;
     if (o->batch_rows == 0)
         o->batch_rows = 64;
+    if (o->chunk_rows == 0)
+        o->chunk_rows = o->batch_rows;
     if (o->layer_first < 0 || o->layer_count < 1 || o->layer_first > info->n_layer - o->layer_count)
         return error_set(err, PD_ERR_STAGES, "layers %d..%d: the model has %d", o->layer_first,
                          o->layer_first + o->layer_count - 1, info->n_layer);
@@ -163,7 +165,7 @@ static enum pd_status load(struct model *m, const struct gguf *g, struct pd_erro
         return status;
     if ((status = backend_new(&m->exact, m->o.threads, !m->o.fast, err)))
         return status;
-    if (!m->o.fast && m->o.batch_rows >= QUICK_ROWS &&
+    if (!m->o.fast && m->o.chunk_rows >= QUICK_ROWS &&
         (status = backend_new(&m->quick, m->o.threads, false, err)))
         return status;
     if ((status = load_weights(m, g, err)))
@@ -255,7 +257,7 @@ static enum pd_status run_placed(struct model *m, struct kv *kv, const struct ro
     if (status)
         return status;
     fill_inputs(m, kv, rows, slots, n, hidden, kind);
-    bool quick = m->quick.ggml && kind == MODEL_PREFILL && n == m->o.batch_rows;
+    bool quick = m->quick.ggml && kind == MODEL_PREFILL && n == m->o.chunk_rows;
     status = backend_compute(quick ? &m->quick : &m->exact, m->run.nodes, err);
     if (!status)
         memcpy(hidden, m->run.out->data, ggml_nbytes(m->run.out));

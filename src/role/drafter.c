@@ -32,8 +32,9 @@ struct drafter {
 
     /* the chain */
     int32_t prefill_next, prefill_end; /* positions of the prompt still to send */
-    uint32_t sent, taken;              /* ROWS messages */
-    uint32_t chunks_sent, chunks_out;  /* prompt chunks: sent, come out of the last stage */
+    int32_t prompt_end;   /* the prompt proper, its last token excluded; then come tokens generated before */
+    uint32_t sent, taken; /* ROWS messages */
+    uint32_t chunks_sent, chunks_out; /* prompt chunks: sent, come out of the last stage */
     bool stage0_idle;
     int64_t last_submit_ns;
     double stage_ns[STAGES_MAX]; /* running mean of a tree batch; 0: not seen */
@@ -211,6 +212,14 @@ static void learn_report(struct drafter *d, const struct msg_report *r)
 
 /* ---- the chain ---- */
 
+/* Chunk boundaries depend on the request alone: full chunks take quicker kernels, whose bits are those of the chunk.
+ * The root is the last prompt token in the first run too, so it is never part of a full chunk. */
+static int chunk_length(const struct drafter *d)
+{
+    int left = d->prefill_end - d->prefill_next, prompt = d->prompt_end - d->prefill_next;
+    return prompt > 0 ? PD_MIN(CHUNK_ROWS, PD_MIN(left, prompt)) : PD_MIN(CHUNK_ROWS - 1, left);
+}
+
 static void send_prefill(struct drafter *d, struct effects *out)
 {
     /* Enough chunks in flight to keep every stage busy, not so many that they pile up before one. */
@@ -218,7 +227,7 @@ static void send_prefill(struct drafter *d, struct effects *out)
         if (d->sent - d->taken >= 2 || d->chunks_sent - d->chunks_out > (uint32_t)d->o.n_stages)
             return;
         struct row *rows = &d->chunk_rows[k * CHUNK_ROWS];
-        int n = PD_MIN(CHUNK_ROWS, d->prefill_end - d->prefill_next);
+        int n = chunk_length(d);
         for (int i = 0; i < n; i++)
             rows[i] = (struct row){.token = d->tokens[d->prefill_next + i], .pos = d->prefill_next + i};
         struct msg_rows *r = &send(d, out, MSG_ROWS)->rows;
@@ -484,6 +493,7 @@ static void begin(struct drafter *d, const struct event *in, struct effects *out
     d->advances = d->sent = d->taken = d->chunks_sent = d->chunks_out = 0;
     d->prefill_next = r->keep;
     d->prefill_end = d->root_pos;
+    d->prompt_end = (r->n_prompt ? r->n_prompt : r->n_tokens) - 1;
     d->stage0_idle = true;
     d->last_advance_ns = d->last_submit_ns = d->hold_submit_ns = d->hold_draft_ns = 0;
     d->draft_pos = PD_MIN(d->draft_pos, r->keep);

@@ -148,6 +148,9 @@ struct request {           /* what the drafter is asked for; borrowed for the st
     const int32_t *tokens; /* [n_tokens] the whole sequence: kept positions too */
     int32_t n_tokens;
     int32_t keep; /* positions whose K/V every stage still holds, < n_tokens */
+    int32_t
+        n_prompt; /* tokens from here on were generated before (a request built up again): they are computed
+                         with the exact kernels, as they were then; 0: all are prompt */
     int32_t max_tokens;
     struct sample_params sample;
     int32_t end_tokens[END_TOKENS_MAX];
@@ -315,7 +318,8 @@ struct drafter_options {
     const double
         *cost_ns; /* [cost_n] time of a step with i + 1 rows, from a profile; NULL: measured; borrowed */
     int cost_n;
-    bool doubtful; /* without cost_ns: devices share cores, so speculation starts at rest until it is seen to pay */
+    bool
+        doubtful; /* without cost_ns: devices share cores, so speculation starts at rest until it is seen to pay */
 };
 struct drafter;
 struct drafter *drafter_new(const struct drafter_options *o);
