@@ -5,6 +5,7 @@
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <unistd.h>
 
 /* A command whose file is not part of this build is left out of the table. */
 #pragma weak cmd_info
@@ -124,8 +125,20 @@ static void print_log(void *user, enum log_level level, const char *text)
         fprintf(stderr, "pipedec: %s%s\n", level == LOG_WARN ? "warning: " : "", text);
 }
 
+/* ggml's threads wait for each other by OpenMP's barriers, which by default spin without bound and stall for seconds
+ * where processors are shared. libgomp reads its settings when it is loaded, with us, before main: so set them and
+ * start again. A user's own choice stays. */
+static void bound_spinning(char **argv)
+{
+    if (getenv("OMP_WAIT_POLICY") || getenv("GOMP_SPINCOUNT"))
+        return;
+    if (setenv("GOMP_SPINCOUNT", "2000", 1) == 0)
+        execv("/proc/self/exe", argv); /* if it fails we are only slower */
+}
+
 int main(int argc, char **argv)
 {
+    bound_spinning(argv);
     model_init_process();
     signal(SIGPIPE, SIG_IGN); /* a closed pipe is a failed write */
     log_set(print_log, NULL);
