@@ -3,8 +3,9 @@
  * Figures of a cell. Decode time is from the first token to the last; a speed-up is the ratio of two points' decode
  * times over the same questions at the same stage count (so long answers weigh more). That leaves out the first trip
  * through the chain, in which speculation has begun already: on short answers it flatters every mode but pp.
- * Generation counts from the prompt's end (when pp submits its first row), end-to-end from the request on. Steps are decode time over the time of one row on the slowest stage. Over all kinds: the mean
- * of the kinds for ratios and rates, sums for counts, all gaps together for percentiles.
+ * Generation counts from the prompt's end (when pp submits its first row), end-to-end from the request on. Steps are
+ * decode time over the time of one row on the slowest stage. Over all kinds: the mean of the kinds for ratios and
+ * rates, sums for counts, all gaps together for percentiles.
  *
  * Ownership: report_free; runs are borrowed from the set. Threading: none.
  */

@@ -1,0 +1,175 @@
+/* Recorded acceptance: recording from a draft, the file there and back, what is refused, and playing it back. */
+#include "bench/acceptance.h"
+
+#include <setjmp.h>
+#include <stdarg.h>
+#include <stdlib.h>
+#include <string.h>
+#include <unistd.h>
+
+#include <cmocka.h>
+
+/* A draft that says token + 1, token + 2, ... with known chances, and counts its kv. */
+struct counter {
+    int committed, tree;
+};
+
+static enum pd_status counter_run(void *self, const struct row *rows, int n, int n_behind, bool prefill,
+                                  int k, const struct sample_params *sample,
+                                  int (*history)(void *user, int row, int32_t *out, int max),
+                                  void *history_user, int32_t *count, int32_t *tokens, float *logp,
+                                  stop_fn stop, void *stop_user, struct pd_error *err)
+{
+    struct counter *c = self;
+    (void)sample, (void)stop, (void)stop_user, (void)err;
+    assert_int_equal(rows[0].pos, c->committed);
+    if (prefill) {
+        c->committed += n;
+        return PD_OK;
+    }
+    c->tree += n;
+    for (int i = n_behind; i < n; i++) {
+        int32_t before[2];
+        assert_int_equal(history(history_user, i, before, 2), PD_MIN(2, rows[i].pos + 1));
+        count[i] = PD_MIN(k, 3);
+        for (int j = 0; j < count[i]; j++) {
+            tokens[i * k + j] = rows[i].token + 1 + j;
+            logp[i * k + j] = -0.5f - (float)j;
+        }
+    }
+    return PD_OK;
+}
+
+static void counter_kv(void *self, const node_id *commit, int n_commit, const node_id *drop, int n_drop)
+{
+    struct counter *c = self;
+    (void)commit, (void)drop;
+    c->committed += n_commit;
+    c->tree -= n_commit + n_drop;
+}
+
+static void counter_keep(void *self, int keep)
+{
+    *(struct counter *)self = (struct counter){.committed = keep};
+}
+
+static int counter_rows(void *self)
+{
+    return ((struct counter *)self)->tree;
+}
+
+static void test_record(void **state)
+{
+    (void)state;
+    struct counter c = {9, 3};
+    struct draft_ops d = {&c, 4, counter_run, counter_kv, counter_keep, counter_rows};
+    int32_t prompt[10], reply[] = {1, 3, 6, 10, 11, 12, 14};
+    const int ranks[] = {0, 1, 2, -1, 0, 0, 1};
+    for (int i = 0; i < 10; i++)
+        prompt[i] = i - 9; /* the last is 0 */
+    struct sample_params sample = sample_defaults();
+    struct acceptance a = {.question = "q\"1", .kind = "mt_bench", .category = "writing"};
+    struct pd_error err = {0};
+    assert_int_equal(acceptance_record(&a, &d, &sample, prompt, 10, reply, 7, &err), PD_OK);
+    assert_int_equal(a.n, 7);
+    assert_int_equal(c.tree, 0);
+    assert_int_equal(c.committed, 16);
+    for (int i = 0; i < 7; i++)
+        assert_int_equal(a.ranks[i], ranks[i]);
+
+    char path[] = "/tmp/pd_accept_XXXXXX";
+    int fd = mkstemp(path);
+    FILE *f = fdopen(fd, "w");
+    assert_true(acceptance_write(&a, f) && acceptance_write(&a, f));
+    fclose(f);
+    struct acceptance_set set;
+    if (acceptance_load(&set, path, &err))
+        fail_msg("%s", err.text);
+    assert_int_equal(set.n, 2);
+    assert_string_equal(set.traces[1].question, "q\"1");
+    assert_int_equal(set.traces[1].prompt_tokens, 10);
+    for (int i = 0; i < 7; i++) {
+        assert_int_equal(set.traces[1].ranks[i], ranks[i]);
+        assert_int_equal(set.traces[1].count[i], 3);
+        assert_true(set.traces[1].logp[i * DRAFT_TOP + 1] == -1.5f);
+    }
+    acceptance_free(&set);
+    acceptance_clear(&a);
+    unlink(path);
+}
+
+static void test_refused(void **state)
+{
+    (void)state;
+#define LINE(ranks, logp)                                                                                    \
+    "{\"question\":\"1\",\"kind\":\"k\",\"prompt_tokens\":3,\"ranks\":" ranks ",\"logp\":" logp "}"
+    static const struct {
+        const char *text, *says;
+    } bad[] = {
+        {"", "no traces"},
+        {"x", "a:1: not JSON"},
+        {LINE("[0]", "[[-1]]") "\n{}", "a:2: question"},
+        {"{\"question\":\"1\"}", "kind"},
+        {"{\"question\":\"1\",\"kind\":\"k\",\"ranks\":[0],\"logp\":[[-1]]}", "prompt_tokens"},
+        {LINE("[]", "[]"), "ranks, logp"},
+        {LINE("[0,0]", "[[-1]]"), "different lengths"},
+        {LINE("[1]", "[[-1]]"), "ranks: not"},
+        {LINE("[-2]", "[[-1]]"), "ranks: not"},
+        {LINE("[0.5]", "[[-1]]"), "ranks: not"},
+        {LINE("[0]", "[[1]]"), "logp: not numbers"},
+        {LINE("[0]", "[7]"), "logp: not lists"},
+        {LINE("[0]", "[[-1,-1,-1,-1,-1,-1,-1,-1,-1,-1,-1,-1,-1,-1,-1,-1,-1]]"), "16 numbers"},
+    };
+    for (size_t i = 0; i < PD_COUNT(bad); i++) {
+        struct acceptance_set set;
+        struct pd_error err = {0};
+        assert_int_equal(acceptance_parse(&set, "a", bad[i].text, strlen(bad[i].text), &err), PD_ERR_FORMAT);
+        if (!strstr(err.text, bad[i].says))
+            fail_msg("case %zu: '%s', wanted '%s'", i, err.text, bad[i].says);
+    }
+}
+
+/* On the true path the truth stands where it was recorded; off it, nothing is ever true. */
+static void test_playback(void **state)
+{
+    (void)state;
+    const char *line = LINE("[1,-1,0]", "[[-1,-2],[-1],[-0.5,-3,-4]]");
+    struct acceptance_set set;
+    assert_int_equal(acceptance_parse(&set, "a", line, strlen(line), NULL), PD_OK);
+    int32_t truth[6], count[4], tokens[4 * 8];
+    float logp[4 * 8];
+    playback_tokens(&set.traces[0], truth);
+    struct playback *p = playback_new(&set.traces[0]);
+    struct draft_ops d = playback_draft(p);
+    const struct row rows[4] = {{{1}, {0}, truth[2], 2, 0},
+                                {{2}, {1}, truth[3], 3, 0},
+                                {{3}, {2}, truth[4], 4, 0},
+                                {{4}, {1}, 5, 3, 0}};
+    assert_int_equal(
+        d.run(d.self, rows, 4, 0, false, 8, NULL, NULL, NULL, count, tokens, logp, NULL, NULL, NULL), PD_OK);
+    assert_int_equal(d.tree_rows(d.self), 4);
+    const int counts[] = {2, 1, 3}, ranks[] = {1, -1, 0};
+    for (int i = 0; i < 4; i++)
+        for (int c = 0; c < count[i]; c++) {
+            bool is_true = tokens[i * 8 + c] == truth[PD_MIN(3 + i, 5)] && i < 3;
+            assert_true(is_true == (i < 3 && c == ranks[i]));
+            assert_true(i == 3 || count[i] == counts[i]);
+            for (int t = 0; t < 6 && i == 3; t++)
+                assert_int_not_equal(tokens[i * 8 + c], truth[t]);
+        }
+    const node_id ids[] = {{1}, {2}, {3}, {4}};
+    d.kv(d.self, ids, 1, ids + 1, 3);
+    assert_int_equal(d.tree_rows(d.self), 0);
+    playback_free(p);
+    acceptance_free(&set);
+}
+
+int main(void)
+{
+    const struct CMUnitTest tests[] = {
+        cmocka_unit_test(test_record),
+        cmocka_unit_test(test_refused),
+        cmocka_unit_test(test_playback),
+    };
+    return cmocka_run_group_tests(tests, NULL, NULL);
+}
