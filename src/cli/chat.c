@@ -345,14 +345,14 @@ int cmd_chat(int argc, char **argv)
     cli_parse(&argp, argc, argv, &c);
     if (!c.common.quiet)
         c.common.engine.on_progress = cli_progress;
-    if (cli_common_check(&c.common, true, &err) || pd_engine_new(&c.engine, &c.common.engine, &err))
-        return cli_fail(&err);
+    if (cli_common_check(&c.common, true, &err) || cli_engine_new(&c.engine, &c.common, &err))
+        return cli_engine_free(NULL, cli_fail(&err));
     struct pd_engine_info info = {.struct_size = sizeof info};
     pd_engine_get_info(c.engine, &info);
     if (!info.chat_template) {
-        pd_engine_free(c.engine);
-        return cli_fail_with(PD_ERR_TEMPLATE,
-                             "the model's chat template is unknown; choose one with --chat-template");
+        int code = cli_fail_with(PD_ERR_TEMPLATE,
+                                 "the model's chat template is unknown; choose one with --chat-template");
+        return cli_engine_free(c.engine, code);
     }
     cli_progress_end();
     c.terminal = isatty(STDIN_FILENO);
@@ -365,9 +365,9 @@ int cmd_chat(int argc, char **argv)
         close_editor(&c);
     unsay(&c, 0);
     free(c.messages);
-    pd_engine_free(c.engine);
+    int code = (int)c.status;
     enum pd_status failed = cli_write_failed(&err);
     if (failed)
-        return err.text[0] ? cli_fail(&err) : (int)failed;
-    return c.status;
+        code = err.text[0] ? cli_fail(&err) : (int)failed;
+    return cli_engine_free(c.engine, code);
 }

@@ -34,6 +34,8 @@ struct cli_common {
     bool quiet;   /* no progress, no statistics */
     bool stats;   /* statistics even if standard error is no terminal */
     int restarts; /* --restarts, for launch */
+    int wire;     /* enum wire_hidden: hidden states between machines */
+    bool exact;   /* refuse what is not exact */
 };
 extern const struct argp cli_common_argp; /* input: struct cli_common * */
 void cli_common_init(struct cli_common *c);
@@ -58,6 +60,13 @@ enum pd_status cli_read_file(const char *path, size_t max, char **out, size_t *s
 /* Progress on a terminal (a pd_progress_fn); silent when standard error is none. */
 void cli_progress(void *user, const char *what, int64_t done, int64_t total);
 void cli_progress_end(void);
+
+/* The engine of a command: in this process, or, started by mpirun, over the ranks of the job. Ranks but the first
+ * don't return from cli_engine_new: they serve their stage and end. cli_engine_free takes the command's exit code and
+ * gives the program's. */
+enum pd_status cli_engine_new(struct pd_engine **out, struct cli_common *c, struct pd_error *err);
+int cli_engine_free(struct pd_engine *e, int code);
+bool cli_is_first_rank(void); /* the one that speaks; true without MPI */
 
 /* First Ctrl-C: cancel `e` and note it; second: the signal's own effect. NULL: back to the default. */
 void cli_catch_interrupt(struct pd_engine *e);

@@ -2,6 +2,7 @@
 #include "cli/cli.h"
 #include "drive/engine.h"
 #include "text/text.h"
+#include "wire/wire.h"
 
 #include <errno.h>
 #include <math.h>
@@ -22,6 +23,9 @@ enum {
     KEY_DEPTH,
     KEY_TREE_NODES,
     KEY_SPIN,
+    KEY_WIRE,
+    KEY_EXACT,
+    KEY_RESTARTS,
     KEY_PROFILE,
     KEY_EMULATE,
     KEY_CLOCK,
@@ -62,6 +66,12 @@ static const struct argp_option options[] = {
     {"depth", KEY_DEPTH, "N", 0, "levels drafted", GROUP_PIPELINE},
     {"tree-nodes", KEY_TREE_NODES, "N", 0, "size of the prediction tree (4096)", GROUP_PIPELINE},
     {"spin", KEY_SPIN, "US", 0, "poll so many microseconds before sleeping, with cores to spare",
+     GROUP_PIPELINE},
+
+    {"wire", KEY_WIRE, "TYPE", 0,
+     "hidden states between machines: f32 (default), or f16, q8: less traffic, not exact", GROUP_PIPELINE},
+    {"exact", KEY_EXACT, NULL, 0, "refuse options under which the text could differ", GROUP_PIPELINE},
+    {"restarts", KEY_RESTARTS, "N", 0, "under 'pipedec launch': start again up to N times after a fault",
      GROUP_PIPELINE},
 
     {NULL, 0, NULL, 0, "Modelled devices:", GROUP_DEVICES},
@@ -194,6 +204,19 @@ static bool parse_pipeline(struct cli_common *c, int key, char *arg, struct argp
     case KEY_SPIN:
         o->spin_us = cli_float(state, "--spin", arg, 0, 1e9);
         return true;
+    case KEY_WIRE: {
+        enum wire_hidden wire;
+        if (!wire_hidden_parse(arg, &wire))
+            argp_error(state, "--wire %s: f32, f16 or q8", arg);
+        c->wire = (int)wire;
+        return true;
+    }
+    case KEY_EXACT:
+        c->exact = true;
+        return true;
+    case KEY_RESTARTS:
+        c->restarts = (int)cli_int(state, "--restarts", arg, 0, 1000);
+        return true;
     default:
         return false;
     }
@@ -317,6 +340,9 @@ enum pd_status cli_common_check(const struct cli_common *c, bool need_model, str
 {
     if (need_model && !c->engine.model)
         return error_set(err, PD_ERR_USAGE, "which model? give -m FILE");
+    if (c->exact && c->wire != WIRE_F32)
+        return error_set(err, PD_ERR_USAGE, "--wire %s is not exact, so it can't go with --exact",
+                         wire_hidden_name((enum wire_hidden)c->wire));
     if (c->mode_set && c->engine.mode > PD_MODE_PP && !c->engine.draft)
         return error_set(err, PD_ERR_USAGE, "--mode %s needs a draft: give -d FILE",
                          pd_mode_name(c->engine.mode));
@@ -346,7 +372,7 @@ static void show_complaint(void)
     stderr = real_stderr;
     real_stderr = NULL;
     char *text = complaint ? complaint : NULL;
-    if (!text || !*text)
+    if (!text || !*text || !cli_is_first_rank())
         return;
     text[strcspn(text, "\n")] = 0;
     if (strncmp(text, command, strlen(command)) == 0 && text[strlen(command)] == ':')

@@ -121,7 +121,7 @@ static int help(int argc, char **argv)
 static void print_log(void *user, enum log_level level, const char *text)
 {
     (void)user;
-    if (level <= LOG_WARN)
+    if (level <= LOG_WARN && cli_is_first_rank())
         fprintf(stderr, "pipedec: %s%s\n", level == LOG_WARN ? "warning: " : "", text);
 }
 
@@ -140,6 +140,8 @@ int main(int argc, char **argv)
 {
     bound_spinning(argv);
     model_init_process();
+    if (!cli_is_first_rank() && !freopen("/dev/null", "w", stdout))
+        return PD_ERR_FILE;
     signal(SIGPIPE, SIG_IGN); /* a closed pipe is a failed write */
     log_set(print_log, NULL);
     const char *name = argc > 1 ? argv[1] : "";

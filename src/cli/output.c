@@ -1,5 +1,6 @@
 /* What commands write: errors, progress, text, statistics; and interruption. */
 #include "cli/cli.h"
+#include "drive/mpi.h"
 
 #include <errno.h>
 #include <stdio.h>
@@ -13,6 +14,8 @@
 int cli_fail(const struct pd_error *err)
 {
     cli_progress_end();
+    if (!cli_is_first_rank())
+        return err->status ? (int)err->status : PD_ERR_INTERNAL;
     const char *text = err->text[0] ? err->text : pd_status_text(err->status);
     fprintf(stderr, "pipedec: %.*s\n", (int)strcspn(text, "\n"), text);
     return err->status ? (int)err->status : PD_ERR_INTERNAL;
@@ -128,7 +131,8 @@ void cli_catch_interrupt(struct pd_engine *e)
     interrupt_engine = e;
     interrupted = 0;
     sigaction(SIGINT, &action, NULL);
-    sigaction(SIGTERM, &action, NULL);
+    if (!mpi_launched()) /* there it is the launcher's way to end the job */
+        sigaction(SIGTERM, &action, NULL);
 }
 
 bool cli_interrupted(void)

@@ -178,12 +178,13 @@ static int run(struct run_args *a)
     char *prompt = NULL;
     size_t size = 0;
     enum pd_status status = cli_common_check(&a->common, true, &err);
-    if (!status)
+    if (!status && cli_is_first_rank()) {
         status = read_prompt(a, &prompt, &size, &err);
-    if (!status && size == 0)
-        status = error_set(&err, PD_ERR_USAGE, "the prompt is empty");
+        if (!status && size == 0)
+            status = error_set(&err, PD_ERR_USAGE, "the prompt is empty");
+    }
     if (!status)
-        status = pd_engine_new(&a->engine, &a->common.engine, &err);
+        status = cli_engine_new(&a->engine, &a->common, &err);
     if (!status) {
         cli_catch_interrupt(a->engine);
         status = generate(a, prompt, size, &reply, &err);
@@ -191,15 +192,16 @@ static int run(struct run_args *a)
     }
     const bool cancelled = reply.reason == PD_REASON_CANCELLED;
     pd_reply_free(&reply);
-    cli_catch_interrupt(NULL);
-    pd_engine_free(a->engine);
     free(prompt);
+    cli_catch_interrupt(NULL);
+    int code = (int)status;
     if (status)
-        return cli_fail(&err);
-    status = cli_write_failed(&err);
-    if (status)
-        return err.text[0] ? cli_fail(&err) : (int)status;
-    return cancelled ? PD_ERR_CANCELLED : PD_OK;
+        cli_fail(&err);
+    else if ((status = cli_write_failed(&err)))
+        code = err.text[0] ? cli_fail(&err) : (int)status;
+    else if (cancelled)
+        code = PD_ERR_CANCELLED;
+    return cli_engine_free(a->engine, code);
 }
 
 int cmd_run(int argc, char **argv)

@@ -261,6 +261,16 @@ static enum pd_status load_models(struct pd_engine *e, int only_role, struct pd_
     return PD_OK;
 }
 
+/* What a driver has to know of the models. */
+static void tell_driver(struct driver_options *d, const struct compute_info *info, int wire)
+{
+    d->n_embd = info->target.n_embd;
+    d->n_vocab = info->target.n_vocab;
+    d->threads = info->threads;
+    d->draft_threads = info->draft_threads;
+    d->wire = wire;
+}
+
 static enum pd_status make_driver(struct pd_engine *e, const struct engine_hooks *hooks, struct pd_error *err)
 {
     struct driver_options d;
@@ -268,10 +278,7 @@ static enum pd_status make_driver(struct pd_engine *e, const struct engine_hooks
     engine_driver_options(&d, &e->o, e->n_stages, e->ctx, have_draft, e->have_profile ? &e->profile : NULL,
                           &e->cost);
     e->mode = d.drafter.policy.mode;
-    d.n_embd = e->info.target.n_embd;
-    d.n_vocab = e->info.target.n_vocab;
-    d.threads = e->info.threads;
-    d.draft_threads = e->info.draft_threads;
+    tell_driver(&d, &e->info, hooks->wire);
     enum pd_status status = open_observers(e, &d.observer, err);
     if (status)
         return status;
@@ -284,8 +291,9 @@ static enum pd_status load(struct pd_engine *e, const struct pd_engine_options *
                            const struct engine_hooks *hooks, struct pd_error *err)
 {
     enum pd_status status;
-    if ((status = take_options(e, o, err)) || (status = load_profile(e, err)) ||
-        (status = gguf_open(&e->target, e->o.model, err)) ||
+    if ((status = take_options(e, o, err)))
+        return status;
+    if ((status = load_profile(e, err)) || (status = gguf_open(&e->target, e->o.model, err)) ||
         (e->o.draft && (status = gguf_open(&e->draft, e->o.draft, err))) ||
         (status = tokenizer_new(&e->tokenizer, e->target, err)) || (status = find_template(e, err)) ||
         (status = load_models(e, hooks->only_role, err)))
@@ -384,4 +392,65 @@ enum pd_status pd_tokenize(const struct pd_engine *e, const char *text, size_t s
     *tokens = list.ids ? list.ids : mem_new(1, sizeof **tokens);
     *n_tokens = list.count;
     return PD_OK;
+}
+
+/* ---- one role's part ---- */
+
+static enum pd_status part_load(struct engine_part *p, const struct pd_engine_options *o, int n_stages,
+                                int role, struct pd_error *err)
+{
+    struct compute_options co;
+    struct arena arena = {0};
+    struct model_info target;
+    struct gguf *g = NULL;
+    enum pd_status status = check_options(o, err);
+    if (!status && o->profile && !(status = profile_load(&p->profile, o->profile, err)))
+        status = profile_fit(&p->profile, n_stages, err);
+    if (status || (status = gguf_open(&g, o->model, err)))
+        return status;
+    if (!(status = model_describe(&target, g, &arena, err))) {
+        engine_compute_options(&co, o, n_stages);
+        co.target_gguf = g;
+        co.ctx = engine_ctx(o, &target);
+        co.only_role = role;
+        if (role != ROLE_DRAFTER)
+            co.draft = NULL; /* the drafter alone reads it */
+        status = compute_models(&p->compute, &co, err);
+    }
+    if (!status) {
+        engine_driver_options(&p->driver, o, n_stages, co.ctx, o->draft != NULL,
+                              o->profile ? &p->profile : NULL, &p->cost);
+        tell_driver(&p->driver, compute_info(&p->compute), 0);
+    }
+    arena_free(&arena);
+    p->target = g;
+    return status;
+}
+
+enum pd_status engine_part_new(struct engine_part **out, const struct pd_engine_options *o, int n_stages,
+                               int role, struct pd_error *err)
+{
+    *out = mem_new(1, sizeof **out);
+    enum pd_status status = part_load(*out, o, n_stages, role, err);
+    if (status) {
+        engine_part_free(*out);
+        *out = NULL;
+    }
+    return status;
+}
+
+void engine_part_free(struct engine_part *p)
+{
+    if (!p)
+        return;
+    compute_free(&p->compute);
+    gguf_close(p->target);
+    free(p);
+}
+
+uint32_t engine_options_digest(const struct pd_engine_options *o, int n_stages, int ctx, int wire)
+{
+    const int32_t all[] = {n_stages, ctx, (int32_t)o->kv_type, wire, o->draft != NULL, o->profile != NULL};
+    uint64_t h = hash_bytes(0, all, sizeof all);
+    return (uint32_t)(h ^ (h >> 32));
 }

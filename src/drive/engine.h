@@ -16,6 +16,7 @@ struct engine_hooks {
     enum pd_status (*make_driver)(void *user, struct driver **out, const struct driver_options *o,
                                   const struct compute *c, struct pd_error *err);
     void *user;
+    int wire; /* enum wire_hidden */
 };
 enum pd_status engine_new_with(struct pd_engine **out, const struct pd_engine_options *o,
                                const struct engine_hooks *hooks, struct pd_error *err);
@@ -34,6 +35,20 @@ struct engine_cost {
 /* Drafter's and driver's options. `profile` (fitted) and `cost` are borrowed, may be NULL. */
 void engine_driver_options(struct driver_options *out, const struct pd_engine_options *o, int n_stages,
                            int ctx, bool have_draft, const struct profile *profile, struct engine_cost *cost);
+/* One role's part of a pipeline, for a process that has no engine: its computing and its driver's options. */
+struct engine_part {
+    struct compute compute;
+    struct driver_options driver;
+    struct gguf *target;
+    struct profile profile;
+    struct engine_cost cost;
+};
+/* `o` is borrowed until engine_part_free; role: role_stage(i) or ROLE_DRAFTER. On failure nothing is left to free. */
+enum pd_status engine_part_new(struct engine_part **out, const struct pd_engine_options *o, int n_stages,
+                               int role, struct pd_error *err);
+void engine_part_free(struct engine_part *p);
+/* Of all that changes the result or the messages: ranks compare it. */
+uint32_t engine_options_digest(const struct pd_engine_options *o, int n_stages, int ctx, int wire);
 /* PD_MODE_AUTO settled. */
 enum policy_mode engine_mode(enum pd_mode mode, bool have_draft);
 

@@ -1,0 +1,106 @@
+/* A command's engine: here, or over the ranks of an MPI job. */
+#include "cli/cli.h"
+#include "drive/engine.h"
+#include "drive/mpi.h"
+
+#include <stdio.h>
+#include <stdlib.h>
+#include <sys/sysinfo.h>
+
+static struct mpi *job; /* NULL: not under MPI */
+
+bool cli_is_first_rank(void)
+{
+    return !mpi_launched() || mpi_env_rank() == 0;
+}
+
+/* Ranks on this machine share its processors. */
+static int threads_here(void)
+{
+    static const char *const names[] = {"OMPI_COMM_WORLD_LOCAL_SIZE", "MPI_LOCALNRANKS",
+                                        "SLURM_NTASKS_PER_NODE"};
+    for (size_t i = 0; i < PD_COUNT(names); i++) {
+        const char *text = getenv(names[i]);
+        int ranks = text ? atoi(text) : 0;
+        if (ranks > 0)
+            return PD_MAX(1, get_nprocs() / ranks);
+    }
+    return 0;
+}
+
+static enum pd_status check_job(struct cli_common *c, struct pd_error *err)
+{
+    const int stages = mpi_stages(job);
+    if (c->stages_set && c->engine.stages != stages)
+        return error_set(err, PD_ERR_STAGES,
+                         "%d stages need %d ranks (the first one drafts), but there are %d", c->engine.stages,
+                         c->engine.stages + 1, stages + 1);
+    if (c->engine.clock == PD_CLOCK_VIRTUAL)
+        return error_set(
+            err, PD_ERR_USAGE,
+            "the virtual clock runs in one process; on several give --emulate instead of --profile");
+    c->engine.stages = stages;
+    if (!c->engine.threads)
+        c->engine.threads = threads_here();
+    return PD_OK;
+}
+
+/* A rank with a stage. The job's exit code is the first rank's. */
+static _Noreturn void serve(struct cli_common *c)
+{
+    struct pd_error err = {0};
+    struct engine_part *part = NULL;
+    enum pd_status status = check_job(c, &err);
+    if (!status)
+        status = engine_part_new(&part, &c->engine, c->engine.stages, role_stage(mpi_rank(job) - 1), &err);
+    if (status) {
+        mpi_decline(job, &err);
+    } else {
+        const struct compute_info *info = compute_info(&part->compute);
+        struct mpi_digest digest = {
+            info->target_digest,
+            engine_options_digest(&c->engine, c->engine.stages, part->driver.drafter.ctx, c->wire)};
+        part->driver.wire = c->wire;
+        status = mpi_serve(job, &part->driver, &part->compute, &digest, &err);
+    }
+    engine_part_free(part);
+    exit(mpi_end(job, status));
+}
+
+static enum pd_status make_driver(void *user, struct driver **out, const struct driver_options *o,
+                                  const struct compute *c, struct pd_error *err)
+{
+    const struct cli_common *common = user;
+    struct mpi_digest digest = {
+        compute_info(c)->target_digest,
+        engine_options_digest(&common->engine, o->drafter.n_stages, o->drafter.ctx, common->wire)};
+    return mpi_new(out, job, o, c, &digest, err);
+}
+
+enum pd_status cli_engine_new(struct pd_engine **out, struct cli_common *c, struct pd_error *err)
+{
+    *out = NULL;
+    if (!mpi_launched())
+        return pd_engine_new(out, &c->engine, err);
+    enum pd_status status = mpi_start(&job, err);
+    if (status)
+        return status;
+    if (mpi_rank(job) > 0)
+        serve(c);
+    struct engine_hooks hooks = {
+        .only_role = ROLE_DRAFTER, .make_driver = make_driver, .user = c, .wire = c->wire};
+    if (!(status = check_job(c, err)))
+        status = engine_new_with(out, &c->engine, &hooks, err);
+    return status;
+}
+
+int cli_engine_free(struct pd_engine *e, int code)
+{
+    pd_engine_free(e);
+    if (!job)
+        return code;
+    /* An interrupted reply is no fault: the ranks part in order. */
+    code = mpi_end(job, (enum pd_status)code);
+    job = NULL;
+    return code;
+}
