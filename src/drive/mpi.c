@@ -57,11 +57,16 @@ struct card {
 };
 _Static_assert(sizeof(struct card) == 128, "cards of different versions must have the same size");
 
-static atomic_int signalled; /* SIGTERM: the launcher is ending the job */
+/* Open MPI, when a rank has died, sends the others SIGCONT at once, SIGTERM and SIGKILL a second later. */
+static atomic_int terminated;
+static atomic_llong continued_ns;
 
-static void on_sigterm(int signal_number)
+static void on_signal(int signal_number)
 {
-    atomic_store(&signalled, signal_number);
+    if (signal_number == SIGTERM)
+        atomic_store(&terminated, 1);
+    else
+        atomic_store(&continued_ns, link_clock());
 }
 
 int mpi_rank(const struct mpi *m)
@@ -173,16 +178,15 @@ static void name_silent(struct mpi *m, int rank, int64_t silence_ns)
 
 static void watch(struct mpi *m, int64_t now)
 {
-    int64_t silence_ns, limit = (int64_t)MPI_SILENCE_MS * 1000000;
+    int64_t silence_ns, limit = (int64_t)MPI_SILENCE_MS * 1000000, soon = 4 * (int64_t)BEAT_MS * 1000000;
     int rank = most_silent(m, now, &silence_ns);
-    if (atomic_load(&signalled)) { /* Open MPI ends a job a second after a rank has died: name that rank */
-        if (silence_ns > 4 * (int64_t)BEAT_MS * 1000000)
-            name_silent(m, rank, silence_ns);
-        else
-            mpi_fault(m, "the launcher is ending the job");
-    } else if (silence_ns > (m->rank ? limit + limit / 4 : limit)) {
+    bool hint = atomic_load(&terminated) || now - atomic_load(&continued_ns) < 2 * limit;
+    if (m->rank)
+        limit += limit / 4; /* rank 0 notices first */
+    if (silence_ns > (hint ? soon : limit))
         name_silent(m, rank, silence_ns);
-    }
+    else if (atomic_load(&terminated))
+        mpi_fault(m, "the launcher is ending the job");
 }
 
 /* A fault that nobody has taken up in time ends the job from here. */
@@ -276,8 +280,9 @@ static void start_beats(struct mpi *m)
         m->heard_ns[i] = link_clock();
     }
     if (m->rank == 0) {
-        struct sigaction a = {.sa_handler = on_sigterm};
+        struct sigaction a = {.sa_handler = on_signal, .sa_flags = SA_RESTART};
         sigaction(SIGTERM, &a, NULL);
+        sigaction(SIGCONT, &a, NULL);
     }
     int code = pthread_create(&m->beat_thread, NULL, beat_thread, m);
     PD_ASSERT(!code);
@@ -328,11 +333,12 @@ int mpi_end(struct mpi *m, enum pd_status status)
     atomic_store(&m->closing, true);
     pthread_join(m->beat_thread, NULL);
     if (atomic_load(&m->fault_ns) || m->failed || (m->rank == 0 && !m->quit_sent)) {
-        if (m->rank) { /* rank 0 speaks first, and ends the job with its status */
-            int64_t until = link_clock() + 3000000000;
-            while (link_clock() < until)
-                nanosleep(&(struct timespec){.tv_nsec = 100000000}, NULL);
-        }
+        bool rank_0_lives = !atomic_load(&m->fault_ns);
+        if (m->rank == 1 && !rank_0_lives)
+            fprintf(stderr, "pipedec: %s\n", m->fault.text);
+        for (int i = 0; i < 30 && m->rank && rank_0_lives;
+             i++) /* it speaks, and ends the job with its status */
+            nanosleep(&(struct timespec){.tv_nsec = 100000000}, NULL);
         abort_job(m, status ? status : PD_ERR_PEER);
     }
     struct link *link = atomic_load(&m->link);

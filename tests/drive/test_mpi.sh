@@ -1,0 +1,76 @@
+#!/bin/bash
+# The mpi driver with an oracle: the same text at 2, 4 and 15 ranks, time as the simulator has it, and every fault ends
+# the job in time with a message that names the rank and its host.
+set -euo pipefail
+cd "$(dirname "$0")/../.."
+. tests/mpi.sh
+program=$PD_BUILD_DIR/drive_prog_mpi
+status=0
+job 2 "$program" --mode pp --tokens 3 >/dev/null || status=$?
+[ "$status" != 77 ] || skip "built without MPI"
+[ "$status" = 0 ]
+work=$(mktemp -d)
+trap 'rm -rf "$work"' EXIT
+fail() { echo "FAILED: $*"; cat "$work/out" "$work/err" | tail -40; exit 1; }
+
+echo "-- the same text"
+for ranks in 2 4 15; do
+    for mode in pp layer best rounds; do
+        job "$ranks" "$program" --mode "$mode" --requests 3 >"$work/out" 2>"$work/err" || fail "$ranks ranks, $mode"
+        [ "$(grep -c '^request' "$work/out")" = 3 ] || fail "$ranks ranks, $mode: three requests"
+    done
+done
+
+echo "-- between two requests nobody is taken for dead"
+job 4 "$program" --requests 2 --wait 3 >"$work/out" 2>"$work/err" || fail "a pause between requests"
+
+echo "-- emulated time against the simulator's"
+between() { sed -n 's/^request 0.* \([0-9.]*\) ms between.*/\1/p' "$work/out"; }
+for ranks in 5 15; do
+    for mode in pp layer best; do
+        "$program" --simulate $((ranks - 1)) --mode "$mode" --step 10.3 --tokens 40 >"$work/out"
+        simulated=$(between)
+        job "$ranks" "$program" --mode "$mode" --step 10.3 --tokens 40 >"$work/out" 2>"$work/err" || fail "emulation"
+        emulated=$(between)
+        awk -v s="$simulated" -v e="$emulated" -v r="$ranks" -v m="$mode" 'BEGIN {
+            printf "%d ranks, %s: %.2f ms between tokens simulated, %.2f emulated (%+.1f %%)\n", r, m, s, e,
+                100 * (e / s - 1); exit !(e > 0.8 * s && e < 1.5 * s) }' || fail "emulated time"
+    done
+done
+
+# fault NAME RANKS SECONDS STATUS PATTERN ARGUMENTS...: the job ends within SECONDS with STATUS (or more of them,
+# separated by |), and a line of the form "pipedec: PATTERN" says why.
+fault() {
+    local name=$1 ranks=$2 seconds=$3 want=$4 pattern=$5 begin status=0
+    shift 5
+    echo "-- $name"
+    begin=$(date +%s%N)
+    job "$ranks" "$program" "$@" >"$work/out" 2>"$work/err" || status=$?
+    local took=$((($(date +%s%N) - begin) / 1000000))
+    [[ "$status" =~ ^($want)$ ]] || fail "$name: status $status, not $want"
+    grep -qE "^pipedec: $pattern" "$work/err" || fail "$name: no message '$pattern'"
+    [ "$took" -le $((seconds * 1000)) ] || fail "$name: took $took ms"
+}
+delivered() { [ "$(grep -c '^token' "$work/out")" -ge "$1" ] || fail "not delivered: what was generated before"; }
+host=$(hostname)
+busy="--step 20 --tokens 200"
+fault "killed" 4 8 "137|11" "stage 1 \(rank 2 on host $host\) has been silent" $busy --rank 2 --at 30 --action kill
+delivered 20
+grep -q '^request 0: [2-9][0-9] tokens, [2-9][0-9] counted' "$work/out" || fail "killed: the statistics lack the tokens"
+JOB_OPTIONS="--mca orte_abort_on_non_zero_status 0" fault "killed, and the launcher leaves it to us" 4 8 "137|11" \
+    "stage 2 \(rank 3 on host $host\) has been silent" $busy --rank 3 --at 30 --action kill
+fault "stopped" 4 8 11 "stage 0 \(rank 1 on host $host\) has been silent" $busy --rank 1 --at 30 --action stop
+delivered 20
+fault "rank 0 stopped" 4 9 11 "drafter \(rank 0 on host $host\) has been silent" $busy --rank 0 --at 20 --action stop
+fault "rubbish" 4 6 11 "stage 1 \(rank 2 on host $host\): message from a peer: not one" \
+    $busy --rank 2 --at 30 --action rubbish
+fault "a stage fails" 4 6 6 "stage 2 \(rank 3 on host $host\): the tree area is full" \
+    $busy --rank 3 --at 30 --action fail
+fault "another model" 4 6 13 "rank 3 on host $host has another model file" --rank 3 --differ model
+fault "other options" 4 6 13 "rank 1 on host $host was started with other options" --rank 1 --differ options
+fault "a stage cannot start" 4 6 3 "stage 1 \(rank 2 on host $host\): model.gguf: no such file" \
+    --rank 2 --action decline
+fault "too few ranks" 1 6 9 "1 rank: between 2 and"
+sleep 1
+! pgrep -f "$program" >/dev/null || { echo "FAILED: ranks are left"; exit 1; }
+echo "all as it should be"
