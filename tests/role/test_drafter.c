@@ -1,0 +1,505 @@
+/* needs: sample */
+/* The drafter against a pretended stage 0, verifier and draft device: chunking, one batch in hand, the draft's cache
+ * (every position committed once, in order), stopped passes, timers, the end of a request, and peers' nonsense. */
+#include "role/mirror.h"
+#include "role_test.h"
+
+enum { STAGES = 4, CTX = 600, K = 4 };
+
+struct world {
+    struct drafter *d;
+    struct effects fx;
+    int64_t now_ns, timer_ns;
+    uint32_t request, sent, seq;
+    int32_t root_pos;
+    struct kv_model kv; /* the draft's */
+    int32_t draft_n;    /* positions committed in it */
+    bool drafting, prefill, stop;
+    struct row pass[BATCH_ROWS];
+    int n_pass, n_behind;
+    struct row rows[BATCH_ROWS]; /* of the newest submission */
+    int n_rows;
+    int32_t chunk_pos[64], chunk_n[64];
+    int n_chunks, tokens, finished;
+    enum finish finish;
+    enum tree_verdict verdict;
+};
+
+static void on_kv(struct world *w, const struct effect *e)
+{
+    assert_false(w->drafting);
+    for (int i = 0; i < e->n_commit; i++) {
+        struct row row = kv_take(&w->kv, e->commit[i], "commit");
+        assert_int_equal(row.pos, w->draft_n++);
+    }
+    for (int i = 0; i < e->n_drop; i++)
+        kv_take(&w->kv, e->drop[i], "drop");
+}
+
+static void on_send(struct world *w, const struct msg *m)
+{
+    assert_int_equal(m->request, w->request);
+    if (m->type != MSG_ROWS)
+        return;
+    w->sent++;
+    if (m->rows.prefill) {
+        w->chunk_pos[w->n_chunks] = m->rows.rows[0].pos;
+        w->chunk_n[w->n_chunks++] = m->rows.n;
+        return;
+    }
+    w->n_rows = m->rows.n;
+    memcpy(w->rows, m->rows.rows, (size_t)m->rows.n * sizeof *w->rows);
+}
+
+static void step(struct world *w, struct event ev)
+{
+    ev.now_ns = w->now_ns;
+    drafter_step(w->d, &ev, &w->fx);
+    for (int i = 0; i < w->fx.n; i++) {
+        const struct effect *e = &w->fx.e[i];
+        switch (e->type) {
+        case EFF_SEND:
+            assert_int_equal(e->to, role_stage(0));
+            on_send(w, &e->msg);
+            break;
+        case EFF_DRAFT:
+            assert_false(w->drafting);
+            w->drafting = true;
+            w->stop = false;
+            w->prefill = e->prefill;
+            w->n_pass = e->n;
+            w->n_behind = e->n_behind;
+            memcpy(w->pass, e->rows, (size_t)e->n * sizeof *e->rows);
+            break;
+        case EFF_STOP:
+            assert_true(w->drafting && !w->stop);
+            w->stop = true;
+            break;
+        case EFF_KV:
+            on_kv(w, e);
+            break;
+        case EFF_KEEP:
+            assert_false(w->drafting);
+            assert_in_range(e->keep, 0, w->draft_n);
+            w->draft_n = e->keep;
+            w->kv.n = 0;
+            break;
+        case EFF_TOKEN:
+            w->tokens++;
+            w->verdict = e->verdict;
+            break;
+        case EFF_TIMER:
+            w->timer_ns = e->at_ns;
+            break;
+        case EFF_FINISHED:
+            w->finished++;
+            w->finish = e->finish;
+            break;
+        default:
+            fail_msg("effect %d is not the drafter's", e->type);
+        }
+    }
+}
+
+static void tell(struct world *w, struct msg m)
+{
+    m.request = w->request;
+    step(w, (struct event){.type = EV_MSG, .msg = &m});
+}
+
+static void ready(struct world *w)
+{
+    step(w, (struct event){.type = EV_READY});
+}
+
+/* The pass ends: each wanted row gets tokens 1..n, the first with chance 0.6, then 0.2 each. */
+static void drafted(struct world *w, int n)
+{
+    int32_t count[BATCH_ROWS], tokens[BATCH_ROWS * K];
+    float logp[BATCH_ROWS * K];
+    assert_true(w->drafting);
+    w->drafting = false;
+    for (int i = 0; i < w->n_pass; i++) {
+        if (w->prefill) {
+            assert_int_equal(w->pass[i].pos, w->draft_n++);
+            continue;
+        }
+        kv_write(&w->kv, &w->pass[i]);
+    }
+    for (int i = 0; i < w->n_pass - w->n_behind; i++) {
+        count[i] = n;
+        for (int k = 0; k < n; k++) {
+            tokens[i * K + k] = 1 + k;
+            logp[i * K + k] = k ? -1.6f : -0.5f;
+        }
+    }
+    struct draft_result r = {w->n_pass - w->n_behind, K, count, tokens, logp};
+    step(w, (struct event){.type = EV_DONE, .draft = &r});
+}
+
+static void draft_stopped(struct world *w)
+{
+    assert_true(w->drafting);
+    w->drafting = false;
+    step(w, (struct event){.type = EV_STOPPED});
+}
+
+static void report_of(struct world *w, int stage, int rows, bool prefill, bool idle, uint32_t taken)
+{
+    struct msg m = {.type = MSG_REPORT};
+    m.report = (struct msg_report){stage, rows, rows, prefill, idle, taken, 1000000};
+    tell(w, m);
+}
+
+static void stage0_is_free(struct world *w)
+{
+    w->n_rows = 0;
+    report_of(w, 0, 1, false, true, w->sent);
+}
+
+static void advance(struct world *w, int32_t token, enum finish f)
+{
+    w->n_rows = 0;
+    tell(w, msg_advance_make(w->request, ++w->seq, token, ++w->root_pos, f));
+}
+
+static void begin(struct world *w, int n_tokens, int keep)
+{
+    int32_t tokens[CTX];
+    for (int i = 0; i < n_tokens; i++)
+        tokens[i] = 50 + i;
+    struct request r = {.tokens = tokens,
+                        .n_tokens = n_tokens,
+                        .keep = keep,
+                        .max_tokens = 100,
+                        .sample = sample_defaults(),
+                        .end_tokens = {3},
+                        .n_end_tokens = 1};
+    w->request++;
+    w->sent = w->seq = 0;
+    w->n_chunks = w->tokens = w->finished = w->n_rows = 0;
+    w->root_pos = n_tokens - 1;
+    step(w, (struct event){.type = EV_REQUEST, .request = &r});
+    const struct msg_begin *b = &sent_find(&w->fx, MSG_BEGIN)->msg.begin;
+    assert_true(b->keep == keep && b->root_pos == n_tokens - 1 && b->root_token == 50 + n_tokens - 1);
+    assert_true(b->ctx == CTX && b->max_tokens == 100 && b->n_end_tokens == 1 && b->end_tokens[0] == 3);
+}
+
+static struct world *world_new(enum policy_mode mode, bool have_draft)
+{
+    struct world *w = mem_new(1, sizeof *w);
+    static const double flat[BATCH_ROWS] = {1e6, 1e6, 1e6, 1e6, 1e6, 1e6, 1e6, 1e6};
+    struct drafter_options o = {.n_stages = STAGES,
+                                .policy = {.mode = mode, .width = mode == MODE_BEST ? 8 : 0},
+                                .tree_nodes = 200,
+                                .live_rows_max = 100,
+                                .ctx = CTX,
+                                .draft_rows = 32,
+                                .have_draft = have_draft,
+                                .cost_ns = flat,
+                                .cost_n = 8};
+    w->d = drafter_new(&o);
+    w->timer_ns = -1;
+    w->now_ns = 1000;
+    return w;
+}
+
+static void end_request(struct world *w)
+{
+    struct msg m = {.type = MSG_ENDED};
+    if (w->drafting)
+        draft_stopped(w);
+    assert_int_equal(w->finished, 0);
+    tell(w, m);
+    assert_int_equal(w->finished, 1);
+    assert_false(drafter_active(w->d));
+    assert_int_equal(w->kv.n, 0);
+    assert_int_equal(drafter_tree(w->d)->count, 0);
+}
+
+static void world_free(struct world *w)
+{
+    drafter_free(w->d);
+    free(w);
+}
+
+static void prompt_chunks(void **state)
+{
+    (void)state;
+    struct world *w = world_new(MODE_PP, false);
+    begin(w, 281, 0);                 /* 280 positions before the root: 64, 64, 64, 64, 24 */
+    assert_int_equal(w->n_chunks, 2); /* two at once, then one for each that is taken */
+    assert_int_equal(w->n_rows, 0);
+    report_of(w, 0, 64, true, false, 1);
+    assert_int_equal(w->n_chunks, 3);
+    report_of(w, 0, 64, true, false, 2);
+    report_of(w, 0, 64, true, false, 3);
+    assert_int_equal(w->n_chunks, 5);
+    int want[] = {64, 64, 64, 64, 24};
+    for (int i = 0; i < 5; i++)
+        assert_true(w->chunk_n[i] == want[i] && w->chunk_pos[i] == 64 * i);
+    assert_int_equal(w->n_rows, 1); /* the root right behind */
+    assert_int_equal(w->rows[0].pos, 280);
+    assert_int_equal(w->rows[0].parent.v, 0);
+    advance(w, 7, FINISH_NONE);
+    advance(w, 8, FINISH_END);
+    assert_true(w->fx.n && w->finished == 0);
+    world_free(w);
+}
+
+/* However fast stage 0 is: no more chunks than keep every stage busy are under way. */
+static void chunks_do_not_pile_up(void **state)
+{
+    (void)state;
+    struct world *w = world_new(MODE_PP, false);
+    begin(w, 64 * 8 + 1, 0);
+    for (int i = 0; i < 10; i++)
+        report_of(w, 0, 64, true, true, w->sent);
+    assert_int_equal(w->n_chunks, STAGES + 1);
+    report_of(w, STAGES - 1, 64, true, true, 1);
+    assert_int_equal(w->n_chunks, STAGES + 2);
+    world_free(w);
+}
+
+static void one_batch_in_hand(void **state)
+{
+    (void)state;
+    struct world *w = world_new(MODE_BEST, true);
+    begin(w, 1, 0);
+    assert_int_equal(w->n_rows, 1);
+    ready(w);
+    assert_true(w->drafting && w->n_pass == 1 && w->n_behind == 0);
+    drafted(w, 3);
+    assert_int_equal(w->sent, 1);       /* stage 0 has the root still */
+    report_of(w, 0, 1, false, true, 0); /* an old report: one is under way */
+    assert_int_equal(w->sent, 1);
+    report_of(w, 2, 1, false, true, 9); /* not stage 0's */
+    assert_int_equal(w->sent, 1);
+    stage0_is_free(w);
+    assert_int_equal(w->n_rows, 2); /* token 3 ends the text: nothing follows it */
+    assert_int_equal(w->rows[0].parent.v, 1);
+    assert_int_equal(w->rows[0].pos, 1);
+    world_free(w);
+}
+
+static void commits_and_drops(void **state)
+{
+    (void)state;
+    struct world *w = world_new(MODE_BEST, true);
+    begin(w, 1, 0);
+    ready(w);
+    drafted(w, 2); /* the root: committed */
+    assert_int_equal(w->draft_n, 1);
+    stage0_is_free(w);
+    ready(w);
+    assert_int_equal(w->n_pass, 2);
+    drafted(w, 2);
+    assert_int_equal(w->kv.n, 2);
+    stage0_is_free(w);
+    ready(w); /* the four grandchildren */
+    assert_int_equal(w->n_pass, 4);
+    advance(w, 1, FINISH_NONE); /* while the pass runs: told afterwards (on_kv checks) */
+    assert_int_equal(w->verdict, TREE_HIT);
+    assert_false(w->stop);
+    drafted(w, 2);
+    assert_int_equal(w->draft_n, 2);
+    assert_int_equal(w->kv.n, 2); /* of six: one committed, the sibling and its two children dropped */
+    advance(w, 99, FINISH_NONE);
+    assert_int_equal(w->verdict, TREE_MISS);
+    assert_int_equal(w->kv.n, 0);
+    assert_int_equal(w->draft_n, 2);
+    stage0_is_free(w);
+    assert_int_equal(w->n_rows, 1);
+    assert_int_equal(w->rows[0].token, 99);
+    ready(w);
+    advance(w, 98, FINISH_NONE); /* the pass in hand is dead, though its row was chosen */
+    assert_true(w->stop);
+    draft_stopped(w);
+    ready(w);
+    assert_true(w->n_pass == 2 && w->n_behind == 1);
+    assert_int_equal(w->pass[0].token, 99);
+    assert_int_equal(w->pass[1].token, 98);
+    drafted(w, 2);
+    assert_int_equal(w->draft_n, 4);
+    step(w, (struct event){.type = EV_CANCEL, .finish = FINISH_CANCELLED});
+    assert_int_equal(sent_find(&w->fx, MSG_END)->msg.end.advances, 3);
+    end_request(w);
+    assert_int_equal(w->finish, FINISH_CANCELLED);
+    assert_int_equal(drafter_kept(w->d), 3);
+    world_free(w);
+}
+
+/* Done although it was to be stopped: what was chosen counts. */
+static void a_dead_pass_that_ends(void **state)
+{
+    (void)state;
+    struct world *w = world_new(MODE_BEST, true);
+    begin(w, 1, 0);
+    ready(w);
+    advance(w, 7, FINISH_NONE);
+    assert_true(w->stop);
+    drafted(w, 2);
+    assert_int_equal(w->draft_n, 1);
+    assert_int_equal(w->kv.n, 0);
+    assert_int_equal(drafter_tree(w->d)->count, 1);
+    world_free(w);
+}
+
+/* A draft that lags far behind catches up as if it were a prompt. */
+static void catching_up(void **state)
+{
+    (void)state;
+    struct world *w = world_new(MODE_BEST, true);
+    begin(w, 1, 0);
+    for (int i = 0; i < 5; i++) {
+        advance(w, 7, FINISH_NONE);
+        stage0_is_free(w);
+    }
+    ready(w); /* few: they ride along */
+    assert_true(!w->prefill && w->n_behind == 5 && w->n_pass == 6);
+    int seen = 0;
+    while (w->drafting && seen++ < 5) {
+        drafted(w, 2);
+        if (w->draft_n < 6)
+            ready(w);
+    }
+    assert_int_equal(w->draft_n, 6);
+    for (int i = 0; i < 12; i++) {
+        advance(w, 9, FINISH_NONE);
+        stage0_is_free(w);
+    }
+    ready(w);
+    assert_true(w->prefill && w->n_pass == 11); /* all but the root */
+    advance(w, 9, FINISH_NONE);
+    assert_false(w->stop); /* it is of use whatever is chosen */
+    drafted(w, 2);
+    ready(w);
+    assert_false(w->prefill);
+    drafted(w, 2);
+    assert_int_equal(w->draft_n, w->root_pos + 1);
+    world_free(w);
+}
+
+static void a_second_turn(void **state)
+{
+    (void)state;
+    struct world *w = world_new(MODE_BEST, true);
+    begin(w, 5, 0);
+    report_of(w, 0, 4, true, true, w->sent);
+    ready(w);
+    assert_true(w->prefill && w->n_pass == 4);
+    drafted(w, 0);
+    ready(w);
+    drafted(w, 2);
+    advance(w, 1, FINISH_NONE);
+    stage0_is_free(w);
+    advance(w, 3, FINISH_END);
+    end_request(w);
+    assert_int_equal(w->finish, FINISH_END);
+    assert_int_equal(drafter_kept(w->d), 6);
+    int had = w->draft_n;
+    begin(w, 9, 6);
+    assert_true(w->n_chunks == 1 && w->chunk_pos[0] == 6 && w->chunk_n[0] == 2);
+    assert_int_equal(w->draft_n, PD_MIN(had, 6));
+    step(w, (struct event){.type = EV_CANCEL, .finish = FINISH_STOP}); /* before its prompt is through */
+    end_request(w);
+    assert_int_equal(drafter_kept(w->d), 6);
+    world_free(w);
+}
+
+static void cancelled_late_news(void **state)
+{
+    (void)state;
+    struct world *w = world_new(MODE_BEST, true);
+    begin(w, 3, 0);
+    report_of(w, 0, 2, true, true, w->sent);
+    ready(w);
+    step(w, (struct event){.type = EV_CANCEL, .finish = FINISH_STOP});
+    assert_true(w->stop);
+    advance(w, 5, FINISH_NONE); /* the verifier did not know */
+    assert_int_equal(w->tokens, 0);
+    assert_false(drafter_fault(w->d)->set);
+    step(w, (struct event){.type = EV_CANCEL, .finish = FINISH_CANCELLED}); /* twice is once */
+    assert_null(sent_find(&w->fx, MSG_END));
+    struct msg ended = {.type = MSG_ENDED};
+    tell(w, ended);
+    assert_int_equal(w->finished, 0); /* the draft's device is busy still */
+    draft_stopped(w);
+    assert_int_equal(w->finished, 1);
+    assert_int_equal(w->finish, FINISH_STOP);
+    assert_int_equal(w->timer_ns, -1);
+    world_free(w);
+}
+
+/* A later stage is the slowest: submissions keep its pace, by a timer; a new root never waits. */
+static void pace_of_the_slowest(void **state)
+{
+    (void)state;
+    struct world *w = world_new(MODE_BEST, true);
+    struct msg m = {.type = MSG_REPORT};
+    begin(w, 1, 0);
+    m.report = (struct msg_report){2, 1, 1, false, true, 1, 10000000};
+    ready(w);
+    drafted(w, 2);
+    tell(w, m);
+    w->now_ns += 1000000;
+    stage0_is_free(w); /* after 1 ms, and stage 2 takes 10 */
+    assert_int_equal(w->n_rows, 0);
+    assert_in_range(w->timer_ns, w->now_ns + 1, w->now_ns + 10000000);
+    w->now_ns = w->timer_ns;
+    step(w, (struct event){.type = EV_TIMER});
+    assert_int_equal(w->n_rows, 2);
+    w->now_ns += 1000;
+    stage0_is_free(w);
+    advance(w, 77, FINISH_NONE);
+    assert_int_equal(w->n_rows, 1);
+    world_free(w);
+}
+
+static void expect_fault(struct world *w, struct msg m)
+{
+    tell(w, m);
+    assert_true(drafter_fault(w->d)->set);
+    ready(w);
+    assert_int_equal(w->fx.n, 0);
+    world_free(w);
+}
+
+static struct world *running(void)
+{
+    struct world *w = world_new(MODE_BEST, true);
+    begin(w, 1, 0);
+    return w;
+}
+
+static void hostile_messages(void **state)
+{
+    (void)state;
+    int others[] = {0, MSG_BEGIN, MSG_ROWS, MSG_END, MSG_HELLO, MSG_TYPE_COUNT, 255};
+    for (size_t i = 0; i < PD_COUNT(others); i++)
+        expect_fault(running(), (struct msg){.type = (uint8_t)others[i]});
+    expect_fault(running(), msg_advance_make(1, 2, 5, 1, FINISH_NONE));
+    expect_fault(running(), msg_advance_make(1, 0, 5, 1, FINISH_NONE));
+    expect_fault(running(), msg_advance_make(1, 1, 5, 2, FINISH_NONE));
+    expect_fault(running(), msg_advance_make(1, 1, 5, -1, FINISH_NONE));
+    struct world *w = running();
+    advance(w, 5, FINISH_NONE); /* stage 0 has not taken the old root: the new one is not under way */
+    expect_fault(w, msg_advance_make(1, 2, 5, 2, FINISH_NONE));
+    for (int stage = -1; stage <= STAGES; stage += STAGES + 1) {
+        struct msg m = {.type = MSG_REPORT};
+        m.report.stage = stage;
+        expect_fault(running(), m);
+    }
+}
+
+int main(void)
+{
+    const struct CMUnitTest tests[] = {
+        cmocka_unit_test(prompt_chunks),         cmocka_unit_test(chunks_do_not_pile_up),
+        cmocka_unit_test(one_batch_in_hand),     cmocka_unit_test(commits_and_drops),
+        cmocka_unit_test(a_dead_pass_that_ends), cmocka_unit_test(catching_up),
+        cmocka_unit_test(a_second_turn),         cmocka_unit_test(cancelled_late_news),
+        cmocka_unit_test(pace_of_the_slowest),   cmocka_unit_test(hostile_messages),
+    };
+    return cmocka_run_group_tests(tests, NULL, NULL);
+}
