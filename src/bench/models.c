@@ -109,7 +109,7 @@ static enum pd_status load(struct bench *b, struct pd_error *err)
 static enum pd_status set_up(struct bench *b, struct pd_error *err)
 {
     struct driver_options d;
-    engine_driver_options(&d, &b->engine, 1, b->engine.ctx, b->draft != NULL, NULL, NULL);
+    engine_driver_options(&d, &b->engine, 1, b->engine.ctx, b->draft != NULL, NULL);
     b->setup = (struct bench_setup){.clock = b->o->clock,
                                     .profile = b->o->profile,
                                     .drafter = d.drafter,

@@ -59,7 +59,7 @@ static const char doc[] =
 static void set_up(const struct simulate_args *a, struct synthetic_options *o, int stages)
 {
     struct driver_options d;
-    engine_driver_options(&d, &a->b.common.engine, stages, synthetic_ctx(o), true, NULL, NULL);
+    engine_driver_options(&d, &a->b.common.engine, stages, synthetic_ctx(o), true, NULL);
     o->setup.drafter = d.drafter;
     o->setup.n_embd = 8192; /* for profiles that leave a row's size to the model */
     o->setup.seed = o->seed;

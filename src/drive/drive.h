@@ -102,6 +102,8 @@ const char *profile_names(void);
 enum pd_status profile_fit(struct profile *p, int n_stages, struct pd_error *err);
 /* A step of one row on the slowest stage, a head included on the last: the unit in which steps are counted. */
 int64_t profile_step_ns(const struct profile *p);
+/* Time of a step with i + 1 rows into rows_ns[BATCH_ROWS]: the slowest stage's, the head's row included. */
+void profile_costs(const struct profile *p, int n_stages, double *rows_ns);
 int64_t curve_ns(const struct curve *c, int rows);
 
 /* ---- observer: what happened, for traces and reports (trace.c); called on the driver's threads ---- */
@@ -163,9 +165,10 @@ struct driver_options {
     int n_embd;     /* of the target, for link times without hidden states */
     double spin_us; /* wall clocks: polling before sleeping; < 0: default */
     /* wall clocks only */
-    int32_t n_vocab;             /* of the target: bound of tokens that peers send; 0: unknown */
-    int threads, draft_threads;  /* of a batch, so that no more compute at once than there are processors; 0: 1 */
-    int wire;                    /* enum wire_hidden: how hidden states travel between machines; 0: exact */
+    int32_t n_vocab; /* of the target: bound of tokens that peers send; 0: unknown */
+    int threads,
+        draft_threads; /* of a batch, so that no more compute at once than there are processors; 0: 1 */
+    int wire;          /* enum wire_hidden: how hidden states travel between machines; 0: exact */
     /* sim only */
     uint64_t seed;        /* of the disturbances */
     double jitter;        /* each delay is multiplied by 1 + jitter x uniform(0, 1) */

@@ -108,12 +108,12 @@ void engine_compute_options(struct compute_options *out, const struct pd_engine_
     out->draft_threads = o->draft_threads;
     out->alone = o->clock == PD_CLOCK_VIRTUAL;
     out->kv_type = types[o->kv_type];
-    out->tree_rows = 2 * ENGINE_LIVE_ROWS; /* rows live on until an advance has reached the stage */
+    out->tree_rows = rows_bound(ENGINE_LIVE_ROWS);
     out->draft_tree_rows = nodes + 2 * BATCH_ROWS;
 }
 
 void engine_driver_options(struct driver_options *out, const struct pd_engine_options *o, int n_stages,
-                           int ctx, bool have_draft, const struct profile *profile, struct engine_cost *cost)
+                           int ctx, bool have_draft, const struct profile *profile)
 {
     *out = (struct driver_options){.profile = profile, .spin_us = o->spin_us, .seed = o->seed};
     out->drafter = (struct drafter_options){
@@ -129,15 +129,6 @@ void engine_driver_options(struct driver_options *out, const struct pd_engine_op
         .have_draft = have_draft,
         .grace = 0.1,
     };
-    if (profile && cost) {
-        for (int i = 0; i < BATCH_ROWS; i++) {
-            cost->ns[i] = 0;
-            for (int s = 0; s < n_stages; s++)
-                cost->ns[i] = PD_MAX(cost->ns[i], (double)curve_ns(&profile->stage[s], i + 1));
-        }
-        out->drafter.cost_ns = cost->ns;
-        out->drafter.cost_n = BATCH_ROWS;
-    }
 }
 
 /* ---- observers: trace, dump, progress ---- */
@@ -275,8 +266,7 @@ static enum pd_status make_driver(struct pd_engine *e, const struct engine_hooks
 {
     struct driver_options d;
     const bool have_draft = e->draft != NULL;
-    engine_driver_options(&d, &e->o, e->n_stages, e->ctx, have_draft, e->have_profile ? &e->profile : NULL,
-                          &e->cost);
+    engine_driver_options(&d, &e->o, e->n_stages, e->ctx, have_draft, e->have_profile ? &e->profile : NULL);
     e->mode = d.drafter.policy.mode;
     tell_driver(&d, &e->info, hooks->wire);
     enum pd_status status = open_observers(e, &d.observer, err);
@@ -419,7 +409,7 @@ static enum pd_status part_load(struct engine_part *p, const struct pd_engine_op
     }
     if (!status) {
         engine_driver_options(&p->driver, o, n_stages, co.ctx, o->draft != NULL,
-                              o->profile ? &p->profile : NULL, &p->cost);
+                              o->profile ? &p->profile : NULL);
         tell_driver(&p->driver, compute_info(&p->compute), 0);
     }
     arena_free(&arena);

@@ -28,20 +28,15 @@ enum { ENGINE_TREE_NODES = 4096, ENGINE_LIVE_ROWS = 1024, ENGINE_CTX = 4096 };
 void engine_compute_options(struct compute_options *out, const struct pd_engine_options *o, int n_stages);
 int engine_ctx(const struct pd_engine_options *o, const struct model_info *info);
 
-/* Time of a step by rows, from a profile; drafter_options.cost_ns points into it. */
-struct engine_cost {
-    double ns[BATCH_ROWS];
-};
-/* Drafter's and driver's options. `profile` (fitted) and `cost` are borrowed, may be NULL. */
+/* Drafter's and driver's options. `profile` (fitted) is borrowed, may be NULL. */
 void engine_driver_options(struct driver_options *out, const struct pd_engine_options *o, int n_stages,
-                           int ctx, bool have_draft, const struct profile *profile, struct engine_cost *cost);
+                           int ctx, bool have_draft, const struct profile *profile);
 /* One role's part of a pipeline, for a process that has no engine: its computing and its driver's options. */
 struct engine_part {
     struct compute compute;
     struct driver_options driver;
     struct gguf *target;
     struct profile profile;
-    struct engine_cost cost;
 };
 /* `o` is borrowed until engine_part_free; role: role_stage(i) or ROLE_DRAFTER. On failure nothing is left to free. */
 enum pd_status engine_part_new(struct engine_part **out, const struct pd_engine_options *o, int n_stages,

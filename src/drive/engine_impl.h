@@ -39,7 +39,6 @@ struct pd_engine {
     struct driver *driver;
     struct profile profile;
     bool have_profile;
-    struct engine_cost cost;
     enum policy_mode mode;
     int n_stages, ctx;
     int32_t end_tokens[END_TOKENS_MAX];

@@ -472,3 +472,14 @@ enum pd_status profile_fit(struct profile *p, int n_stages, struct pd_error *err
     free(own);
     return PD_OK;
 }
+
+void profile_costs(const struct profile *p, int n_stages, double *rows_ns)
+{
+    for (int rows = 1; rows <= BATCH_ROWS; rows++) {
+        rows_ns[rows - 1] = 0;
+        for (int i = 0; i < n_stages; i++) {
+            double ns = (double)curve_ns(&p->stage[i], rows) + (i == n_stages - 1 ? 1e6 * p->head_ms : 0);
+            rows_ns[rows - 1] = PD_MAX(rows_ns[rows - 1], ns);
+        }
+    }
+}

@@ -623,18 +623,14 @@ enum pd_status rank_generate(struct rank *r, const struct request *request, cons
 
 /* ---- life ---- */
 
-/* Time of a step by rows where a profile knows it: the slowest stage's, the head's row included. */
+/* What a step costs by rows is known where there is a profile, else the drafter learns it. */
 static void fill_cost(struct rank *r, struct drafter_options *d)
 {
     const struct profile *p = r->o.driver->profile;
     if (!p)
         return;
     r->cost_ns = mem_new(BATCH_ROWS, sizeof *r->cost_ns);
-    for (int rows = 1; rows <= BATCH_ROWS; rows++)
-        for (int i = 0; i < r->n; i++) {
-            double ns = (double)curve_ns(&p->stage[i], rows) + (i == r->n - 1 ? 1e6 * p->head_ms : 0);
-            r->cost_ns[rows - 1] = PD_MAX(r->cost_ns[rows - 1], ns);
-        }
+    profile_costs(p, r->n, r->cost_ns);
     d->cost_ns = r->cost_ns;
     d->cost_n = BATCH_ROWS;
 }

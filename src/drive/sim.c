@@ -582,18 +582,6 @@ static void sim_free(struct driver *driver)
     free(s);
 }
 
-/* Time of a step with i + 1 rows: the slowest stage's, the head's row included. */
-static void fill_cost(struct sim *s)
-{
-    s->cost_ns = mem_new(BATCH_ROWS, sizeof *s->cost_ns);
-    for (int rows = 1; rows <= BATCH_ROWS; rows++)
-        for (int i = 0; i < s->n; i++) {
-            double ns =
-                (double)curve_ns(&s->profile.stage[i], rows) + (i == s->n - 1 ? 1e6 * s->profile.head_ms : 0);
-            s->cost_ns[rows - 1] = PD_MAX(s->cost_ns[rows - 1], ns);
-        }
-}
-
 enum pd_status sim_new(struct driver **out, const struct driver_options *o, const struct compute *c,
                        struct pd_error *err)
 {
@@ -609,7 +597,8 @@ enum pd_status sim_new(struct driver **out, const struct driver_options *o, cons
         free(s);
         return status;
     }
-    fill_cost(s);
+    s->cost_ns = mem_new(BATCH_ROWS, sizeof *s->cost_ns);
+    profile_costs(&s->profile, s->n, s->cost_ns);
     struct drafter_options d = o->drafter;
     d.cost_ns = s->cost_ns;
     d.cost_n = BATCH_ROWS;

@@ -72,6 +72,9 @@ enum pd_status threads_new(struct driver **out, const struct driver_options *o, 
             return status;
         }
     }
+    /* Stages and draft on the same few cores: what the draft computes the target must wait for. */
+    int wanted = t->n * PD_MAX(o->threads, 1) + PD_MAX(o->draft_threads, 1);
+    t->o.drafter.doubtful = !o->profile && wanted > get_nprocs();
     pthread_mutex_init(&t->observer_lock, NULL);
     link_local_new(t->link, t->n + 1);
     t->gate = gate_new(get_nprocs(), t->link, t->n + 1);

@@ -44,7 +44,7 @@ static void set_up(struct fixture *f)
     struct pd_engine_options e;
     struct driver_options d;
     pd_engine_options_init(&e);
-    engine_driver_options(&d, &e, STAGES, synthetic_ctx(&f->o), true, NULL, NULL);
+    engine_driver_options(&d, &e, STAGES, synthetic_ctx(&f->o), true, NULL);
     f->o.setup = (struct bench_setup){.profile = &f->profile, .drafter = d.drafter, .n_embd = 1024};
 }
 
