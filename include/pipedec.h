@@ -219,6 +219,10 @@ struct pd_request {
     bool special;                                               /* control tokens are written by name */
     void (*on_event)(void *user, const struct pd_event *event); /* may be NULL */
     void *user;
+    /* Tokens of the reply that are known from before, say because a pipeline failed under way: they are taken as they
+     * are, with their text and events, and the reply goes on behind them as it would have then. */
+    const int32_t *resume;
+    size_t n_resume;
 };
 void pd_request_init(struct pd_request *r); /* greedy, no limit, nothing asked */
 void pd_sampling_init(struct pd_sampling *s);

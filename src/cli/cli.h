@@ -81,6 +81,12 @@ void cli_write(struct pd_engine *e, const char *text, size_t size);
 enum pd_status
 cli_write_failed(struct pd_error *err); /* PD_OK if all was written; a closed pipe has no text */
 
+/* Under 'pipedec launch': the tokens that a run before this one had produced when it failed (malloc'ed, *n of them;
+ * NULL: none), and noting new ones. Both do nothing elsewhere. */
+int32_t *cli_journal_open(size_t *n);
+void cli_journal_token(int32_t token);
+bool cli_journal_kept(void); /* there is one */
+
 int cmd_run(int argc, char **argv);
 int cmd_chat(int argc, char **argv);
 int cmd_info(int argc, char **argv);

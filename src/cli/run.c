@@ -17,6 +17,8 @@ struct run_args {
     char *stop[STOPS_MAX];
     size_t n_stop;
     struct pd_engine *engine;
+    int32_t *known; /* [n_known] tokens of a run before this one that failed */
+    size_t n_known, seen;
 };
 
 static const struct argp_option options[] = {
@@ -112,6 +114,8 @@ static error_t parse(int key, char *arg, struct argp_state *state)
 static void on_event(void *user, const struct pd_event *event)
 {
     struct run_args *a = user;
+    if (event->type == PD_EVENT_TEXT && event->token >= 0 && a->seen++ >= a->n_known)
+        cli_journal_token(event->token);
     if (event->type == PD_EVENT_TEXT && !a->common.json && event->text_size)
         cli_write(a->engine, event->text, event->text_size);
 }
@@ -141,6 +145,8 @@ static enum pd_status generate(struct run_args *a, char *prompt, size_t size, st
     r.ignore_end = a->ignore_end;
     r.special = a->special;
     r.on_event = on_event;
+    r.resume = a->known;
+    r.n_resume = a->n_known;
     r.user = a;
     if (!a->chat) {
         r.prompt = prompt;
@@ -164,7 +170,8 @@ static enum pd_status conclude(struct run_args *a, const struct pd_reply *reply,
     const struct cli_common *c = &a->common;
     if (c->json && !status)
         status = cli_print_json(a->engine, reply, err);
-    else if (reply->text_size && reply->text[reply->text_size - 1] != '\n')
+    else if (reply->text_size && reply->text[reply->text_size - 1] != '\n' &&
+             !(status && cli_journal_kept())) /* the text goes on after a restart */
         cli_write(a->engine, "\n", 1);
     if (reply->text && !c->quiet && (c->stats || cli_interrupted() || isatty(STDERR_FILENO)))
         cli_print_stats(&reply->stats, reply->reason);
@@ -187,12 +194,14 @@ static int run(struct run_args *a)
         status = cli_engine_new(&a->engine, &a->common, &err);
     if (!status) {
         cli_catch_interrupt(a->engine);
+        a->known = cli_journal_open(&a->n_known);
         status = generate(a, prompt, size, &reply, &err);
         status = conclude(a, &reply, status, &err);
     }
     const bool cancelled = reply.reason == PD_REASON_CANCELLED;
     pd_reply_free(&reply);
     free(prompt);
+    free(a->known);
     cli_catch_interrupt(NULL);
     int code = (int)status;
     if (status)

@@ -329,9 +329,9 @@ static enum pd_reason reason_of(enum finish f)
 static void remember(struct pd_engine *e, struct running *run, struct token_list *prompt, int keep,
                      enum pd_reason reason)
 {
-    const int prompt_count = (int)prompt->count;
+    const int prompt_count = (int)(prompt->count - run->r->n_resume);
     const bool first_talk = run->r->n_messages > 0 && run->tokens.count > 0 && !run->stopped;
-    for (size_t i = 0; i < run->tokens.count; i++)
+    for (size_t i = run->r->n_resume; i < run->tokens.count; i++) /* those before are in `prompt` by now */
         if (token_list_add(prompt, run->tokens.ids[i], NULL))
             return;
     int kept = PD_MIN(e->driver->kept(e->driver), (int)prompt->count);
@@ -385,14 +385,56 @@ static void hand_over(struct running *run, enum pd_reason reason, const struct p
     run->tokens = (struct token_list){0};
 }
 
+/* The reply's tokens that are known already go through the same hands as new ones. PD_REASON_NONE: go on from there. */
+static enum pd_status take_up(struct pd_engine *e, struct running *run, struct token_list *sequence,
+                              enum pd_reason *reason)
+{
+    const struct pd_request *r = run->r;
+    const int n_vocab = tokenizer_vocab_size(e->tokenizer);
+    *reason = PD_REASON_NONE;
+    for (size_t i = 0; i < r->n_resume && !*reason; i++) {
+        struct token_event t = {.token = r->resume[i], .pos = (int32_t)sequence->count};
+        if (t.token < 0 || t.token >= n_vocab || t.pos > e->ctx)
+            return error_set(run->err, PD_ERR_USAGE, "token %zu of those to resume from makes no sense", i);
+        enum finish f = on_token(run, &t);
+        if (run->status || (run->status = token_list_add(sequence, t.token, run->err)))
+            return run->status;
+        if (f == FINISH_STOP)
+            *reason = PD_REASON_STOP;
+        else if (is_end(run, t.token))
+            *reason = PD_REASON_END;
+        else if (r->max_tokens && run->tokens.count >= (size_t)r->max_tokens)
+            *reason = PD_REASON_LENGTH;
+        else if (t.pos >= e->ctx)
+            *reason = PD_REASON_CONTEXT;
+    }
+    return PD_OK;
+}
+
+/* Nothing is left to generate: what was taken up is the whole reply. */
+static enum pd_status all_known(struct running *run, enum pd_reason reason, struct pd_reply *reply)
+{
+    struct pd_stats stats = {.struct_size = sizeof stats};
+    finish_text(run, 0);
+    hand_over(run, run->status ? PD_REASON_FAULT : reason, &stats, reply);
+    return run->status;
+}
+
 static enum pd_status decode(struct pd_engine *e, struct running *run, struct token_list *prompt,
                              const struct sample_params *sample, struct pd_reply *reply)
 {
+    const size_t n_prompt = prompt->count;
+    enum pd_reason known;
+    enum pd_status taken = take_up(e, run, prompt, &known);
+    if (taken || known)
+        return taken ? taken : all_known(run, known, reply);
     const int keep = held_keep(&e->held, prompt), room = e->ctx - (int)prompt->count + 1;
     struct request q = {.tokens = prompt->ids,
                         .n_tokens = (int32_t)prompt->count,
+                        .n_prompt = (int32_t)n_prompt,
                         .keep = keep,
-                        .max_tokens = run->r->max_tokens ? run->r->max_tokens : room,
+                        .max_tokens =
+                            run->r->max_tokens ? run->r->max_tokens - (int32_t)run->tokens.count : room,
                         .sample = *sample};
     if (!run->r->ignore_end) {
         q.n_end_tokens = e->n_end_tokens;
@@ -403,7 +445,8 @@ static enum pd_status decode(struct pd_engine *e, struct running *run, struct to
     struct sink sink = {.user = run, .on_token = on_token, .cancel = &e->cancel};
     struct result res = {0};
     enum pd_status status = e->driver->generate(e->driver, &q, &sink, &res, run->err);
-    finish_text(run, res.stats.last_token_ns - res.stats.begin_ns);
+    if (status != PD_ERR_PEER) /* after a fault the reply may go on: half a character stays unsaid */
+        finish_text(run, res.stats.last_token_ns - res.stats.begin_ns);
     if (!status)
         status = run->status;
     enum pd_reason reason = status ? PD_REASON_FAULT : run->stopped ? PD_REASON_STOP : reason_of(res.finish);

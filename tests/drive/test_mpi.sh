@@ -28,13 +28,15 @@ echo "-- emulated time against the simulator's"
 between() { sed -n 's/^request 0.* \([0-9.]*\) ms between.*/\1/p' "$work/out"; }
 for ranks in 5 15; do
     for mode in pp layer best; do
-        "$program" --simulate $((ranks - 1)) --mode "$mode" --step 10.3 --tokens 40 >"$work/out"
+        tokens=150
+        [ "$mode" != pp ] || tokens=15
+        "$program" --simulate $((ranks - 1)) --mode "$mode" --step 10.3 --tokens $tokens >"$work/out"
         simulated=$(between)
-        job "$ranks" "$program" --mode "$mode" --step 10.3 --tokens 40 >"$work/out" 2>"$work/err" || fail "emulation"
+        job "$ranks" "$program" --mode "$mode" --step 10.3 --tokens $tokens >"$work/out" 2>"$work/err" || fail "emulation"
         emulated=$(between)
         awk -v s="$simulated" -v e="$emulated" -v r="$ranks" -v m="$mode" 'BEGIN {
             printf "%d ranks, %s: %.2f ms between tokens simulated, %.2f emulated (%+.1f %%)\n", r, m, s, e,
-                100 * (e / s - 1); exit !(e > 0.8 * s && e < 1.5 * s) }' || fail "emulated time"
+                100 * (e / s - 1); exit !(e > 0.85 * s && e < 1.4 * s) }' || fail "emulated time"
     done
 done
 
