@@ -8,9 +8,6 @@
 #include <unistd.h>
 
 /* A command whose file is not part of this build is left out of the table. */
-#pragma weak cmd_info
-#pragma weak cmd_bench
-#pragma weak cmd_simulate
 #pragma weak cmd_launch
 
 struct command {

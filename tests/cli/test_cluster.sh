@@ -1,0 +1,38 @@
+#!/usr/bin/env bash
+# run and chat over the ranks of an MPI job: the same text as in one process; mistakes end the job with one line.
+. "$(dirname "$0")/../mpi.sh"
+. "$(dirname "$0")/common.sh"
+need_model
+prompt="Once upon a time, in a small village"
+export JOB_OPTIONS=--quiet
+text=$("$PIPEDEC" run -m "$model" -t 1 --ctx 512 -n 16 -p "$prompt") || fail "run: exit code $?"
+job 2 "$PIPEDEC" run -m "$model" -p "$prompt" -n 1 --ctx 512 >/dev/null 2>"$tmp/err"
+[ $? -ne 5 ] || skip "built without MPI"
+
+for ranks in 2 4 15; do
+    [ "$(job $ranks "$PIPEDEC" run -m "$model" --ctx 512 -n 16 -p "$prompt" 2>"$tmp/err")" = "$text" ] ||
+        fail "$ranks ranks: another text, or none: $(cat "$tmp/err")"
+done
+[ "$(job 3 "$PIPEDEC" run -m "$model" -d "$model" --width 2 --ctx 512 -n 16 --stats -p "$prompt" 2>"$tmp/err")" = \
+    "$text" ] || fail "with a draft: another text, or none: $(cat "$tmp/err")"
+grep -q "hits" "$tmp/err" || fail "with a draft: $(cat "$tmp/err")"
+[ "$(printf 'Name a colour.\n' | job 3 "$PIPEDEC" chat -m "$model" --ctx 512 -n 8 2>"$tmp/err")" = \
+    "$(printf 'Name a colour.\n' | "$PIPEDEC" chat -m "$model" -t 1 --ctx 512 -n 8)" ] ||
+    fail "chat: another reply, or none: $(cat "$tmp/err")"
+
+# wrong CODE TEXT RANKS ARGS...: the job ends soon with this code and one line of ours, nothing on standard output.
+wrong() {
+    local code=$1 text=$2 ranks=$3 got
+    shift 3
+    JOB_TIMEOUT=30 job "$ranks" "$PIPEDEC" run -p "$prompt" -n 4 "$@" >"$tmp/out" 2>"$tmp/err"
+    got=$?
+    [ $got -eq "$code" ] || fail "$*: exit code $got, not $code: $(cat "$tmp/err")"
+    [ -s "$tmp/out" ] && fail "$*: something on standard output"
+    [ "$(grep -c '^pipedec: ' "$tmp/err")" -eq 1 ] || fail "$*: not one line of ours: $(cat "$tmp/err")"
+    grep -q "^pipedec: .*$text" "$tmp/err" || fail "$*: no '$text' in: $(cat "$tmp/err")"
+}
+wrong 3 "No such file" 3 -m "$tmp/absent.gguf"
+wrong 9 "7 stages need 8 ranks" 3 -m "$model" --stages 7
+wrong 2 "virtual clock" 3 -m "$model" --profile uniform14
+wrong 2 "not exact" 3 -m "$model" --wire q8 --exact
+finish
