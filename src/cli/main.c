@@ -7,9 +7,6 @@
 #include <string.h>
 #include <unistd.h>
 
-/* A command whose file is not part of this build is left out of the table. */
-#pragma weak cmd_launch
-
 struct command {
     const char *name;
     int (*run)(int argc, char **argv);
@@ -34,8 +31,7 @@ static void print_help(FILE *f)
           "Commands:\n",
           f);
     for (size_t i = 0; i < PD_COUNT(commands); i++)
-        if (commands[i].run)
-            fprintf(f, "  %-10s %s\n", commands[i].name, commands[i].summary);
+        fprintf(f, "  %-10s %s\n", commands[i].name, commands[i].summary);
     fputs("  help       a command's own help: pipedec help run\n\n"
           "Options:\n"
           "  -h, --help     this text\n"
@@ -50,7 +46,7 @@ static void print_help(FILE *f)
 static const struct command *find(const char *name)
 {
     for (size_t i = 0; i < PD_COUNT(commands); i++)
-        if (commands[i].run && strcmp(commands[i].name, name) == 0)
+        if (strcmp(commands[i].name, name) == 0)
             return &commands[i];
     return NULL;
 }
@@ -82,7 +78,7 @@ static int unknown(const char *name)
     const char *best = NULL;
     int least = 3; /* further off is no slip of the finger */
     for (size_t i = 0; i < PD_COUNT(commands); i++) {
-        int d = commands[i].run ? distance(name, commands[i].name) : least;
+        int d = distance(name, commands[i].name);
         if (d < least) {
             least = d;
             best = commands[i].name;
