@@ -41,6 +41,7 @@ extern const struct argp cli_common_argp; /* input: struct cli_common * */
 void cli_common_init(struct cli_common *c);
 /* argp_parse with our exit codes: wrong arguments end the program with PD_ERR_USAGE. */
 void cli_parse(const struct argp *argp, int argc, char **argv, void *input);
+void cli_parse_with(const struct argp *argp, int argc, char **argv, unsigned flags, void *input); /* argp's */
 /* Checks between options; a model is needed if `need_model`. */
 enum pd_status cli_common_check(const struct cli_common *c, bool need_model, struct pd_error *err);
 /* For commands that build their own pipelines (bench): the same options in the driver's terms. */

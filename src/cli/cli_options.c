@@ -382,6 +382,11 @@ static void show_complaint(void)
 
 void cli_parse(const struct argp *argp, int argc, char **argv, void *input)
 {
+    cli_parse_with(argp, argc, argv, 0, input);
+}
+
+void cli_parse_with(const struct argp *argp, int argc, char **argv, unsigned flags, void *input)
+{
     FILE *buffer = open_memstream(&complaint, &complaint_size);
     command = argv[0];
     argp_err_exit_status = PD_ERR_USAGE;
@@ -390,7 +395,7 @@ void cli_parse(const struct argp *argp, int argc, char **argv, void *input)
         stderr = buffer;
         atexit(show_complaint);
     }
-    error_t failed = argp_parse(argp, argc, argv, 0, NULL, input);
+    error_t failed = argp_parse(argp, argc, argv, flags, NULL, input);
     show_complaint();
     free(complaint);
     complaint = NULL;

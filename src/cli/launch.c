@@ -295,8 +295,7 @@ int cmd_launch(int argc, char **argv)
     static const struct argp argp = {options, parse, "COMMAND [OPTION...]", doc, NULL, NULL, NULL};
     struct launch l = {.mpirun = "mpirun"};
     struct pd_error err = {0};
-    argp_err_exit_status = PD_ERR_USAGE;
-    argp_parse(&argp, argc, argv, ARGP_IN_ORDER, NULL, &l);
+    cli_parse_with(&argp, argc, argv, ARGP_IN_ORDER, &l);
     take_restarts(&l);
     int code = PD_OK;
     if (!(l.journal = own_file(&err)) || keep_input(&l, &err))
