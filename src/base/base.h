@@ -68,7 +68,7 @@ static inline uint64_t rng_at(uint64_t key, uint64_t c)
 }
 static inline double rng_to_uniform(uint64_t bits)
 {
-    return ((double)(bits >> 11) + 0.5) * 0x1p-53;
+    return PD_MIN(((double)(bits >> 11) + 0.5) * 0x1p-53, 0x1.fffffffffffffp-1); /* the sum may round up */
 }
 
 /* FNV-1a over bytes, for digests and hash tables (not for anything that must resist an attacker). */

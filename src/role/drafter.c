@@ -66,6 +66,7 @@ struct drafter {
 struct drafter *drafter_new(const struct drafter_options *o)
 {
     struct drafter *d = mem_new(1, sizeof *d);
+    PD_ASSERT(o->draft_rows > CATCH_UP_ROWS || !o->have_draft);
     d->o = *o;
     policy_init(&d->policy, &o->policy);
     int nodes = PD_MAX(o->tree_nodes, 64);
@@ -126,7 +127,9 @@ int drafter_history(const struct drafter *d, int row, int32_t *out, int max)
     const struct tree *t = &d->tree;
     int32_t at = row - d->n_behind >= 0 && !d->draft_prefill ? d->draft_nodes[row] : -1;
     int n = 0;
-    if (at >= 0 && alive(d, at, d->draft_rows[row].node)) {
+    if (at >= 0 && !alive(d, at, d->draft_rows[row].node))
+        at = -1; /* died while it was computed */
+    if (at >= 0) {
         for (; at != t->root && n < max; at = t->nodes[at].parent)
             out[n++] = t->nodes[at].token;
     }
@@ -203,7 +206,9 @@ static void learn_report(struct drafter *d, const struct msg_report *r)
     if (!r->rows || r->prefill || r->rows_live == 0)
         return;
     double *mean = &d->stage_ns[r->stage], slowest = 0;
-    *mean = running_mean(*mean, (double)r->busy_ns, 0.2);
+    double sample =
+        *mean > 0 ? PD_MIN((double)r->busy_ns, 4 * *mean) : (double)r->busy_ns; /* not one hiccup */
+    *mean = running_mean(*mean, sample, 0.2);
     for (int i = 0; i < d->o.n_stages; i++)
         slowest = PD_MAX(slowest, d->stage_ns[i]);
     if (*mean >= slowest)
@@ -281,8 +286,9 @@ static bool hold(struct drafter *d, int64_t now)
 
 static void submit(struct drafter *d, int64_t now, struct effects *out)
 {
-    bool first = d->stats.submissions == 0; /* goes right behind the prompt */
-    if (d->prefill_next < d->prefill_end || (!d->stage0_idle && !first) || hold(d, now))
+    bool fresh =
+        d->tree.submitted == 0; /* a new root goes right behind the prompt, or what is dying at stage 0 */
+    if (d->prefill_next < d->prefill_end || (!d->stage0_idle && !fresh) || hold(d, now))
         return;
     struct tree *t = &d->tree;
     int n = rows_to_submit(d);
@@ -360,7 +366,7 @@ static void draft_next(struct drafter *d, int64_t now, struct effects *out)
     d->hold_draft_ns = 0;
     if (d->phase != PHASE_RUN || d->draft_busy || !drafting(d))
         return;
-    int32_t lag = d->root_pos - d->draft_pos;
+    int32_t lag = PD_MAX(d->root_pos - d->draft_pos, 0); /* the root's own row may be there too */
     d->draft_prefill = lag > CATCH_UP_ROWS || !behind_has_ids(d);
     if (d->draft_prefill) {
         add_behind(d, CHUNK_ROWS);
@@ -564,7 +570,7 @@ static void on_advance(struct drafter *d, const struct msg_advance *a, int64_t n
     if (d->phase != PHASE_RUN)
         return;
     struct tree *t = &d->tree;
-    if (a->seq != d->advances + 1 || a->pos != d->root_pos + 1 ||
+    if (a->seq != d->advances + 1 || a->pos != d->root_pos + 1 || (a->pos >= d->o.ctx && !a->finish) ||
         !(t->nodes[t->root].flags & TREE_SUBMITTED)) {
         fault_set(&d->fault, "advance %u to position %d makes no sense here", a->seq, a->pos);
         return;
@@ -599,8 +605,9 @@ static void on_advance(struct drafter *d, const struct msg_advance *a, int64_t n
 
 static void on_report(struct drafter *d, const struct msg_report *r)
 {
-    if (r->stage < 0 || r->stage >= d->o.n_stages) {
-        fault_set(&d->fault, "report of stage %d", r->stage);
+    if (r->stage < 0 || r->stage >= d->o.n_stages || r->rows < 0 || r->rows > BATCH_ROWS ||
+        (r->stage == 0 && r->taken > d->sent)) {
+        fault_set(&d->fault, "report of stage %d: %d rows, %u taken", r->stage, r->rows, r->taken);
         return;
     }
     if (r->stage == 0) {
