@@ -87,6 +87,9 @@ cli_write_failed(struct pd_error *err); /* PD_OK if all was written; a closed pi
 int32_t *cli_journal_open(size_t *n);
 void cli_journal_token(int32_t token);
 bool cli_journal_kept(void); /* there is one */
+/* The run has failed: launch need not wait for an mpirun that waits for a host that is cut off. */
+void cli_journal_fault(void);
+#define JOURNAL_FAULT "fault\n"
 
 int cmd_run(int argc, char **argv);
 int cmd_chat(int argc, char **argv);

@@ -44,6 +44,12 @@ int32_t *cli_journal_open(size_t *n)
     return tokens;
 }
 
+void cli_journal_fault(void)
+{
+    if (file >= 0 && write(file, JOURNAL_FAULT, sizeof JOURNAL_FAULT - 1) < 0)
+        file = -1;
+}
+
 bool cli_journal_kept(void)
 {
     return file >= 0;

@@ -13,6 +13,7 @@
 #include <unistd.h>
 
 enum { ARGS_MAX = 512, STDIN_MAX = 256 << 20, KEY_HOST = CLI_KEY_OWN, KEY_RESTARTS, KEY_MPIRUN, KEY_OPTION };
+enum { WAIT_MS = 300 };
 
 struct launch {
     int ranks, restarts;
@@ -168,12 +169,59 @@ static bool write_all(const char *data, size_t size)
     return true;
 }
 
-/* Pass on what comes, but for what was passed on before a restart. */
+static pid_t running;
+static volatile sig_atomic_t interrupted;
+
+static void pass_signal(int number)
+{
+    interrupted = number;
+    if (running > 0)
+        kill(running, number);
+}
+
+/* Has the run said that it failed? Its last line tells. */
+static bool failed(const struct launch *l)
+{
+    char tail[sizeof JOURNAL_FAULT] = "";
+    const off_t size = sizeof JOURNAL_FAULT - 1;
+    int fd = open(l->journal, O_RDONLY | O_CLOEXEC);
+    if (fd < 0)
+        return false;
+    bool is = lseek(fd, -size, SEEK_END) >= 0 && read(fd, tail, (size_t)size) == size &&
+              !strcmp(tail, JOURNAL_FAULT);
+    close(fd);
+    return is;
+}
+
+/* An mpirun waits for ever for a host that is cut off: end it a while after the run has said that it failed. */
+static void end_if_failed(const struct launch *l, int *waited_ms)
+{
+    if (!failed(l))
+        return;
+    *waited_ms += WAIT_MS;
+    if (*waited_ms >= 10 * WAIT_MS)
+        kill(running, *waited_ms >= 16 * WAIT_MS ? SIGKILL : SIGTERM);
+}
+
+/* Pass on what comes, but for what was passed on before a restart. Ends when nobody can write any more, or mpirun has
+ * ended (what it leaves behind may keep the pipe open). */
 static void forward(struct launch *l, int in)
 {
     char buffer[16384];
     size_t skip = l->passed;
-    for (;;) {
+    int waited_ms = 0;
+    for (bool ended = false;;) {
+        struct pollfd p = {.fd = in, .events = POLLIN};
+        int there = poll(&p, 1, WAIT_MS);
+        if (there <= 0) {
+            if (ended)
+                return;
+            siginfo_t info = {0};
+            ended =
+                !waitid(P_PID, (id_t)running, &info, WEXITED | WNOHANG | WNOWAIT) && info.si_pid == running;
+            end_if_failed(l, &waited_ms);
+            continue;
+        }
         ssize_t n = read(in, buffer, sizeof buffer);
         if (n < 0 && errno == EINTR)
             continue;
@@ -185,16 +233,6 @@ static void forward(struct launch *l, int in)
             return;
         l->passed += (size_t)n - drop;
     }
-}
-
-static pid_t running;
-static volatile sig_atomic_t interrupted;
-
-static void pass_signal(int number)
-{
-    interrupted = number;
-    if (running > 0)
-        kill(running, number);
 }
 
 /* Exit code of one start, 128 + signal if one ended it. */
