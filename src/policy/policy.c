@@ -47,6 +47,7 @@ void policy_defaults(struct policy_options *o)
     o->children = o->children ? o->children : d[o->mode].children;
     o->depth = o->depth ? o->depth : d[o->mode].depth;
     o->expand = o->expand ? o->expand : d[o->mode].expand;
+    o->min_path = o->min_path > 0 ? o->min_path : 0.005;
     o->width_max = o->width_max ? o->width_max : 32;
     o->width = o->width ? o->width : d[o->mode].width;
     if (o->mode == MODE_CHAIN)
@@ -151,7 +152,7 @@ static int expand_best(const struct policy *p, struct tree *t, int max, int32_t 
 {
     int n =
         p->o.depth ? select_nodes(p, t, drafted, 0, max, out, in_depth) : tree_best(t, drafted, 0, max, out);
-    double least = t->nodes[t->root].path + (p->o.min_path > 0 ? log(p->o.min_path) : -1e9);
+    double least = t->nodes[t->root].path + (log(p->o.min_path));
     while (n > 0 && t->nodes[out[n - 1]].path < least)
         n--;
     return n;
