@@ -133,6 +133,7 @@ static int build_arguments(const struct launch *l, const char **argv, char *self
 
 static _Noreturn void become_mpirun(const struct launch *l, int out)
 {
+    PD_ASSERT(l->journal);
     const char *argv[ARGS_MAX];
     char self[4096], ranks[16];
     ssize_t n = readlink("/proc/self/exe", self, sizeof self - 1);

@@ -286,7 +286,6 @@ static void start_beats(struct mpi *m)
     }
     int code = pthread_create(&m->beat_thread, NULL, beat_thread, m);
     PD_ASSERT(!code);
-    m->beating = true;
 }
 
 enum pd_status mpi_start(struct mpi **out, struct pd_error *err)

@@ -9,28 +9,25 @@
 
 #include "link/link_mpi.h"
 
-struct mpi {
-    int rank, n_ranks;
-    char (*hosts)[64]; /* [n_ranks] */
-    bool one_clock;    /* all ranks read the same CLOCK_MONOTONIC: one machine */
-    MPI_Comm channel[LINK_CHANNELS], beats;
+struct mpi {              /* members by size, what belongs together as far as that allows */
     pthread_mutex_t lock; /* one thread in MPI at a time */
+    char (*hosts)[64];    /* [n_ranks] */
+    MPI_Comm channel[LINK_CHANNELS], beats;
     _Atomic(struct link *) link;
-    bool quit_sent; /* rank 0: the others have been told to end */
-    bool failed;    /* this rank's work has failed: nothing ends in order */
-
     pthread_t beat_thread;
-    bool beating;
     MPI_Request *beat_out; /* [n_ranks] */
-    int32_t beat_word;
-    int64_t *heard_ns;    /* [n_ranks] the heartbeats' thread's own */
-    atomic_bool closing;  /* silence means nothing any more */
-    atomic_llong busy_ns; /* the rank loop's last turn; 0: it is not running */
-
+    int64_t *heard_ns;     /* [n_ranks] the heartbeats' thread's own */
+    atomic_llong busy_ns;  /* the rank loop's last turn; 0: it is not running */
+    atomic_llong fault_ns; /* when one was noticed; 0: none */
     pthread_mutex_t fault_lock;
     struct pd_error fault;
-    atomic_llong fault_ns; /* when it was noticed; 0: none */
-    atomic_bool told;      /* the caller has been given it */
+    int rank, n_ranks;
+    int32_t beat_word;
+    atomic_bool closing; /* silence means nothing any more */
+    atomic_bool told;    /* the caller has been given the fault */
+    bool one_clock;      /* all ranks read the same CLOCK_MONOTONIC: one machine */
+    bool quit_sent;      /* rank 0: the others have been told to end */
+    bool failed;         /* this rank's work has failed: nothing ends in order */
 };
 
 void mpi_fault(struct mpi *m, const char *text);
