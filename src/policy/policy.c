@@ -21,12 +21,12 @@ bool policy_parse(const char *name, enum policy_mode *out)
     return false;
 }
 
-/* The default shape of the static tree: 32 nodes with the root in 7 levels, from how often the demo draft's first,
+/* The default shape of the static tree: 30 nodes with the root in 9 levels, from how often the demo draft's first,
  * second, ... choice is right on prompts outside the bench (86.7, 7, 3.5, 1.3 %). By level, children of a node of
  * rank 0, 1, 2, ... */
 static void default_shape(struct policy_options *o)
 {
-    static const uint8_t by_rank[][3] = {{4}, {2, 1, 1}, {2, 1}, {1}, {1}, {1}, {1}};
+    static const uint8_t by_rank[][3] = {{3}, {2, 1}, {2, 1}, {1}, {1}, {1}, {1}, {1}, {1}};
     for (size_t l = 0; l < PD_COUNT(by_rank); l++)
         memcpy(o->shape[l], by_rank[l], sizeof by_rank[l]);
 }
@@ -36,8 +36,8 @@ void policy_defaults(struct policy_options *o)
     static const struct {
         int width, children, depth, expand;
     } d[MODE_COUNT] = {
-        [MODE_PP] = {1, 1, 1, 1},       [MODE_CHAIN] = {0, 1, 8, 1},   [MODE_STPP] = {32, 8, 7, 32},
-        [MODE_ROUNDS] = {32, 8, 8, 16}, [MODE_LAYER] = {32, 8, 0, 32}, [MODE_BEST] = {0, 16, 0, 32},
+        [MODE_PP] = {1, 1, 1, 1},       [MODE_CHAIN] = {0, 1, 8, 1},   [MODE_STPP] = {32, 8, 9, 32},
+        [MODE_ROUNDS] = {32, 8, 12, 16}, [MODE_LAYER] = {32, 8, 0, 32}, [MODE_BEST] = {0, 16, 0, 32},
     };
     bool shaped = false;
     for (int l = 0; l < POLICY_LEVELS && !shaped; l++)
