@@ -125,8 +125,12 @@ static void bound_spinning(char **argv)
 {
     if (getenv("OMP_WAIT_POLICY") || getenv("GOMP_SPINCOUNT"))
         return;
-    if (setenv("GOMP_SPINCOUNT", "2000", 1) == 0)
-        execv("/proc/self/exe", argv); /* if it fails we are only slower */
+    char self[4096]; /* by its own path, so that the process keeps its name */
+    ssize_t n = readlink("/proc/self/exe", self, sizeof self - 1);
+    if (n <= 0 || setenv("GOMP_SPINCOUNT", "2000", 1) != 0)
+        return;
+    self[n] = 0;
+    execv(self, argv); /* if it fails we are only slower */
 }
 
 int main(int argc, char **argv)

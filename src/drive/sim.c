@@ -59,7 +59,7 @@ struct sim {
     struct sample_params verifier_sample;
     const struct sink *sink;
     struct result *result;
-    bool finished;
+    bool finished, cancelled;
     enum pd_status status;
     struct pd_error *err;
     struct effects fx;
@@ -390,10 +390,17 @@ static void emit_token(struct sim *s, const struct effect *e)
                                     .verdict = e->verdict,
                                     .tree = drafter_tree(s->drafter)});
     enum finish f = s->sink->on_token ? s->sink->on_token(s->sink->user, &t) : FINISH_NONE;
-    if (!f && s->sink->cancel && atomic_load(s->sink->cancel))
-        f = FINISH_CANCELLED;
     if (f)
         schedule(s, (struct sim_event){.what = WHAT_CANCEL, .msg.type = (uint8_t)f}, s->now_ns);
+}
+
+/* Asked at every event: between two tokens much may be computed. */
+static void heed_cancel(struct sim *s)
+{
+    if (s->cancelled || !s->sink->cancel || !atomic_load(s->sink->cancel))
+        return;
+    s->cancelled = true;
+    schedule(s, (struct sim_event){.what = WHAT_CANCEL, .msg.type = FINISH_CANCELLED}, s->now_ns);
 }
 
 static void carry_out(struct sim *s, int role, const struct effects *fx)
@@ -523,7 +530,7 @@ static enum pd_status sim_generate(struct driver *driver, const struct request *
     s->result = out;
     s->err = err;
     s->sample = r->sample;
-    s->finished = false;
+    s->finished = s->cancelled = false;
     s->timer_ns = -1;
     if (s->o.cancel_at_ns > 0)
         schedule(s, (struct sim_event){.what = WHAT_CANCEL, .msg.type = FINISH_CANCELLED},
@@ -537,6 +544,7 @@ static enum pd_status sim_generate(struct driver *driver, const struct request *
                                      : "bug: the pipeline stands still");
             break;
         }
+        heed_cancel(s);
         struct sim_event e = heap_pop(s);
         happen(s, &e);
         free(e.rows);
