@@ -9,7 +9,7 @@
 
 #include "drive/model_run.h"
 
-enum { CTX = 64, STAGES = 14, TOKENS = 14, WIDTH = 8, PAIR_LIVE_ROWS = 512 };
+enum { CTX = 64, STAGES = 14, TOKENS = 14, PAIR_LIVE_ROWS = 512 };
 
 static const char question[] = "def fibonacci(n):\n    \"\"\"The n-th Fibonacci number.\"\"\"\n";
 
@@ -34,15 +34,14 @@ static void generate(int stages, struct text *x, struct result *res)
     MUST(profile_load(&p, "uniform14", &err));
     MUST(profile_fit(&p, stages, &err));
     struct driver_options o = {.profile = &p, .n_embd = c.stage[0].n_embd};
-    o.drafter = (struct drafter_options){
-        .n_stages = stages,
-        .policy = {.mode = pair ? MODE_BEST : MODE_PP, .width = pair ? WIDTH : 0, .expand = pair ? 8 : 0},
-        .tree_nodes = 2048,
-        .live_rows_max = PAIR_LIVE_ROWS,
-        .ctx = CTX,
-        .draft_rows = BATCH_ROWS,
-        .have_draft = pair,
-        .grace = 0.1};
+    o.drafter = (struct drafter_options){.n_stages = stages,
+                                         .policy = {.mode = pair ? MODE_BEST : MODE_PP},
+                                         .tree_nodes = 2048,
+                                         .live_rows_max = PAIR_LIVE_ROWS,
+                                         .ctx = CTX,
+                                         .draft_rows = BATCH_ROWS,
+                                         .have_draft = pair,
+                                         .grace = 0.1};
     struct request r = {.tokens = prompt,
                         .n_tokens = prompt_tokens(target, question, prompt, CTX - TOKENS),
                         .max_tokens = TOKENS,

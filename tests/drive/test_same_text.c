@@ -4,6 +4,7 @@
  * covering set of the product, chosen for its pairs; all of it with PD_THOROUGH=1 (hours).
  *
  *   drive_same_text                                        the covering set, then what ends a request early
+ *   drive_same_text ends                                   only the latter
  *   drive_same_text MODE WIDTH STAGES DRAFT SAMPLING DRIVER   one combination, as a failure prints it
  */
 #include <setjmp.h>
@@ -543,13 +544,17 @@ int main(int argc, char **argv)
                                      cmocka_unit_test(nothing_is_left_however_a_request_ends),
                                      cmocka_unit_test(every_combination)};
     const struct CMUnitTest one[] = {cmocka_unit_test(that_combination)};
-    if (argc > 1 && (argc != 7 || !parse(argv))) {
-        fprintf(stderr, "usage: drive_same_text [MODE WIDTH STAGES DRAFT SAMPLING DRIVER]\n");
+    const struct CMUnitTest ends[] = {cmocka_unit_test(nothing_is_left_however_a_request_ends)};
+    bool only_ends = argc == 2 && strcmp(argv[1], "ends") == 0;
+    if (argc > 1 && !only_ends && (argc != 7 || !parse(argv))) {
+        fprintf(stderr, "usage: drive_same_text [ends | MODE WIDTH STAGES DRAFT SAMPLING DRIVER]\n");
         return 2;
     }
     model_init_process();
     if (!test_model(MODEL_SMALL))
         return 77;
+    if (only_ends)
+        return cmocka_run_group_tests(ends, open_model, close_model);
     return argc > 1 ? cmocka_run_group_tests(one, open_model, close_model)
                     : cmocka_run_group_tests(all, open_model, close_model);
 }
