@@ -36,7 +36,7 @@ void policy_defaults(struct policy_options *o)
     static const struct {
         int width, children, depth, expand;
     } d[MODE_COUNT] = {
-        [MODE_PP] = {1, 1, 1, 1},       [MODE_CHAIN] = {0, 1, 8, 1},   [MODE_STPP] = {32, 8, 9, 32},
+        [MODE_PP] = {1, 1, 1, 1},        [MODE_CHAIN] = {0, 1, 8, 1},   [MODE_STPP] = {32, 8, 9, 32},
         [MODE_ROUNDS] = {32, 8, 12, 16}, [MODE_LAYER] = {32, 8, 0, 32}, [MODE_BEST] = {0, 16, 0, 32},
     };
     bool shaped = false;
@@ -207,7 +207,7 @@ static int submit_layer(struct tree *t, int max, int32_t *out)
     return kept;
 }
 
-/* How many of the best nodes are worth their row: probability x step > the time the row adds. */
+/* How many of the best nodes are worth their row: probability x step > stages x the time the row adds to each. */
 static int worth(const struct policy *p, const struct tree *t, const struct policy_cost *cost,
                  const int32_t *nodes, int n)
 {
@@ -216,7 +216,8 @@ static int worth(const struct policy *p, const struct tree *t, const struct poli
     int k = 1;
     for (; k < n && k < cost->n; k++) {
         double chance = exp(t->nodes[nodes[k]].path - t->nodes[t->root].path);
-        if (chance * cost->rows_ns[k - 1] <= cost->rows_ns[k] - cost->rows_ns[k - 1])
+        double added = cost->rows_ns[k] - cost->rows_ns[k - 1];
+        if (chance * cost->rows_ns[k - 1] <= PD_MAX(cost->n_stages, 1) * added)
             break;
     }
     return PD_MIN(k, n);

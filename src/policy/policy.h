@@ -38,8 +38,10 @@ struct policy_options { /* 0 means: the mode's default */
 /* Fill in what is 0. */
 void policy_defaults(struct policy_options *o);
 
-/* What a step costs: a row is added while its probability x step > the time that it adds. */
+/* What a step costs: a row is added while its probability x step > the time that it adds at every stage: whatever
+ * leaves the pipeline after it leaves so much later. */
 struct policy_cost {
+    int n_stages;          /* 0: 1 */
     const double *rows_ns; /* [n] time of a step with i + 1 rows; beyond n: no row is worth it */
     int n;                 /* 0: unknown, as if flat up to width_max */
 };

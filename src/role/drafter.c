@@ -253,7 +253,8 @@ static bool drafting(const struct drafter *d)
 
 static int rows_to_submit(struct drafter *d)
 {
-    struct policy_cost cost = {.rows_ns = d->o.cost_ns, .n = d->o.cost_ns ? d->o.cost_n : 0};
+    struct policy_cost cost = {
+        .n_stages = d->o.n_stages, .rows_ns = d->o.cost_ns, .n = d->o.cost_ns ? d->o.cost_n : 0};
     int max = PD_MIN(BATCH_ROWS, d->o.live_rows_max - d->tree.submitted);
     if (!drafting(d)) { /* as pp */
         d->picked[0] = d->tree.root;
