@@ -54,7 +54,7 @@ struct model_options {
     int ctx;                      /* committed positions per kv */
     int tree_rows;                /* live tree rows per kv; 0: 1024 */
     int batch_rows;               /* rows of the largest batch; 0: 64 */
-    int chunk_rows;               /* a prefill batch of just so many takes the quicker kernels; 0: batch_rows */
+    int chunk_rows; /* a prefill batch of just so many takes the quicker kernels; 0: batch_rows */
     enum kv_type kv_type;
     /* Quicker kernels, whose bits depend on the batch: for drafts. Copies weights where that pays. */
     bool fast;
