@@ -16,6 +16,7 @@ struct sim_event {
     uint32_t work; /* WHAT_DEVICE: which work ends; an older one is void */
     struct msg msg;
     struct row *rows; /* owned */
+    bool local;       /* between the last stage and the verifier */
 };
 
 /* The device of a stage (shared by the verifier on the last), or the draft's (index n_stages). */
@@ -43,6 +44,7 @@ struct sim {
     uint64_t seq;
     struct sim_event *heap;
     int n_heap, heap_max;
+    int n_local; /* messages under way within the last device */
     int64_t *link_free_ns; /* [n + 1] chain hop into role i + 1 */
     int64_t *delivered_ns; /* [roles, roles, 2] last delivery, keeps order */
     int64_t timer_ns;
@@ -154,11 +156,16 @@ static bool chain_message(const struct msg *m)
     return m->type == MSG_BEGIN || m->type == MSG_ROWS || m->type == MSG_END;
 }
 
+/* Last stage and verifier: one device. */
+static bool within_device(const struct sim *s, int from, int to)
+{
+    return from + to >= 2 * s->n + 1;
+}
+
 static int64_t arrival(struct sim *s, int from, int to, const struct msg *m)
 {
     const struct profile *p = &s->profile;
-    bool chain = chain_message(m),
-         local = from + to >= 2 * s->n + 1; /* last stage and verifier: one device */
+    bool chain = chain_message(m), local = within_device(s, from, to);
     int64_t at = s->now_ns;
     if (chain && !local) {
         int row_bytes = p->row_bytes ? p->row_bytes : 4 * s->o.n_embd;
@@ -198,6 +205,8 @@ static void post(struct sim *s, int from, int to, const struct msg *m)
         free(e.rows);
         return;
     }
+    e.local = within_device(s, from, to);
+    s->n_local += e.local;
     schedule(s, e, arrival(s, from, to, m));
 }
 
@@ -356,11 +365,13 @@ static void device_done(struct sim *s, int role, uint32_t work)
     step(s, role, &ev);
 }
 
-/* A free device asks for work; on the last stage the head goes first. */
+/* A free device asks for work; on the last stage the head goes first. That one waits for what its two roles have
+ * just told each other, or it would start a batch before the head of the one that is done, or on rows that the token
+ * just chosen has killed. */
 static void kick(struct sim *s, int role)
 {
     struct event ready = {.type = EV_READY, .now_ns = s->now_ns};
-    if (s->status || device_of(s, role)->busy)
+    if (s->status || device_of(s, role)->busy || (role >= s->n && s->n_local))
         return;
     if (role >= s->n) /* last stage or verifier */
         step(s, role_verifier(s->n), &ready);
@@ -468,6 +479,7 @@ static bool killed(const struct sim *s, int role)
 static void happen(struct sim *s, struct sim_event *e)
 {
     s->now_ns = e->at_ns;
+    s->n_local -= e->local;
     struct event ev = {.now_ns = s->now_ns};
     if (killed(s, e->role))
         return;
@@ -552,7 +564,7 @@ static enum pd_status sim_generate(struct driver *driver, const struct request *
     if (!s->status) {
         for (int i = 0; i < s->n_heap; i++)
             free(s->heap[i].rows);
-        s->n_heap = 0;
+        s->n_heap = s->n_local = 0;
         check_clean(s);
         sim_summary(s);
     }
