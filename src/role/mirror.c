@@ -136,11 +136,10 @@ struct effect *effect_new(struct effects *out, enum effect_type type)
 
 void fault_set(struct role_fault *f, const char *fmt, ...)
 {
-    if (f->set)
-        return;
     va_list args;
     va_start(args, fmt);
-    vsnprintf(f->text, sizeof f->text, fmt, args);
+    if (!f->set) /* the first fault is the cause */
+        vsnprintf(f->text, sizeof f->text, fmt, args);
     va_end(args);
     f->set = true;
 }
