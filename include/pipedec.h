@@ -177,8 +177,7 @@ struct pd_stats { /* of one request; times on the engine's clock */
     double step_s;                  /* the slowest stage's mean batch */
     double steps;                   /* decoding time (first token to last) in steps */
     double tokens_per_step;
-    double
-        speedup; /* over one token in flight at a time, in steps: stages x tokens_per_step; 0 without a draft */
+    double speedup; /* of token_s over one token alone in the chain (mode pp); 0 if nothing was drafted */
     int hits, late_hits, misses;
     double lag;        /* of hits, steps, mean */
     int batches, rows; /* submitted */
@@ -186,6 +185,7 @@ struct pd_stats { /* of one request; times on the engine's clock */
     int head_rows;
     double draft_busy_s;
     double machine_us; /* of the roles' own code, each step */
+    bool rested; /* a draft was there, and not used: on these devices it does not pay (docs/usage.md) */
 };
 
 enum pd_event_type {

@@ -153,6 +153,8 @@ void cli_print_stats(const struct pd_stats *s, enum pd_reason reason)
         fprintf(stderr, ", %.0f steps, %.2f tokens a step", s->steps, s->tokens_per_step);
     if (s->speedup > 0)
         fprintf(stderr, " (%.2fx pp)", s->speedup);
+    if (s->rested)
+        fprintf(stderr, ", draft at rest: stages and draft share too few cores");
     fprintf(stderr, ", first after %.2f s", s->first_token_s);
     if (s->token_s > 0)
         fprintf(stderr, ", %.1f tokens/s, %.1f ms a token", s->tokens_per_s, s->token_s * 1e3);

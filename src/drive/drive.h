@@ -102,6 +102,8 @@ const char *profile_names(void);
 enum pd_status profile_fit(struct profile *p, int n_stages, struct pd_error *err);
 /* A step of one row on the slowest stage, a head included on the last: the unit in which steps are counted. */
 int64_t profile_step_ns(const struct profile *p);
+/* One token's way alone through the chain: every stage, the head, the links. What `pp` takes for a token. */
+int64_t profile_token_ns(const struct profile *p);
 /* Time of a step with i + 1 rows into rows_ns[BATCH_ROWS]: the slowest stage's, the head's row included. */
 void profile_costs(const struct profile *p, int n_stages, double *rows_ns);
 int64_t curve_ns(const struct curve *c, int rows);

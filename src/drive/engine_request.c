@@ -275,6 +275,18 @@ static enum pd_status check_request(const struct pd_request *r, struct sample_pa
     return sample_check(sample, err);
 }
 
+/* What a token would take alone in the chain: by the profile, or as its stages were seen to take for a batch. */
+static double token_alone_s(const struct pd_engine *e, const struct result *res)
+{
+    double ns = 0;
+    if (e->have_profile)
+        return (double)profile_token_ns(&e->profile) / 1e9;
+    for (int i = 0; i < e->n_stages; i++)
+        if (res->load[i].batches)
+            ns += (double)res->load[i].busy_ns / (double)res->load[i].batches;
+    return ns / 1e9;
+}
+
 static void fill_stats(const struct pd_engine *e, const struct result *res, struct pd_stats *out)
 {
     const struct stats *s = &res->stats;
@@ -293,7 +305,8 @@ static void fill_stats(const struct pd_engine *e, const struct result *res, stru
                              .draft_passes = s->draft_passes,
                              .draft_rows = s->draft_rows,
                              .head_rows = (int)s->heads,
-                             .draft_busy_s = (double)res->draft_busy_ns / 1e9};
+                             .draft_busy_s = (double)res->draft_busy_ns / 1e9,
+                             .rested = e->draft && e->mode != MODE_PP && s->draft_passes == 0};
     if (s->tokens > 0) {
         out->first_token_s = (double)(s->first_token_ns - s->begin_ns) / 1e9;
         out->total_s = (double)(s->last_token_ns - s->begin_ns) / 1e9;
@@ -307,7 +320,7 @@ static void fill_stats(const struct pd_engine *e, const struct result *res, stru
     if (step_ns > 0 && out->token_s > 0) {
         out->steps = decode_s / out->step_s;
         out->tokens_per_step = (s->tokens - 1) / out->steps;
-        out->speedup = e->draft ? e->n_stages * out->tokens_per_step : 0;
+        out->speedup = s->draft_passes ? token_alone_s(e, res) / out->token_s : 0;
     }
     if (s->hits)
         out->lag = (double)s->lag_sum_steps_x1000 / 1000 / s->hits;

@@ -403,6 +403,14 @@ int64_t profile_step_ns(const struct profile *p)
     return most;
 }
 
+int64_t profile_token_ns(const struct profile *p)
+{
+    double ns = 1e6 * p->head_ms + 1e3 * (p->n_stages * p->link_latency_us + p->control_latency_us);
+    for (int i = 0; i < p->n_stages; i++)
+        ns += (double)curve_ns(&p->stage[i], 1);
+    return llround(ns);
+}
+
 /* sum += weight * c, at the union of both curves' points (the first 16 of them: shapes of one device family). */
 static void curve_add(struct curve *sum, const struct curve *c, double weight)
 {
