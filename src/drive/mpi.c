@@ -57,7 +57,8 @@ struct card {
 };
 _Static_assert(sizeof(struct card) == 128, "cards of different versions must have the same size");
 
-/* Open MPI, when a rank has died, sends the others SIGCONT at once, SIGTERM and SIGKILL a second later. */
+/* When a rank has died, Open MPI sends the others SIGCONT at once, SIGTERM later and SIGKILL later still: a second apart
+ * in 4.1; in 5.0 a quarter of a second, and the last one at once if the SIGTERM ends any of them. */
 static atomic_int terminated;
 static atomic_llong continued_ns;
 
@@ -82,6 +83,13 @@ int mpi_stages(const struct mpi *m)
 const char *mpi_host(const struct mpi *m, int rank)
 {
     return m->hosts[rank];
+}
+
+/* The other ranks outlive a SIGTERM, so that rank 0 has the time to deliver what there is and to say why. */
+static void on_other_signal(int signal_number)
+{
+    (void)signal_number;
+    alarm(2);
 }
 
 /* ---- faults ---- */
@@ -111,10 +119,13 @@ bool mpi_alive(void *user, struct pd_error *err)
     return false;
 }
 
-/* The lock is not waited for long: whoever holds it may hang in MPI. */
+/* A launcher that is ending the job already gets a second for it: MPI_Abort now could cost what was written last. The
+ * lock is not waited for long: whoever holds it may hang in MPI. */
 static _Noreturn void abort_job(struct mpi *m, int status)
 {
     struct timespec until;
+    if (atomic_load(&terminated))
+        nanosleep(&(struct timespec){.tv_sec = 1}, NULL);
     clock_gettime(CLOCK_REALTIME, &until);
     until.tv_sec += 1;
     pthread_mutex_timedlock(&m->lock, &until);
@@ -178,12 +189,17 @@ static void name_silent(struct mpi *m, int rank, int64_t silence_ns)
 
 static void watch(struct mpi *m, int64_t now)
 {
-    int64_t silence_ns, limit = (int64_t)MPI_SILENCE_MS * 1000000, soon = 4 * (int64_t)BEAT_MS * 1000000;
+    const int64_t beat = (int64_t)BEAT_MS * 1000000;
+    int64_t silence_ns, limit = (int64_t)MPI_SILENCE_MS * 1000000;
     int rank = most_silent(m, now, &silence_ns);
-    bool hint = atomic_load(&terminated) || now - atomic_load(&continued_ns) < 2 * limit;
+    bool hint = now - atomic_load(&continued_ns) < 2 * limit;
     if (m->rank)
         limit += limit / 4; /* rank 0 notices first */
-    if (silence_ns > (hint ? soon : limit))
+    if (hint)
+        limit = 4 * beat;
+    if (atomic_load(&terminated)) /* the launcher has known of a death for a while, or there is none */
+        limit = 2 * beat;
+    if (silence_ns > limit)
         name_silent(m, rank, silence_ns);
     else if (atomic_load(&terminated))
         mpi_fault(m, "the launcher is ending the job");
@@ -198,6 +214,12 @@ static void backstop(struct mpi *m, int64_t now)
     if (m->rank == 1 || (m->rank == 0 && !atomic_load(&m->told)))
         fprintf(stderr, "pipedec: %s\n", m->fault.text);
     abort_job(m, PD_ERR_PEER);
+}
+
+/* Once SIGTERM has come there may be little time left. */
+static int pause_ms(void)
+{
+    return atomic_load(&terminated) ? BEAT_MS / 5 : BEAT_MS;
 }
 
 static void *beat_thread(void *arg)
@@ -221,7 +243,7 @@ static void *beat_thread(void *arg)
         if (!atomic_load(&m->fault_ns))
             watch(m, now);
         backstop(m, now);
-        nanosleep(&(struct timespec){.tv_nsec = BEAT_MS * 1000000}, NULL);
+        nanosleep(&(struct timespec){.tv_nsec = pause_ms() * 1000000L}, NULL);
     }
     return NULL;
 }
@@ -279,11 +301,10 @@ static void start_beats(struct mpi *m)
         m->beat_out[i] = MPI_REQUEST_NULL;
         m->heard_ns[i] = link_clock();
     }
-    if (m->rank == 0) {
-        struct sigaction a = {.sa_handler = on_signal, .sa_flags = SA_RESTART};
-        sigaction(SIGTERM, &a, NULL);
+    struct sigaction a = {.sa_handler = m->rank ? on_other_signal : on_signal, .sa_flags = SA_RESTART};
+    sigaction(SIGTERM, &a, NULL);
+    if (m->rank == 0)
         sigaction(SIGCONT, &a, NULL);
-    }
     int code = pthread_create(&m->beat_thread, NULL, beat_thread, m);
     PD_ASSERT(!code);
 }
