@@ -1,6 +1,7 @@
 /* pipedec launch: a command over several machines by mpirun, started again after a fault. What is written to standard
  * output goes through here: a run that takes up a request writes its text from the beginning, and what has been passed
- * on already is dropped. */
+ * on already is dropped. Rank 0, on this machine, reads a file and writes to two named pipes of ours, not to mpirun's:
+ * Open MPI 5.0 holds unfinished lines back, mixes both outputs up and may drop what comes just before the end. */
 #include "cli/cli.h"
 
 #include <errno.h>
@@ -9,6 +10,7 @@
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <sys/stat.h>
 #include <sys/wait.h>
 #include <unistd.h>
 
@@ -21,7 +23,9 @@ struct launch {
     const char *option[64]; /* words for mpirun, as they are */
     int n_options;
     char **command; /* of pipedec, NULL-terminated */
-    char *journal;  /* path of a file of our own */
+    char *dir;      /* of our own, for the following */
+    char *journal;  /* path of a file */
+    char *pipe[2];  /* paths of what rank 0 writes to: standard output, standard error */
     char *input;    /* path of a copy of standard input; NULL: it is passed as it is */
     size_t passed;  /* bytes given to standard output */
 };
@@ -97,6 +101,15 @@ static void take_restarts(struct launch *l)
 
 /* ---- one start ---- */
 
+/* Run by sh as every rank. Where there are no pipes (rank 0 is on another machine) mpirun's have to do. */
+static const char as_rank[] =
+    "rank=${OMPI_COMM_WORLD_RANK-${PMIX_RANK-$PMI_RANK}}\n"
+    "if [ \"$rank\" = 0 ] && [ -p \"$PIPEDEC_STDOUT\" ] && [ -p \"$PIPEDEC_STDERR\" ]; then\n"
+    "    [ ! -r \"$PIPEDEC_STDIN\" ] || exec <\"$PIPEDEC_STDIN\"\n"
+    "    exec \"$0\" \"$@\" >\"$PIPEDEC_STDOUT\" 2>\"$PIPEDEC_STDERR\"\n"
+    "fi\n"
+    "exec \"$0\" \"$@\"\n";
+
 static int build_arguments(const struct launch *l, const char **argv, char *self, char *ranks, size_t room)
 {
     int n = 0;
@@ -122,8 +135,15 @@ static int build_arguments(const struct launch *l, const char **argv, char *self
         argv[n++] = "--oversubscribe";
     for (int i = 0; i < l->n_options; i++)
         argv[n++] = l->option[i];
-    argv[n++] = "-x";
-    argv[n++] = "PIPEDEC_JOURNAL";
+    static const char *const exported[] = {"PIPEDEC_JOURNAL", "PIPEDEC_STDOUT", "PIPEDEC_STDERR",
+                                           "PIPEDEC_STDIN"};
+    for (size_t i = 0; i < PD_COUNT(exported); i++) {
+        argv[n++] = "-x";
+        argv[n++] = exported[i];
+    }
+    argv[n++] = "sh";
+    argv[n++] = "-c";
+    argv[n++] = as_rank;
     argv[n++] = self;
     for (char **a = l->command; *a && n < ARGS_MAX - 1; a++)
         argv[n++] = *a;
@@ -131,7 +151,7 @@ static int build_arguments(const struct launch *l, const char **argv, char *self
     return n;
 }
 
-static _Noreturn void become_mpirun(const struct launch *l, int out)
+static _Noreturn void become_mpirun(const struct launch *l, const int out[2])
 {
     PD_ASSERT(l->journal);
     const char *argv[ARGS_MAX];
@@ -143,12 +163,16 @@ static _Noreturn void become_mpirun(const struct launch *l, int out)
      * dies; mpirun would be quicker, and cut off what rank 0 has to say. */
     setenv("OMPI_MCA_orte_abort_on_non_zero_status", "0", 0);
     setenv("PIPEDEC_JOURNAL", l->journal, 1);
+    setenv("PIPEDEC_STDOUT", l->pipe[0], 1);
+    setenv("PIPEDEC_STDERR", l->pipe[1], 1);
+    setenv("PIPEDEC_STDIN", l->input ? l->input : "", 1);
     if (l->input) {
         int in = open(l->input, O_RDONLY);
         if (in >= 0)
             dup2(in, STDIN_FILENO);
     }
-    dup2(out, STDOUT_FILENO);
+    dup2(out[0], STDOUT_FILENO);
+    dup2(out[1], STDERR_FILENO);
     signal(SIGINT, SIG_DFL);
     signal(SIGTERM, SIG_DFL);
     execvp(argv[0], (char *const *)argv);
@@ -156,10 +180,10 @@ static _Noreturn void become_mpirun(const struct launch *l, int out)
     _exit(127);
 }
 
-static bool write_all(const char *data, size_t size)
+static bool write_all(int fd, const char *data, size_t size)
 {
     while (size) {
-        ssize_t n = write(STDOUT_FILENO, data, size);
+        ssize_t n = write(fd, data, size);
         if (n < 0 && errno == EINTR)
             continue;
         if (n <= 0)
@@ -204,33 +228,37 @@ static void end_if_failed(const struct launch *l, int *waited_ms)
         kill(running, *waited_ms >= 16 * WAIT_MS ? SIGKILL : SIGTERM);
 }
 
-/* Pass on what comes, but for what was passed on before a restart. Ends when nobody can write any more, or mpirun has
- * ended (what it leaves behind may keep the pipe open). */
-static void forward(struct launch *l, int in)
+static bool has_ended(void)
+{
+    siginfo_t info = {0};
+    return !waitid(P_PID, (id_t)running, &info, WEXITED | WNOHANG | WNOWAIT) && info.si_pid == running;
+}
+
+/* Pass on what comes from the job's outputs, in[0] and in[1], but for what was passed on before a restart. Ends when
+ * mpirun has ended and nothing more comes (what it leaves behind may keep the pipes open), or nobody reads ours. */
+static void forward(struct launch *l, const int in[2])
 {
     char buffer[16384];
     size_t skip = l->passed;
     int waited_ms = 0;
     for (bool ended = false;;) {
-        struct pollfd p = {.fd = in, .events = POLLIN};
-        int there = poll(&p, 1, WAIT_MS);
-        if (there <= 0) {
+        struct pollfd p[2] = {{.fd = in[0], .events = POLLIN}, {.fd = in[1], .events = POLLIN}};
+        if (poll(p, 2, ended ? 0 : WAIT_MS) <= 0) {
             if (ended)
                 return;
-            siginfo_t info = {0};
-            ended =
-                !waitid(P_PID, (id_t)running, &info, WEXITED | WNOHANG | WNOWAIT) && info.si_pid == running;
+            ended = has_ended();
             end_if_failed(l, &waited_ms);
             continue;
         }
-        ssize_t n = read(in, buffer, sizeof buffer);
-        if (n < 0 && errno == EINTR)
-            continue;
-        if (n <= 0)
+        ssize_t n = p[1].revents ? read(in[1], buffer, sizeof buffer) : 0;
+        if (n > 0 && !write_all(STDERR_FILENO, buffer, (size_t)n))
             return;
+        n = p[0].revents ? read(in[0], buffer, sizeof buffer) : 0;
+        if (n <= 0)
+            continue;
         size_t drop = PD_MIN(skip, (size_t)n);
         skip -= drop;
-        if (!write_all(buffer + drop, (size_t)n - drop))
+        if (!write_all(STDOUT_FILENO, buffer + drop, (size_t)n - drop))
             return;
         l->passed += (size_t)n - drop;
     }
@@ -240,20 +268,23 @@ static void forward(struct launch *l, int in)
 static int start(struct launch *l, struct pd_error *err)
 {
     int ends[2], state = 0;
-    if (pipe2(ends, O_CLOEXEC))
-        return (int)error_set(err, PD_ERR_INTERNAL, "no pipe: %s", strerror(errno));
+    for (int i = 0; i < 2; i++) /* for writing too: then it has no end before we close it */
+        if ((ends[i] = open(l->pipe[i], O_RDWR | O_CLOEXEC)) < 0) {
+            if (i)
+                close(ends[0]);
+            return (int)error_set(err, PD_ERR_FILE, "%s: %s", l->pipe[i], strerror(errno));
+        }
     pid_t child = fork();
-    if (child < 0) {
-        close(ends[0]);
-        close(ends[1]);
-        return (int)error_set(err, PD_ERR_MEMORY, "no process: %s", strerror(errno));
-    }
     if (child == 0)
-        become_mpirun(l, ends[1]);
-    running = child;
-    close(ends[1]);
-    forward(l, ends[0]);
+        become_mpirun(l, ends);
+    if (child > 0) {
+        running = child;
+        forward(l, ends);
+    }
     close(ends[0]);
+    close(ends[1]);
+    if (child < 0)
+        return (int)error_set(err, PD_ERR_MEMORY, "no process: %s", strerror(errno));
     while (waitpid(child, &state, 0) < 0 && errno == EINTR)
         ;
     running = 0;
@@ -279,18 +310,44 @@ static int supervise(struct launch *l, struct pd_error *err)
 
 /* ---- files ---- */
 
-static char *own_file(struct pd_error *err)
+static char *path_in(const char *dir, const char *name)
 {
-    const char *dir = getenv("TMPDIR");
-    char path[4096];
-    snprintf(path, sizeof path, "%s/pipedec-XXXXXX", dir ? dir : "/tmp");
-    int fd = mkstemp(path);
-    if (fd < 0) {
-        error_set(err, PD_ERR_FILE, "%s: %s", path, strerror(errno));
-        return NULL;
+    size_t size = strlen(dir) + strlen(name) + 2;
+    char *path = mem_new(size, 1);
+    snprintf(path, size, "%s/%s", dir, name);
+    return path;
+}
+
+static enum pd_status own_files(struct launch *l, struct pd_error *err)
+{
+    const char *tmp = getenv("TMPDIR");
+    l->dir = path_in(tmp ? tmp : "/tmp", "pipedec-XXXXXX");
+    if (!mkdtemp(l->dir)) {
+        error_set(err, PD_ERR_FILE, "%s: %s", l->dir, strerror(errno));
+        free(l->dir);
+        l->dir = NULL;
+        return err->status;
     }
-    close(fd);
-    return mem_strdup(path);
+    l->journal = path_in(l->dir, "journal");
+    l->pipe[0] = path_in(l->dir, "stdout");
+    l->pipe[1] = path_in(l->dir, "stderr");
+    for (int i = 0; i < 2; i++)
+        if (mkfifo(l->pipe[i], 0600))
+            return error_set(err, PD_ERR_FILE, "%s: %s", l->pipe[i], strerror(errno));
+    return PD_OK;
+}
+
+static void remove_files(struct launch *l)
+{
+    char *paths[] = {l->journal, l->input, l->pipe[0], l->pipe[1]};
+    for (size_t i = 0; i < PD_COUNT(paths); i++) {
+        if (paths[i])
+            unlink(paths[i]);
+        free(paths[i]);
+    }
+    if (l->dir)
+        rmdir(l->dir);
+    free(l->dir);
 }
 
 static bool starts(const char *text, const char *with)
@@ -320,8 +377,7 @@ static enum pd_status keep_input(struct launch *l, struct pd_error *err)
     if (!l->restarts || prompt_given(l) || isatty(STDIN_FILENO))
         return PD_OK;
     enum pd_status status = cli_read_file("-", STDIN_MAX, &text, &size, err);
-    if (!status && !(l->input = own_file(err)))
-        status = err->status;
+    l->input = path_in(l->dir, "input");
     FILE *f = status ? NULL : fopen(l->input, "w");
     if (!status && (!f || fwrite(text, 1, size, f) != size || fclose(f) != 0))
         status = error_set(err, PD_ERR_FILE, "%s: %s", l->input, strerror(errno));
@@ -337,18 +393,13 @@ int cmd_launch(int argc, char **argv)
     cli_parse_with(&argp, argc, argv, ARGP_IN_ORDER, &l);
     take_restarts(&l);
     int code = PD_OK;
-    if (!(l.journal = own_file(&err)) || keep_input(&l, &err))
+    if (own_files(&l, &err) || keep_input(&l, &err))
         code = (int)err.status;
     struct sigaction a = {.sa_handler = pass_signal};
     sigaction(SIGINT, &a, NULL);
     sigaction(SIGTERM, &a, NULL);
     if (!code)
         code = supervise(&l, &err);
-    if (l.journal)
-        unlink(l.journal);
-    if (l.input)
-        unlink(l.input);
-    free(l.journal);
-    free(l.input);
+    remove_files(&l);
     return err.status ? cli_fail(&err) : code;
 }
