@@ -68,6 +68,8 @@ void cli_progress_end(void);
 enum pd_status cli_engine_new(struct pd_engine **out, struct cli_common *c, struct pd_error *err);
 int cli_engine_free(struct pd_engine *e, int code);
 bool cli_is_first_rank(void); /* the one that speaks; true without MPI */
+/* Before another rank ends with an error: Open MPI 5 ends the job with the first rank that ends. */
+void cli_wait_for_first_rank(void);
 
 /* First Ctrl-C: cancel `e` and note it; second: the signal's own effect. NULL: back to the default. */
 void cli_catch_interrupt(struct pd_engine *e);

@@ -372,8 +372,12 @@ static void show_complaint(void)
     stderr = real_stderr;
     real_stderr = NULL;
     char *text = complaint ? complaint : NULL;
-    if (!text || !*text || !cli_is_first_rank())
+    if (!text || !*text)
         return;
+    if (!cli_is_first_rank()) {
+        cli_wait_for_first_rank();
+        return;
+    }
     text[strcspn(text, "\n")] = 0;
     if (strncmp(text, command, strlen(command)) == 0 && text[strlen(command)] == ':')
         text += strlen(command) + 2;

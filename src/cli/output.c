@@ -11,11 +11,18 @@
 
 /* ---- errors and files ---- */
 
+void cli_wait_for_first_rank(void)
+{
+    usleep(500000);
+}
+
 int cli_fail(const struct pd_error *err)
 {
     cli_progress_end();
-    if (!cli_is_first_rank())
+    if (!cli_is_first_rank()) {
+        cli_wait_for_first_rank();
         return err->status ? (int)err->status : PD_ERR_INTERNAL;
+    }
     const char *text = err->text[0] ? err->text : pd_status_text(err->status);
     fprintf(stderr, "pipedec: %.*s\n", (int)strcspn(text, "\n"), text);
     return err->status ? (int)err->status : PD_ERR_INTERNAL;

@@ -60,15 +60,15 @@ fault() {
 delivered() { [ "$(grep -c '^token' "$work/out")" -ge "$1" ] || fail "not delivered: what was generated before"; }
 host=$(hostname)
 busy="--step 20 --tokens 200"
-fault "killed" 4 8 "137|11" "stage 1 \(rank 2 on host $host\) has been silent" $busy --rank 2 --at 30 --action kill
+fault "killed" 4 12 "137|11" "stage 1 \(rank 2 on host $host\) has been silent" $busy --rank 2 --at 30 --action kill
 delivered 20
 grep -q '^request 0: [2-9][0-9] tokens, [2-9][0-9] counted' "$work/out" || fail "killed: the statistics lack the tokens"
 # Open MPI 4.1 and 5.0 have different names for it, and leave alone what they don't know.
-JOB_OPTIONS="--mca orte_abort_on_non_zero_status 0" PRTE_MCA_state_base_recoverable=1 fault "killed, and the launcher leaves it to us" 4 8 "137|11" \
+JOB_OPTIONS="--mca orte_abort_on_non_zero_status 0" PRTE_MCA_state_base_recoverable=1 fault "killed, and the launcher leaves it to us" 4 12 "137|11" \
     "stage 2 \(rank 3 on host $host\) has been silent" $busy --rank 3 --at 30 --action kill
-fault "stopped" 4 8 11 "stage 0 \(rank 1 on host $host\) has been silent" $busy --rank 1 --at 30 --action stop
+fault "stopped" 4 12 11 "stage 0 \(rank 1 on host $host\) has been silent" $busy --rank 1 --at 30 --action stop
 delivered 20
-fault "rank 0 stopped" 4 9 11 "drafter \(rank 0 on host $host\) has been silent" $busy --rank 0 --at 20 --action stop
+fault "rank 0 stopped" 4 12 11 "drafter \(rank 0 on host $host\) has been silent" $busy --rank 0 --at 20 --action stop
 fault "rubbish" 4 6 11 "stage 1 \(rank 2 on host $host\): message from a peer: not one" \
     $busy --rank 2 --at 30 --action rubbish
 fault "a stage fails" 4 6 6 "stage 2 \(rank 3 on host $host\): the tree area is full" \
