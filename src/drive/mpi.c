@@ -317,6 +317,9 @@ enum pd_status mpi_start(struct mpi **out, struct pd_error *err)
     int granted = 0, initialised = 0;
     MPI_Initialized(&initialised);
     PD_ASSERT(!initialised);
+    /* Open MPI's transport over libfabric ends a rank with exit(1) where it finds no provider for all ranks; tcp and
+     * shared memory do what we need. A choice of the user's stays. */
+    setenv("OMPI_MCA_btl", "^ofi", 0);
     if (MPI_Init_thread(NULL, NULL, MPI_THREAD_SERIALIZED, &granted) || granted < MPI_THREAD_SERIALIZED)
         return error_set(err, PD_ERR_UNSUPPORTED, "this MPI does not let several threads take turns");
     struct mpi *m = mem_new(1, sizeof *m);

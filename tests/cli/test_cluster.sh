@@ -4,7 +4,7 @@
 . "$(dirname "$0")/common.sh"
 need_model
 prompt="Once upon a time, in a small village"
-export OMPI_MCA_btl=^tcp # all on one machine
+export OMPI_MCA_btl=^tcp,ofi # all on one machine
 text=$("$PIPEDEC" run -m "$model" -t 1 --ctx 512 -n 16 -p "$prompt") || fail "run: exit code $?"
 job 2 "$PIPEDEC" run -m "$model" -p "$prompt" -n 1 --ctx 512 >/dev/null 2>"$tmp/err"
 [ $? -ne 5 ] || skip "built without MPI"

@@ -2,7 +2,7 @@
 # pipedec launch: the same text over ranks, also when one of them is killed under way and the run is taken up.
 . tests/cli/common.sh
 . tests/mpi.sh
-export JOB_TIMEOUT=100 OMPI_MCA_btl=^tcp # all on one machine
+export JOB_TIMEOUT=100 OMPI_MCA_btl=^tcp,ofi # all on one machine
 
 refuse 2 "which command" launch -n 3
 refuse 2 "how many ranks" launch -- run -m "$model" -p x

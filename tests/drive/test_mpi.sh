@@ -4,7 +4,7 @@
 set -euo pipefail
 cd "$(dirname "$0")/../.."
 . tests/mpi.sh
-export OMPI_MCA_btl=^tcp # all on one machine
+export OMPI_MCA_btl=^tcp,ofi # all on one machine
 program=$PD_BUILD_DIR/drive_prog_mpi
 status=0
 job 2 "$program" --mode pp --tokens 3 >/dev/null || status=$?
