@@ -306,7 +306,7 @@ static void fill_stats(const struct pd_engine *e, const struct result *res, stru
                              .draft_rows = s->draft_rows,
                              .head_rows = (int)s->heads,
                              .draft_busy_s = (double)res->draft_busy_ns / 1e9,
-                             .rested = e->draft && e->mode != MODE_PP && s->draft_passes == 0};
+                             .rested = s->rested};
     if (s->tokens > 0) {
         out->first_token_s = (double)(s->first_token_ns - s->begin_ns) / 1e9;
         out->total_s = (double)(s->last_token_ns - s->begin_ns) / 1e9;

@@ -542,6 +542,7 @@ static void try_finished(struct drafter *d, int64_t now, struct effects *out)
         return;
     d->phase = PHASE_IDLE;
     d->stats.end_ns = now;
+    d->stats.rested = d->o.have_draft && !d->worth.on && !d->stats.draft_passes;
     effect_new(out, EFF_KEEP)->keep = d->draft_pos;
     struct effect *e = effect_new(out, EFF_FINISHED);
     e->finish = d->finish;

@@ -200,6 +200,7 @@ struct stats { /* of one request, kept by the drafter */
     int32_t draft_passes, draft_rows;
     int32_t stopped_passes;
     uint32_t heads;
+    bool rested;     /* nothing was drafted, because it does not pay here */
     double logp_sum; /* of hits, as the draft saw them */
 };
 
