@@ -12,7 +12,7 @@
 enum {
     INCOMING = 8,           /* receives under way, a channel */
     SLEEP_NS = 100000,      /* between looks, while a request is active */
-    SLEEP_MAX_NS = 2000000, /* while none is */
+    SLEEP_MAX_NS = 4000000, /* while none is */
     QUIET_NS = 5000000,     /* so long without a parcel before sleeps grow */
     LOOK_NS = 30000         /* between looks from within a computation */
 };

@@ -27,7 +27,7 @@ static void idle(struct link *l, double seconds)
     MPI_Allreduce(&percent, &worst, 1, MPI_DOUBLE, MPI_MAX, MPI_COMM_WORLD);
     if (l->rank == 0)
         printf("%d ranks: idle, at most %.2f %% of a processor a rank\n", l->n_ranks, worst);
-    CONFORM(worst < 2.0);
+    CONFORM(worst < 30.0); /* 1 to 2 here; one that spins takes all of a core */
 }
 
 int main(int argc, char **argv)
