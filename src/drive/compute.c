@@ -46,7 +46,8 @@ int compute_threads(int stages, uint64_t bytes, bool alone)
     const int cores = get_nprocs();
     if (bytes / (uint64_t)stages < small)
         return 1;
-    return alone ? cores : stages >= cores ? 1 : cores / stages;
+    return alone || stages >= cores ? cores
+                                    : cores / stages; /* more stages than cores: they take turns (gate.c) */
 }
 
 void compute_rss(uint64_t *now, uint64_t *peak)
