@@ -51,8 +51,9 @@ struct compute_info {
 };
 const struct compute_info *compute_info(const struct compute *c); /* NULL: not of models */
 
-/* Threads for each of `stages` stages that hold `bytes` of weights together: the processors shared out, one if stages
- * outnumber them. One, too, where a stage is so small that waiting for each other takes longer than computing. */
+/* Threads for each of `stages` stages that hold `bytes` of weights together: the processors shared out, or
+ * all of them, by turns, if stages outnumber them. One where a stage is so small that waiting for each other takes longer
+ * than computing. */
 int compute_threads(int stages, uint64_t bytes, bool alone);
 
 /* Replay: stages that compute nothing and a head that gives recorded tokens by position, so that only the draft is
