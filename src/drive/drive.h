@@ -102,6 +102,8 @@ const char *profile_names(void);
 enum pd_status profile_fit(struct profile *p, int n_stages, struct pd_error *err);
 /* A step of one row on the slowest stage, a head included on the last: the unit in which steps are counted. */
 int64_t profile_step_ns(const struct profile *p);
+/* Time that a message from role `from` fills a link of the chain, its latency excluded; n_embd of the target. */
+double profile_wire_ns(const struct profile *p, int n_embd, int from, const struct msg *m);
 /* One token's way alone through the chain: every stage, the head, the links. What `pp` takes for a token. */
 int64_t profile_token_ns(const struct profile *p);
 /* Time of a step with i + 1 rows into rows_ns[BATCH_ROWS]: the slowest stage's, the head's row included. */

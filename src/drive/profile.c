@@ -491,3 +491,11 @@ void profile_costs(const struct profile *p, int n_stages, double *rows_ns)
         }
     }
 }
+
+double profile_wire_ns(const struct profile *p, int n_embd, int from, const struct msg *m)
+{
+    int row_bytes =
+        p->row_bytes ? p->row_bytes : 4 * n_embd; /* hidden states, which the drafter's rows lack */
+    double bytes = 64 + (m->type == MSG_ROWS ? m->rows.n * (16.0 + (from ? row_bytes : 0)) : 0);
+    return p->link_gbps > 0 ? bytes * 8 / p->link_gbps : 0;
+}

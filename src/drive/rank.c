@@ -136,11 +136,6 @@ void rank_step(struct rank *r, int role, const struct event *ev)
 
 /* ---- sending ---- */
 
-static bool chain_message(int type)
-{
-    return type == MSG_BEGIN || type == MSG_ROWS || type == MSG_END;
-}
-
 /* When an emulated link delivers what is sent now: latency and, on the chain, bandwidth. */
 static int64_t due_ns(struct rank *r, int from, int to, const struct msg *m)
 {
@@ -148,12 +143,10 @@ static int64_t due_ns(struct rank *r, int from, int to, const struct msg *m)
     if (!p)
         return 0;
     int64_t now = rank_event_ns(r), at = now + (int64_t)(1e3 * p->control_latency_us);
-    bool chain = chain_message(m->type);
+    bool chain = msg_on_chain(m);
     if (chain) {
-        int row_bytes = p->row_bytes ? p->row_bytes : 4 * r->o.driver->n_embd;
-        double bytes = 64 + (m->type == MSG_ROWS ? m->rows.n * (16.0 + (from ? row_bytes : 0)) : 0);
         r->link_free_ns = PD_MAX(now, r->link_free_ns);
-        r->link_free_ns += p->link_gbps > 0 ? (int64_t)(bytes * 8 / p->link_gbps) : 0;
+        r->link_free_ns += (int64_t)profile_wire_ns(p, r->o.driver->n_embd, from, m);
         at = r->link_free_ns + (int64_t)(1e3 * p->link_latency_us);
     }
     int64_t *last = &r->last_due_ns[chain ? LINK_DATA : LINK_CONTROL][to];
@@ -196,7 +189,7 @@ static void post(struct rank *r, int from, const struct effect *e)
     }
     struct pd_error err = {0};
     p->due_ns = due_ns(r, from, e->to, &p->msg);
-    enum link_channel channel = chain_message(e->msg.type) ? LINK_DATA : LINK_CONTROL;
+    enum link_channel channel = msg_on_chain(&e->msg) ? LINK_DATA : LINK_CONTROL;
     enum pd_status status = r->o.link->send(r->o.link, rank_of(e->to, r->n), channel, p, &err);
     if (status)
         fail_as(r, status, from, err.text);

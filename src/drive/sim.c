@@ -44,7 +44,7 @@ struct sim {
     uint64_t seq;
     struct sim_event *heap;
     int n_heap, heap_max;
-    int n_local; /* messages under way within the last device */
+    int n_local;           /* messages under way within the last device */
     int64_t *link_free_ns; /* [n + 1] chain hop into role i + 1 */
     int64_t *delivered_ns; /* [roles, roles, 2] last delivery, keeps order */
     int64_t timer_ns;
@@ -151,11 +151,6 @@ static double disturbed(struct sim *s, double ns, uint64_t kind)
     return s->o.jitter > 0 ? ns * (1 + s->o.jitter * rng_uniform(s->o.seed, s->seq, kind, 0)) : ns;
 }
 
-static bool chain_message(const struct msg *m)
-{
-    return m->type == MSG_BEGIN || m->type == MSG_ROWS || m->type == MSG_END;
-}
-
 /* Last stage and verifier: one device. */
 static bool within_device(const struct sim *s, int from, int to)
 {
@@ -165,12 +160,10 @@ static bool within_device(const struct sim *s, int from, int to)
 static int64_t arrival(struct sim *s, int from, int to, const struct msg *m)
 {
     const struct profile *p = &s->profile;
-    bool chain = chain_message(m), local = within_device(s, from, to);
+    bool chain = msg_on_chain(m), local = within_device(s, from, to);
     int64_t at = s->now_ns;
     if (chain && !local) {
-        int row_bytes = p->row_bytes ? p->row_bytes : 4 * s->o.n_embd;
-        double bytes = 64 + (m->type == MSG_ROWS ? m->rows.n * (16.0 + (from ? row_bytes : 0)) : 0);
-        double wire_ns = p->link_gbps > 0 ? bytes * 8 / p->link_gbps : 0;
+        double wire_ns = profile_wire_ns(p, s->o.n_embd, from, m);
         int64_t begin = PD_MAX(s->now_ns, s->link_free_ns[to]);
         s->link_free_ns[to] = begin + (int64_t)disturbed(s, wire_ns, 1);
         at = s->link_free_ns[to] + (int64_t)disturbed(s, 1e3 * p->link_latency_us, 2);

@@ -152,7 +152,7 @@ static int expand_best(const struct policy *p, struct tree *t, int max, int32_t 
 {
     int n =
         p->o.depth ? select_nodes(p, t, drafted, 0, max, out, in_depth) : tree_best(t, drafted, 0, max, out);
-    double least = t->nodes[t->root].path + (log(p->o.min_path));
+    double least = t->nodes[t->root].path + log(p->o.min_path);
     while (n > 0 && t->nodes[out[n - 1]].path < least)
         n--;
     return n;

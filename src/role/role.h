@@ -144,6 +144,12 @@ enum event_type {
     EV_CANCEL   /* drafter: finish as `finish` says (FINISH_STOP or FINISH_CANCELLED) */
 };
 
+/* Does it travel the chain from role to role, in order? The others go directly. */
+static inline bool msg_on_chain(const struct msg *m)
+{
+    return m->type == MSG_BEGIN || m->type == MSG_ROWS || m->type == MSG_END;
+}
+
 struct request {           /* what the drafter is asked for; borrowed for the step */
     const int32_t *tokens; /* [n_tokens] the whole sequence: kept positions too */
     int32_t n_tokens;
