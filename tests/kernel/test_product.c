@@ -2,10 +2,12 @@
 #include "kernel/kernel.h"
 #include "kernel/weights.h"
 
-#include <cmocka.h>
 #include <math.h>
 #include <setjmp.h>
 #include <stdarg.h>
+#include <stddef.h>
+
+#include <cmocka.h>
 
 enum { MAX_N = 33, OUTS = 70 };
 
