@@ -72,14 +72,15 @@ const char *pd_status_text(enum pd_status status);
 
 /* ---- engine ---- */
 
-enum pd_mode {                 /* how the pipeline is kept busy; the tokens are the same in every mode */
-               PD_MODE_AUTO,   /* best with a draft, pp without */
-               PD_MODE_PP,     /* no speculation: one token travels the chain at a time */
-               PD_MODE_CHAIN,  /* a row of drafted tokens, then wait for the verdict */
-               PD_MODE_STPP,   /* a drafted tree of fixed shape, then wait */
-               PD_MODE_ROUNDS, /* a drafted tree of the best nodes, then wait */
-               PD_MODE_LAYER,  /* the dynamic tree as published: a level a step */
-               PD_MODE_BEST    /* the dynamic tree, any nodes at any step, the most probable first */
+/* How the pipeline is kept busy; the tokens are the same in every mode. */
+enum pd_mode {
+    PD_MODE_AUTO,   /* best with a draft, pp without */
+    PD_MODE_PP,     /* no speculation: one token travels the chain at a time */
+    PD_MODE_CHAIN,  /* a row of drafted tokens, then wait for the verdict */
+    PD_MODE_STPP,   /* a drafted tree of fixed shape, then wait */
+    PD_MODE_ROUNDS, /* a drafted tree of the best nodes, then wait */
+    PD_MODE_LAYER,  /* the dynamic tree as published: a level a step */
+    PD_MODE_BEST    /* the dynamic tree, any nodes at any step, the most probable first */
 };
 const char *pd_mode_name(enum pd_mode mode); /* "best"; static */
 bool pd_mode_parse(const char *name, enum pd_mode *out);
@@ -140,13 +141,14 @@ void pd_engine_get_info(const struct pd_engine *e, struct pd_engine_info *out);
 /* ---- requests ---- */
 
 struct pd_sampling {
-    float temperature;    /* 0: the most probable token */
-    int top_k;            /* 0: off */
-    float top_p;          /* 1: off */
-    float min_p;          /* 0: off */
-    float repeat_penalty; /* 1: off */
-    int repeat_last_n;
-    uint64_t seed; /* the same seed gives the same text for any number of stages, mode and draft */
+    float temperature; /* 0: the most probable token */
+    int top_k;         /* 0: off */
+    float top_p;       /* 1: off */
+    float min_p;       /* 0: off; relative to the most probable token */
+    /* 1: off; logits of recent tokens are divided (if > 0) or multiplied (if < 0) by it */
+    float repeat_penalty;
+    int repeat_last_n; /* how many tokens are recent */
+    uint64_t seed;     /* the same seed gives the same text for any number of stages, mode and draft */
 };
 
 struct pd_message {
@@ -185,7 +187,7 @@ struct pd_stats { /* of one request; times on the engine's clock */
     int head_rows;
     double draft_busy_s;
     double machine_us; /* of the roles' own code, each step */
-    bool rested; /* a draft was there, and not used: on these devices it does not pay (docs/usage.md) */
+    bool rested;       /* a draft was there, and not used: on these devices it does not pay (docs/usage.md) */
 };
 
 enum pd_event_type {

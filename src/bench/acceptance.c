@@ -67,7 +67,7 @@ static int rank_of(int32_t token, const int32_t *tokens, int n)
 
 /* Rows at positions [at, at + n), as a chain below the committed tokens, committed when it is done. */
 static enum pd_status record_batch(struct acceptance *a, const struct draft_ops *d, const struct recording *r,
-                                   int n, const struct sample_params *sample, struct pd_error *err)
+                                   int n, const struct pd_sampling *sample, struct pd_error *err)
 {
     struct row rows[CHUNK_ROWS];
     node_id ids[CHUNK_ROWS];
@@ -92,7 +92,7 @@ static enum pd_status record_batch(struct acceptance *a, const struct draft_ops 
 }
 
 enum pd_status acceptance_record(struct acceptance *out, const struct draft_ops *draft,
-                                 const struct sample_params *sample, const int32_t *prompt, int n_prompt,
+                                 const struct pd_sampling *sample, const int32_t *prompt, int n_prompt,
                                  const int32_t *reply, int n_reply, struct pd_error *err)
 {
     struct recording r = {prompt, reply, n_prompt, 0};
@@ -314,7 +314,7 @@ static int candidates(const struct acceptance *a, const struct row *row, int k, 
 }
 
 static enum pd_status playback_run(void *self, const struct row *rows, int n, int n_behind, bool prefill,
-                                   int k, const struct sample_params *sample,
+                                   int k, const struct pd_sampling *sample,
                                    int (*history)(void *user, int row, int32_t *out, int max),
                                    void *history_user, int32_t *count, int32_t *tokens, float *logp,
                                    stop_fn stop, void *stop_user, struct pd_error *err)

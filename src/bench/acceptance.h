@@ -35,7 +35,7 @@ void acceptance_free(struct acceptance_set *set);
 
 /* Ask `draft` what it says along prompt [n_prompt] and reply [n_reply]. Free with acceptance_clear. */
 enum pd_status acceptance_record(struct acceptance *out, const struct draft_ops *draft,
-                                 const struct sample_params *sample, const int32_t *prompt, int n_prompt,
+                                 const struct pd_sampling *sample, const int32_t *prompt, int n_prompt,
                                  const int32_t *reply, int n_reply, struct pd_error *err);
 void acceptance_clear(struct acceptance *a);
 /* A line of the file. False if it could not be written. */

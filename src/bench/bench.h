@@ -31,7 +31,7 @@ enum bench_clock {
 const char *bench_clock_name(enum bench_clock clock);
 
 struct bench_point {
-    enum policy_mode mode;
+    enum pd_mode mode;
     int stages;
     int width; /* rows a step; 0: the mode's own choice */
 };
@@ -88,7 +88,7 @@ struct bench_setup {
 struct bench_ask {
     const int32_t *tokens; /* [n_tokens] the prompt */
     int n_tokens, max_tokens;
-    struct sample_params sample;
+    struct pd_sampling sample;
     int32_t end_tokens[END_TOKENS_MAX];
     int n_end_tokens;
 };
@@ -99,7 +99,7 @@ enum pd_status bench_measure(const struct bench_setup *setup, const struct bench
                              struct bench_run *out, struct pd_error *err);
 /* Digest of what a run at this point depends on; `models` stands for the files. Hex into out. */
 void bench_config(char out[20], const struct bench_setup *setup, const struct bench_point *point,
-                  const struct sample_params *sample, int max_tokens, uint64_t models, bool full);
+                  const struct pd_sampling *sample, int max_tokens, uint64_t models, bool full);
 
 /* ---- what was measured ---- */
 

@@ -117,7 +117,7 @@ static void remove_node(struct draft_cache *c, int i)
 /* ---- keys ---- */
 
 /* What besides the path decides a ranking; at temperature 0 no noise does. */
-static struct path_hash sample_hash(const struct sample_params *p)
+static struct path_hash sample_hash(const struct pd_sampling *p)
 {
     struct path_hash h = path_hash_start(11);
     int32_t parts[8] = {0, p->top_k, 0, 0, 0, 0, 0, 0};
@@ -214,7 +214,7 @@ static int plan_history(void *user, int row, int32_t *out, int max)
 }
 
 /* Compute the plan's rows [at, at + n) in one pass and remember what it says. */
-static enum pd_status run_batch(struct draft_cache *c, int at, int n, const struct sample_params *sample,
+static enum pd_status run_batch(struct draft_cache *c, int at, int n, const struct pd_sampling *sample,
                                 stop_fn stop, void *stop_user, struct pd_error *err)
 {
     struct row rows[BATCH_ROWS];
@@ -250,7 +250,7 @@ static enum pd_status run_batch(struct draft_cache *c, int at, int n, const stru
 }
 
 static enum pd_status compute_missing(struct draft_cache *c, int first_wanted,
-                                      const struct sample_params *sample, int room, stop_fn stop,
+                                      const struct pd_sampling *sample, int room, stop_fn stop,
                                       void *stop_user, struct pd_error *err)
 {
     c->n_plan = 0;
@@ -296,7 +296,7 @@ static void hand_out(const struct draft_cache *c, int first_wanted, int k, int32
 }
 
 static enum pd_status cache_run(void *self, const struct row *rows, int n, int n_behind, bool prefill, int k,
-                                const struct sample_params *sample,
+                                const struct pd_sampling *sample,
                                 int (*history)(void *user, int row, int32_t *out, int max),
                                 void *history_user, int32_t *count, int32_t *tokens, float *logp,
                                 stop_fn stop, void *stop_user, struct pd_error *err)

@@ -13,7 +13,7 @@ const char *bench_clock_name(enum bench_clock clock)
 const char *bench_point_name(const struct bench_point *p)
 {
     static _Thread_local char name[96];
-    int n = snprintf(name, sizeof name, "%s, %d stages", policy_name(p->mode), p->stages);
+    int n = snprintf(name, sizeof name, "%s, %d stages", pd_mode_name(p->mode), p->stages);
     if (p->width)
         snprintf(name + n, sizeof name - (size_t)n, ", width %d", p->width);
     return name;
@@ -36,7 +36,7 @@ struct collector {
     atomic_bool *cancel;
 };
 
-static enum finish on_token(void *user, const struct token_event *t)
+static enum pd_reason on_token(void *user, const struct token_event *t)
 {
     struct collector *c = user;
     struct bench_run *r = c->run;
@@ -45,7 +45,7 @@ static enum finish on_token(void *user, const struct token_event *t)
         r->gaps_ns[r->tokens - 1] = t->now_ns - c->last_ns;
     r->ids[r->tokens++] = t->token;
     c->last_ns = t->now_ns;
-    return c->cancel && atomic_load(c->cancel) ? FINISH_CANCELLED : FINISH_NONE;
+    return c->cancel && atomic_load(c->cancel) ? PD_REASON_CANCELLED : PD_REASON_NONE;
 }
 
 static void fill_run(struct bench_run *r, const struct result *result, int stages)
@@ -112,8 +112,8 @@ enum pd_status bench_measure(const struct bench_setup *setup, const struct bench
     o.drafter.policy.mode = point->mode;
     o.drafter.policy.width = point->width;
     o.drafter.have_draft = compute->draft.self != NULL;
-    if (point->mode != MODE_PP && !o.drafter.have_draft)
-        return error_set(err, PD_ERR_USAGE, "mode %s needs a draft model", policy_name(point->mode));
+    if (point->mode != PD_MODE_PP && !o.drafter.have_draft)
+        return error_set(err, PD_ERR_USAGE, "mode %s needs a draft model", pd_mode_name(point->mode));
     if (setup->clock != BENCH_WALL) {
         profile = *setup->profile;
         enum pd_status s = profile_fit(&profile, point->stages, err);
@@ -137,7 +137,7 @@ enum pd_status bench_measure(const struct bench_setup *setup, const struct bench
     struct result *result = mem_new(1, sizeof *result);
     s = driver->generate(driver, &r, &sink, result, err);
     driver->free(driver);
-    if (!s && result->finish == FINISH_CANCELLED)
+    if (!s && result->finish == PD_REASON_CANCELLED)
         s = error_set(err, PD_ERR_CANCELLED, "interrupted");
     fill_run(out, result, point->stages);
     if (setup->clock == BENCH_WALL)
@@ -175,7 +175,7 @@ static uint64_t profile_digest(uint64_t h, const struct profile *p)
 }
 
 void bench_config(char out[20], const struct bench_setup *setup, const struct bench_point *point,
-                  const struct sample_params *sample, int max_tokens, uint64_t models, bool full)
+                  const struct pd_sampling *sample, int max_tokens, uint64_t models, bool full)
 {
     const struct drafter_options *d = &setup->drafter;
     const double numbers[] = {setup->clock,         point->mode,

@@ -165,12 +165,12 @@ static enum pd_status make_prompt(struct bench *b, const struct question *q, int
                                   const struct text_buf *replies, struct token_list *out,
                                   struct pd_error *err)
 {
-    struct chat_msg *msgs = mem_new(2 * (size_t)turn + 1, sizeof *msgs);
+    struct pd_message *msgs = mem_new(2 * (size_t)turn + 1, sizeof *msgs);
     size_t n = 0;
     for (int t = 0; t <= turn; t++) {
-        msgs[n++] = (struct chat_msg){"user", q->turns[t]};
+        msgs[n++] = (struct pd_message){"user", q->turns[t]};
         if (t < turn)
-            msgs[n++] = (struct chat_msg){"assistant", replies[t].data ? replies[t].data : ""};
+            msgs[n++] = (struct pd_message){"assistant", replies[t].data ? replies[t].data : ""};
     }
     out->count = 0;
     struct template_options o = {.generate = true};
@@ -339,7 +339,7 @@ static bool verified(const struct bench *b, int index)
 static enum pd_status run_turn(struct bench *b, const struct asked *a, bool verify,
                                const struct bench_run **truth, struct pd_error *err)
 {
-    const struct bench_point one = {MODE_PP, 1, 0};
+    const struct bench_point one = {PD_MODE_PP, 1, 0};
     if (a->ask.n_tokens + a->ask.max_tokens > b->engine.ctx)
         return error_set(err, PD_ERR_CONTEXT,
                          "question %s: %d prompt tokens and %d more do not fit %d positions", a->id,
@@ -351,7 +351,7 @@ static enum pd_status run_turn(struct bench *b, const struct asked *a, bool veri
     if (!s && b->record)
         s = record(b, a, *truth, err);
     for (int i = 0; i < b->o->n_points && !s; i++) {
-        progress(b, policy_name(b->o->points[i].mode));
+        progress(b, pd_mode_name(b->o->points[i].mode));
         s = cancelled(b) ? error_set(err, PD_ERR_CANCELLED, "interrupted")
                          : run_point(b, &b->o->points[i], a, *truth, err);
         b->done++;

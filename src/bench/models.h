@@ -20,7 +20,7 @@ struct models_options {
     int n_points, n_main;
     enum bench_clock clock;
     const struct profile *profile; /* NULL on the bare wall clock only */
-    struct sample_params sample;
+    struct pd_sampling sample;
     int max_tokens;
     bool full;                     /* compute the target at every point */
     int verify;                    /* replay: so many questions are run in full too, */

@@ -78,13 +78,13 @@ static bool is_main(const struct report *r, const struct report_cell *c)
 }
 
 /* Modes that the main table has, in the order of the policies. */
-static int main_modes(const struct report *r, enum policy_mode *out)
+static int main_modes(const struct report *r, enum pd_mode *out)
 {
     int n = 0;
-    for (int m = 0; m < MODE_COUNT; m++) {
-        struct bench_point p = {(enum policy_mode)m, r->main.stages, r->main.width};
+    for (int m = PD_MODE_PP; m <= PD_MODE_BEST; m++) {
+        struct bench_point p = {(enum pd_mode)m, r->main.stages, r->main.width};
         if (report_find(r, "all", &p))
-            out[n++] = (enum policy_mode)m;
+            out[n++] = (enum pd_mode)m;
     }
     return n;
 }
@@ -92,7 +92,7 @@ static int main_modes(const struct report *r, enum policy_mode *out)
 static enum pd_status plot_speedup(const struct report *r, const char *dir, int *drawn, struct pd_error *err)
 {
     struct plot p;
-    enum policy_mode modes[MODE_COUNT];
+    enum pd_mode modes[POLICY_MODES];
     int n = main_modes(r, modes);
     if (n < 2)
         return PD_OK;
@@ -101,7 +101,7 @@ static enum pd_status plot_speedup(const struct report *r, const char *dir, int 
         return s;
     fprintf(p.dat, "kind");
     for (int m = 0; m < n; m++)
-        fprintf(p.dat, " %s", policy_name(modes[m]));
+        fprintf(p.dat, " %s", pd_mode_name(modes[m]));
     fprintf(p.dat, "\n");
     for (int i = 0; i < r->n; i++) {
         const struct report_cell *c = &r->cells[i];
@@ -128,10 +128,10 @@ static void curves(const struct report *r, FILE *dat, FILE *gp, const char *file
                    const char *columns)
 {
     int index = 0;
-    for (int m = 0; m < MODE_COUNT; m++) {
+    for (int m = PD_MODE_PP; m <= PD_MODE_BEST; m++) {
         int n = 0;
         for (int x = 1; x <= BATCH_ROWS; x++) {
-            struct bench_point at = {(enum policy_mode)m, by_width ? r->main.stages : x,
+            struct bench_point at = {(enum pd_mode)m, by_width ? r->main.stages : x,
                                      by_width ? x : r->main.width};
             const struct report_cell *c = report_find(r, "all", &at);
             if (!c)
@@ -143,7 +143,7 @@ static void curves(const struct report *r, FILE *dat, FILE *gp, const char *file
             continue;
         fprintf(dat, "\n\n");
         fprintf(gp, "%s'%s' index %d using %s with linespoints title '%s'", index ? ", " : "plot ", file,
-                index, columns, policy_name((enum policy_mode)m));
+                index, columns, pd_mode_name((enum pd_mode)m));
         index++;
     }
     fprintf(gp, "\n");
@@ -194,7 +194,7 @@ static int by_value(const void *a, const void *b)
 }
 
 /* Share of gaps up to a length, at 200 points, for one mode of the main table. */
-static void print_gaps(const struct report *r, FILE *dat, enum policy_mode mode)
+static void print_gaps(const struct report *r, FILE *dat, enum pd_mode mode)
 {
     size_t n = 0;
     double *all = NULL;
@@ -224,7 +224,7 @@ static void print_gaps(const struct report *r, FILE *dat, enum policy_mode mode)
 static enum pd_status plot_gaps(const struct report *r, const char *dir, int *drawn, struct pd_error *err)
 {
     struct plot p;
-    enum policy_mode modes[MODE_COUNT];
+    enum pd_mode modes[POLICY_MODES];
     int n = main_modes(r, modes);
     enum pd_status s = plot_open(&p, dir, "gaps", "Time between tokens", err);
     if (s)
@@ -233,7 +233,7 @@ static enum pd_status plot_gaps(const struct report *r, const char *dir, int *dr
     for (int m = 0; m < n; m++) {
         print_gaps(r, p.dat, modes[m]);
         fprintf(p.gp, "%s'gaps.dat' index %d using 1:2 with steps lw 2 title '%s'", m ? ", " : "plot ", m,
-                policy_name(modes[m]));
+                pd_mode_name(modes[m]));
     }
     fprintf(p.gp, "\n");
     return plot_close(&p, drawn, err);

@@ -73,8 +73,7 @@ static void fill_gaps(const struct report *r, struct report_cell *c, const char 
 }
 
 /* The run of the same question in `mode` at its own width and the same stage count. */
-static const struct bench_run *rival(const struct report *r, const struct bench_run *run,
-                                     enum policy_mode mode)
+static const struct bench_run *rival(const struct report *r, const struct bench_run *run, enum pd_mode mode)
 {
     const struct bench_run *found = NULL;
     for (int i = 0; i < r->set->n; i++) {
@@ -94,7 +93,7 @@ struct sums {
     double stage[STAGES_MAX];
 };
 
-static const enum policy_mode rivals[4] = {MODE_PP, MODE_STPP, MODE_ROUNDS, MODE_LAYER};
+static const enum pd_mode rivals[4] = {PD_MODE_PP, PD_MODE_STPP, PD_MODE_ROUNDS, PD_MODE_LAYER};
 
 /* When the prompt was computed: pp's first token less one trip, which is pp's gap. Without pp: by the steps. */
 static double prompt_end(const struct bench_run *run, const struct bench_run *pp)
@@ -109,7 +108,7 @@ static void add_run(const struct report *r, struct sums *s, const struct bench_r
     s->decode += (double)run->decode_ns;
     s->whole += (double)(run->first_ns + run->decode_ns);
     s->steps += run->step_ns > 0 ? (double)run->decode_ns / (double)run->step_ns : 0;
-    const struct bench_run *pp = rival(r, run, MODE_PP);
+    const struct bench_run *pp = rival(r, run, PD_MODE_PP);
     double end = prompt_end(run, pp);
     s->tree += (double)(run->first_ns + run->decode_ns) - end;
     s->gaps += PD_MAX(run->tokens - 1, 0);

@@ -30,7 +30,7 @@ static void speedup(FILE *f, double x)
 
 static void print_row(const struct report_cell *c, const char *first, FILE *f)
 {
-    fprintf(f, "%-16.16s %-7s %3d %6d %8.1f %6.2f %7.1f %7.1f %7.2f", first, policy_name(c->point.mode),
+    fprintf(f, "%-16.16s %-7s %3d %6d %8.1f %6.2f %7.1f %7.1f %7.2f", first, pd_mode_name(c->point.mode),
             c->questions, c->tokens, c->steps, c->tokens_per_step, c->gap_p50_ms, c->gap_p99_ms,
             c->tokens_per_s);
     speedup(f, c->over_pp);
@@ -38,7 +38,7 @@ static void print_row(const struct report_cell *c, const char *first, FILE *f)
     speedup(f, c->over_rounds);
     speedup(f, c->generation);
     speedup(f, c->end_to_end);
-    if (c->point.mode == MODE_PP) /* no tree: nothing to hit */
+    if (c->point.mode == PD_MODE_PP) /* no tree: nothing to hit */
         fprintf(f, " %5s %5s %5s %5s", "-", "-", "-", "-");
     else
         fprintf(f, " %5.1f %5.1f %5.1f %5.2f", 100 * c->hit_rate, 100 * c->late_rate, 100 * c->miss_rate,
@@ -66,7 +66,7 @@ static void print_busy(const struct report *r, FILE *f)
         const struct report_cell *c = &r->cells[i];
         if (strcmp(c->kind, "all") != 0 || !is_main(r, &c->point))
             continue;
-        fprintf(f, "%-7s", policy_name(c->point.mode));
+        fprintf(f, "%-7s", pd_mode_name(c->point.mode));
         for (int s = 0; s < c->point.stages; s++)
             fprintf(f, " %4.0f", 100 * c->busy[s]);
         fprintf(f, "\n");
@@ -125,7 +125,7 @@ void report_csv(const struct report *r, FILE *f)
     fprintf(f, "\n");
     for (int i = 0; i < r->n; i++) {
         const struct report_cell *c = &r->cells[i];
-        fprintf(f, "%s,%s,%d,%d,%d,%d,%.4f,%.4f,%.4f", c->kind, policy_name(c->point.mode), c->point.stages,
+        fprintf(f, "%s,%s,%d,%d,%d,%d,%.4f,%.4f,%.4f", c->kind, pd_mode_name(c->point.mode), c->point.stages,
                 c->point.width, c->questions, c->tokens, c->gap_p50_ms, c->gap_p99_ms, c->gap_mean_ms);
 #define VALUE(name) fprintf(f, ",%.5g", c->name);
         REPORT_RATIOS(VALUE)
@@ -140,7 +140,7 @@ static yyjson_mut_val *cell_json(yyjson_mut_doc *doc, const struct report_cell *
 {
     yyjson_mut_val *o = yyjson_mut_obj(doc);
     yyjson_mut_obj_add_str(doc, o, "kind", c->kind);
-    yyjson_mut_obj_add_str(doc, o, "mode", policy_name(c->point.mode));
+    yyjson_mut_obj_add_str(doc, o, "mode", pd_mode_name(c->point.mode));
     yyjson_mut_obj_add_int(doc, o, "stages", c->point.stages);
     yyjson_mut_obj_add_int(doc, o, "width", c->point.width);
     yyjson_mut_obj_add_int(doc, o, "questions", c->questions);
@@ -161,7 +161,7 @@ static yyjson_mut_val *run_json(yyjson_mut_doc *doc, const struct bench_run *r)
     yyjson_mut_obj_add_str(doc, o, "question", r->question);
     yyjson_mut_obj_add_str(doc, o, "kind", r->kind);
     yyjson_mut_obj_add_str(doc, o, "category", r->category);
-    yyjson_mut_obj_add_str(doc, o, "mode", policy_name(r->point.mode));
+    yyjson_mut_obj_add_str(doc, o, "mode", pd_mode_name(r->point.mode));
     yyjson_mut_obj_add_int(doc, o, "stages", r->point.stages);
     yyjson_mut_obj_add_int(doc, o, "width", r->point.width);
     yyjson_mut_obj_add_bool(doc, o, "full", r->full);

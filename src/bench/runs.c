@@ -21,7 +21,7 @@ static char *run_json(const struct bench_run *r, size_t *size)
     yyjson_mut_obj_add_str(doc, o, "question", r->question);
     yyjson_mut_obj_add_str(doc, o, "kind", r->kind);
     yyjson_mut_obj_add_str(doc, o, "category", r->category);
-    yyjson_mut_obj_add_str(doc, o, "mode", policy_name(r->point.mode));
+    yyjson_mut_obj_add_str(doc, o, "mode", pd_mode_name(r->point.mode));
     yyjson_mut_obj_add_int(doc, o, "stages", r->point.stages);
     yyjson_mut_obj_add_int(doc, o, "width", r->point.width);
     yyjson_mut_obj_add_bool(doc, o, "full", r->full);
@@ -58,7 +58,8 @@ static bool run_read(struct bench_run *r, yyjson_val *o)
         !copy_text(o, "question", r->question, sizeof r->question) ||
         !copy_text(o, "kind", r->kind, sizeof r->kind) ||
         !copy_text(o, "category", r->category, sizeof r->category) ||
-        !copy_text(o, "mode", mode, sizeof mode) || !policy_parse(mode, &r->point.mode))
+        !copy_text(o, "mode", mode, sizeof mode) || !pd_mode_parse(mode, &r->point.mode) ||
+        r->point.mode == PD_MODE_AUTO)
         return false;
     r->point.stages = yyjson_get_int(yyjson_obj_get(o, "stages"));
     r->point.width = yyjson_get_int(yyjson_obj_get(o, "width"));

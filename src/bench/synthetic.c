@@ -180,7 +180,7 @@ enum pd_status synthetic_bench(const struct synthetic_options *o, struct run_set
         job_init(&j, o, i);
         for (int p = 0; p < o->n_points && !s; p++, done++) {
             if (o->on_progress)
-                o->on_progress(o->progress_user, policy_name(o->points[p].mode), done, total);
+                o->on_progress(o->progress_user, pd_mode_name(o->points[p].mode), done, total);
             s = job_run(&j, &o->points[p], set, err);
         }
         free(j.tokens);

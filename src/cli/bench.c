@@ -128,7 +128,7 @@ static enum pd_status bench(const struct bench_args *a, struct pd_error *err)
     const struct cli_common *c = &a->b.common;
     struct models_options o = {.engine = &c->engine,
                                .turns = a->turns,
-                               .sample = bench_cli_sample(&a->b),
+                               .sample = a->b.common.sampling,
                                .max_tokens = a->b.tokens,
                                .full = a->full,
                                .verify = a->verify,

@@ -116,24 +116,24 @@ static bool next_name(const char **at, char *out, size_t room)
     return true;
 }
 
-static enum pd_status parse_modes(const char *list, enum policy_mode *out, int *n, struct pd_error *err)
+static enum pd_status parse_modes(const char *list, enum pd_mode *out, int *n, struct pd_error *err)
 {
     char name[32];
     *n = 0;
     while (next_name(&list, name, sizeof name)) {
         bool again = false;
-        if (!policy_parse(name, &out[*n]))
+        if (!pd_mode_parse(name, &out[*n]) || out[*n] == PD_MODE_AUTO)
             return error_set(err, PD_ERR_USAGE, "no mode '%s': pp, chain, stpp, rounds, layer or best", name);
         for (int i = 0; i < *n; i++)
             again = again || out[i] == out[*n];
         *n += !again;
-        if (*n == MODE_COUNT)
+        if (*n == POLICY_MODES)
             break;
     }
     return *n ? PD_OK : error_set(err, PD_ERR_USAGE, "no modes to compare");
 }
 
-static void add_point(struct bench_points *p, enum policy_mode mode, int stages, int width)
+static void add_point(struct bench_points *p, enum pd_mode mode, int stages, int width)
 {
     for (int i = 0; i < p->n; i++)
         if (p->list[i].mode == mode && p->list[i].stages == stages && p->list[i].width == width)
@@ -162,7 +162,7 @@ static enum pd_status parse_numbers(const char *list, const char *what, int max,
 enum pd_status bench_cli_points(const struct bench_cli *c, const char *default_modes, int stages,
                                 struct bench_points *out, struct pd_error *err)
 {
-    enum policy_mode modes[MODE_COUNT + 1], sweep[MODE_COUNT + 1];
+    enum pd_mode modes[POLICY_MODES + 1], sweep[POLICY_MODES + 1];
     int n_modes, n_sweep = 1, n_stages, n_widths, counts[SWEEP_MAX], widths[SWEEP_MAX];
     int width = c->common.engine.width;
     *out = (struct bench_points){.main = {.stages = stages, .width = width}};
@@ -180,7 +180,7 @@ enum pd_status bench_cli_points(const struct bench_cli *c, const char *default_m
         add_point(out, modes[i], stages, width);
     out->n_main = out->n;
     for (int k = 0; k < n_stages; k++) {
-        add_point(out, MODE_PP, counts[k], width);
+        add_point(out, PD_MODE_PP, counts[k], width);
         for (int i = 0; i < n_sweep; i++)
             add_point(out, sweep[i], counts[k], width);
     }
@@ -188,13 +188,6 @@ enum pd_status bench_cli_points(const struct bench_cli *c, const char *default_m
         for (int i = 0; i < n_sweep; i++)
             add_point(out, sweep[i], stages, widths[k]);
     return PD_OK;
-}
-
-struct sample_params bench_cli_sample(const struct bench_cli *c)
-{
-    const struct pd_sampling *s = &c->common.sampling;
-    return (struct sample_params){s->temperature,    s->top_k,         s->top_p, s->min_p,
-                                  s->repeat_penalty, s->repeat_last_n, s->seed};
 }
 
 /* ---- interruption ---- */

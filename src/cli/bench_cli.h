@@ -26,7 +26,6 @@ struct bench_points {
 /* PD_ERR_USAGE names what is wrong in the lists. */
 enum pd_status bench_cli_points(const struct bench_cli *c, const char *default_modes, int stages,
                                 struct bench_points *out, struct pd_error *err);
-struct sample_params bench_cli_sample(const struct bench_cli *c);
 
 /* Ctrl-C sets this flag (a second one ends the program). */
 atomic_bool *bench_cli_cancel(void);

@@ -97,7 +97,7 @@ static int part_tree_rows(void *self)
 }
 
 static enum pd_status head_token(void *self, const float *hidden, int32_t pos, const int32_t *history,
-                                 const struct sample_params *sample, int32_t *token, struct pd_error *err)
+                                 const struct pd_sampling *sample, int32_t *token, struct pd_error *err)
 {
     struct part *p = self;
     enum pd_status status = model_head(p->model, hidden, 1, p->logits, err);
@@ -120,7 +120,7 @@ static const struct row *known_tokens(struct part *p, const struct row *rows, in
 
 struct ranking {
     int first, k;
-    const struct sample_params *sample;
+    const struct pd_sampling *sample;
     int (*history)(void *user, int row, int32_t *out, int max);
     void *history_user;
     int32_t *count, *tokens;
@@ -161,7 +161,7 @@ static enum pd_status rank_rows(struct part *p, const struct row *rows, int n, c
 }
 
 static enum pd_status draft_run(void *self, const struct row *rows, int n, int n_behind, bool prefill, int k,
-                                const struct sample_params *sample,
+                                const struct pd_sampling *sample,
                                 int (*history)(void *user, int row, int32_t *out, int max),
                                 void *history_user, int32_t *count, int32_t *tokens, float *logp,
                                 stop_fn stop, void *stop_user, struct pd_error *err)
@@ -342,9 +342,9 @@ static enum pd_status check_vocab(const struct gguf *target, const struct gguf *
 }
 
 /* Bytes of K/V for all layers of a model. */
-static double kv_bytes(const struct model_info *i, enum kv_type type, double positions)
+static double kv_bytes(const struct model_info *i, enum pd_kv_type type, double positions)
 {
-    static const double element[] = {[KV_F16] = 2, [KV_F32] = 4, [KV_Q8_0] = 34.0 / 32};
+    static const double element[] = {[PD_KV_F16] = 2, [PD_KV_F32] = 4, [PD_KV_Q8_0] = 34.0 / 32};
     return 2.0 * i->n_layer * i->n_head_kv * i->head_dim * element[type] * positions;
 }
 

@@ -42,7 +42,7 @@ struct head_ops {
     void *self;
     /* The token after position pos, from hidden [n_embd]; history: tokens at positions 0..pos. */
     enum pd_status (*token)(void *self, const float *hidden, int32_t pos, const int32_t *history,
-                            const struct sample_params *sample, int32_t *token, struct pd_error *err);
+                            const struct pd_sampling *sample, int32_t *token, struct pd_error *err);
 };
 struct draft_ops {
     void *self;
@@ -51,7 +51,7 @@ struct draft_ops {
      * sample_rank. history(history_user, row index, out, max) gives the tokens up to a row. Results: count
      * [n - n_behind], tokens and logp [k, n - n_behind]. Prefill: rows only, all behind. */
     enum pd_status (*run)(void *self, const struct row *rows, int n, int n_behind, bool prefill, int k,
-                          const struct sample_params *sample,
+                          const struct pd_sampling *sample,
                           int (*history)(void *user, int row, int32_t *out, int max), void *history_user,
                           int32_t *count, int32_t *tokens, float *logp, stop_fn stop, void *stop_user,
                           struct pd_error *err);
@@ -145,8 +145,8 @@ struct token_event {
 };
 struct sink {
     void *user;
-    /* FINISH_NONE goes on; FINISH_STOP or FINISH_CANCELLED ends the request. */
-    enum finish (*on_token)(void *user, const struct token_event *t);
+    /* PD_REASON_NONE goes on; PD_REASON_STOP or PD_REASON_CANCELLED ends the request. */
+    enum pd_reason (*on_token)(void *user, const struct token_event *t);
     atomic_bool *cancel; /* set from a signal handler or another thread; NULL: none */
 };
 struct stage_load {
@@ -154,7 +154,7 @@ struct stage_load {
     int64_t batches, rows;
 };
 struct result {
-    enum finish finish;
+    enum pd_reason finish;
     struct stats stats;
     struct stage_load load[STAGES_MAX]; /* tree batches of this request, by stage */
     int64_t draft_busy_ns;

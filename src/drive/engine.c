@@ -5,31 +5,11 @@
 #include <stdlib.h>
 #include <string.h>
 
-/* ---- names ---- */
-
-static const char *const mode_names[] = {"auto", "pp", "chain", "stpp", "rounds", "layer", "best"};
-
-const char *pd_mode_name(enum pd_mode mode)
+enum pd_mode engine_mode(enum pd_mode mode, bool have_draft)
 {
-    return (size_t)mode < PD_COUNT(mode_names) ? mode_names[mode] : "unknown";
-}
-
-bool pd_mode_parse(const char *name, enum pd_mode *out)
-{
-    for (size_t i = 0; i < PD_COUNT(mode_names); i++)
-        if (strcmp(name, mode_names[i]) == 0) {
-            *out = (enum pd_mode)i;
-            return true;
-        }
-    return false;
-}
-
-enum policy_mode engine_mode(enum pd_mode mode, bool have_draft)
-{
-    enum policy_mode out = have_draft ? MODE_BEST : MODE_PP;
     if (mode != PD_MODE_AUTO)
-        policy_parse(pd_mode_name(mode), &out);
-    return out;
+        return mode;
+    return have_draft ? PD_MODE_BEST : PD_MODE_PP;
 }
 
 /* ---- options ---- */
@@ -97,7 +77,6 @@ int engine_ctx(const struct pd_engine_options *o, const struct model_info *info)
 
 void engine_compute_options(struct compute_options *out, const struct pd_engine_options *o, int n_stages)
 {
-    static const enum kv_type types[] = {[PD_KV_F16] = KV_F16, [PD_KV_F32] = KV_F32, [PD_KV_Q8_0] = KV_Q8_0};
     const int nodes = o->tree_nodes ? o->tree_nodes : ENGINE_TREE_NODES;
     compute_options_init(out);
     out->target = o->model;
@@ -107,7 +86,7 @@ void engine_compute_options(struct compute_options *out, const struct pd_engine_
     out->threads = o->threads;
     out->draft_threads = o->draft_threads;
     out->alone = o->clock == PD_CLOCK_VIRTUAL;
-    out->kv_type = types[o->kv_type];
+    out->kv_type = o->kv_type;
     out->tree_rows = rows_bound(ENGINE_LIVE_ROWS);
     out->draft_tree_rows = nodes + 2 * BATCH_ROWS;
 }
@@ -345,9 +324,6 @@ void pd_engine_cancel(struct pd_engine *e)
 
 void pd_engine_get_info(const struct pd_engine *e, struct pd_engine_info *out)
 {
-    static const enum pd_mode modes[MODE_COUNT] = {
-        [MODE_PP] = PD_MODE_PP,         [MODE_CHAIN] = PD_MODE_CHAIN, [MODE_STPP] = PD_MODE_STPP,
-        [MODE_ROUNDS] = PD_MODE_ROUNDS, [MODE_LAYER] = PD_MODE_LAYER, [MODE_BEST] = PD_MODE_BEST};
     const struct model_info *t = &e->info.target;
     struct pd_engine_info all = {
         .struct_size = PD_MIN(out->struct_size, sizeof all),
@@ -364,7 +340,7 @@ void pd_engine_get_info(const struct pd_engine *e, struct pd_engine_info *out)
         .draft_threads = e->info.draft_threads,
         .weights_bytes = t->weights_bytes,
         .draft_bytes = e->draft ? e->info.draft.weights_bytes : 0,
-        .mode = modes[e->mode],
+        .mode = e->mode,
     };
     memcpy(out, &all, all.struct_size);
 }

@@ -45,6 +45,6 @@ void engine_part_free(struct engine_part *p);
 /* Of all that changes the result or the messages: ranks compare it. */
 uint32_t engine_options_digest(const struct pd_engine_options *o, int n_stages, int ctx, int wire);
 /* PD_MODE_AUTO settled. */
-enum policy_mode engine_mode(enum pd_mode mode, bool have_draft);
+enum pd_mode engine_mode(enum pd_mode mode, bool have_draft);
 
 #endif

@@ -9,7 +9,7 @@
 
 /* The conversation whose tokens the pipeline has seen, so that its next turn is appended instead of rendered anew. */
 struct talk {
-    struct chat_msg *msgs; /* [n] owned copies, the model's last reply included */
+    struct pd_message *msgs; /* [n] owned copies, the model's last reply included */
     size_t n;
     enum template_after after; /* how that reply ended */
 };
@@ -39,7 +39,7 @@ struct pd_engine {
     struct driver *driver;
     struct profile profile;
     bool have_profile;
-    enum policy_mode mode;
+    enum pd_mode mode;
     int n_stages, ctx;
     int32_t end_tokens[END_TOKENS_MAX];
     int n_end_tokens;

@@ -4,13 +4,6 @@
 #include <stdlib.h>
 #include <string.h>
 
-void pd_sampling_init(struct pd_sampling *s)
-{
-    struct sample_params p = sample_defaults();
-    *s = (struct pd_sampling){
-        .top_p = p.top_p, .repeat_penalty = p.repeat_penalty, .repeat_last_n = p.repeat_last_n};
-}
-
 void pd_request_init(struct pd_request *r)
 {
     *r = (struct pd_request){.struct_size = sizeof *r};
@@ -106,9 +99,6 @@ static enum pd_status encode_messages(struct pd_engine *e, const struct pd_reque
     if (!e->have_family)
         return error_set(err, PD_ERR_TEMPLATE, "%.400s; choose one with --chat-template",
                          e->family_error.text);
-    struct chat_msg *msgs = mem_new(r->n_messages, sizeof *msgs);
-    for (size_t i = 0; i < r->n_messages; i++)
-        msgs[i] = (struct chat_msg){r->messages[i].role, r->messages[i].content};
     struct template_options o = {.generate = true};
     enum pd_status status = PD_OK;
     if (same_talk(&e->talk, r)) { /* go on behind the very tokens of the turns before */
@@ -118,8 +108,7 @@ static enum pd_status encode_messages(struct pd_engine *e, const struct pd_reque
             status = token_list_add(out, e->held.tokens.ids[i], err);
     }
     if (!status)
-        status = chat_encode(e->tokenizer, e->family, msgs, r->n_messages, &o, out, err);
-    free(msgs);
+        status = chat_encode(e->tokenizer, e->family, r->messages, r->n_messages, &o, out, err);
     return status;
 }
 
@@ -241,7 +230,7 @@ static bool is_end(const struct running *run, int32_t token)
     return !run->r->ignore_end && tokenizer_is_end(run->e->tokenizer, token);
 }
 
-static enum finish on_token(void *user, const struct token_event *t)
+static enum pd_reason on_token(void *user, const struct token_event *t)
 {
     struct running *run = user;
     if (run->tokens.count == 0)
@@ -251,28 +240,20 @@ static enum finish on_token(void *user, const struct token_event *t)
     if (!run->status && !is_end(run, t->token))
         run->status = detok_push(&run->detok, t->token, &run->text, run->err);
     if (run->status)
-        return FINISH_CANCELLED;
+        return PD_REASON_CANCELLED;
     if (give_text(run, t->token, t->now_ns - run->begin_ns))
-        return FINISH_STOP;
-    return FINISH_NONE;
+        return PD_REASON_STOP;
+    return PD_REASON_NONE;
 }
 
-static enum pd_status check_request(const struct pd_request *r, struct sample_params *sample,
-                                    struct pd_error *err)
+static enum pd_status check_request(const struct pd_request *r, struct pd_error *err)
 {
     for (size_t i = 0; i < r->n_stop; i++)
         if (!r->stop[i][0])
             return error_set(err, PD_ERR_USAGE, "a stop string is empty");
     if (r->max_tokens < 0)
         return error_set(err, PD_ERR_USAGE, "a limit of %d tokens", r->max_tokens);
-    *sample = (struct sample_params){.temperature = r->sampling.temperature,
-                                     .top_k = r->sampling.top_k,
-                                     .top_p = r->sampling.top_p,
-                                     .min_p = r->sampling.min_p,
-                                     .repeat_penalty = r->sampling.repeat_penalty,
-                                     .repeat_last_n = r->sampling.repeat_last_n,
-                                     .seed = r->sampling.seed};
-    return sample_check(sample, err);
+    return sample_check(&r->sampling, err);
 }
 
 /* What a token would take alone in the chain: by the profile, or as its stages were seen to take for a batch. */
@@ -328,16 +309,6 @@ static void fill_stats(const struct pd_engine *e, const struct result *res, stru
         out->machine_us = (double)res->machine_ns / 1e3 / (double)res->machine_steps;
 }
 
-static enum pd_reason reason_of(enum finish f)
-{
-    static const enum pd_reason reasons[] = {
-        [FINISH_NONE] = PD_REASON_NONE,     [FINISH_END] = PD_REASON_END,
-        [FINISH_LENGTH] = PD_REASON_LENGTH, [FINISH_CONTEXT] = PD_REASON_CONTEXT,
-        [FINISH_STOP] = PD_REASON_STOP,     [FINISH_CANCELLED] = PD_REASON_CANCELLED,
-        [FINISH_FAULT] = PD_REASON_FAULT};
-    return (size_t)f < PD_COUNT(reasons) ? reasons[f] : PD_REASON_FAULT;
-}
-
 /* Remember sequence and conversation for the next request. */
 static void remember(struct pd_engine *e, struct running *run, struct token_list *prompt, int keep,
                      enum pd_reason reason)
@@ -358,10 +329,10 @@ static void remember(struct pd_engine *e, struct running *run, struct token_list
     e->talk.n = run->r->n_messages + 1;
     e->talk.msgs = mem_new(e->talk.n, sizeof *e->talk.msgs);
     for (size_t i = 0; i < run->r->n_messages; i++)
-        e->talk.msgs[i] =
-            (struct chat_msg){mem_strdup(run->r->messages[i].role), mem_strdup(run->r->messages[i].content)};
+        e->talk.msgs[i] = (struct pd_message){mem_strdup(run->r->messages[i].role),
+                                              mem_strdup(run->r->messages[i].content)};
     e->talk.msgs[e->talk.n - 1] =
-        (struct chat_msg){mem_strdup("assistant"), mem_strdup(run->text.data ? run->text.data : "")};
+        (struct pd_message){mem_strdup("assistant"), mem_strdup(run->text.data ? run->text.data : "")};
     e->talk.after = reason == PD_REASON_END ? TEMPLATE_AFTER_REPLY : TEMPLATE_AFTER_CUT;
 }
 
@@ -409,10 +380,10 @@ static enum pd_status take_up(struct pd_engine *e, struct running *run, struct t
         struct token_event t = {.token = r->resume[i], .pos = (int32_t)sequence->count};
         if (t.token < 0 || t.token >= n_vocab || t.pos > e->ctx)
             return error_set(run->err, PD_ERR_USAGE, "token %zu of those to resume from makes no sense", i);
-        enum finish f = on_token(run, &t);
+        enum pd_reason f = on_token(run, &t);
         if (run->status || (run->status = token_list_add(sequence, t.token, run->err)))
             return run->status;
-        if (f == FINISH_STOP)
+        if (f == PD_REASON_STOP)
             *reason = PD_REASON_STOP;
         else if (is_end(run, t.token))
             *reason = PD_REASON_END;
@@ -434,7 +405,7 @@ static enum pd_status all_known(struct running *run, enum pd_reason reason, stru
 }
 
 static enum pd_status decode(struct pd_engine *e, struct running *run, struct token_list *prompt,
-                             const struct sample_params *sample, struct pd_reply *reply)
+                             struct pd_reply *reply)
 {
     const size_t n_prompt = prompt->count;
     enum pd_reason known;
@@ -448,7 +419,7 @@ static enum pd_status decode(struct pd_engine *e, struct running *run, struct to
                         .keep = keep,
                         .max_tokens =
                             run->r->max_tokens ? run->r->max_tokens - (int32_t)run->tokens.count : room,
-                        .sample = *sample};
+                        .sample = run->r->sampling};
     if (!run->r->ignore_end) {
         q.n_end_tokens = e->n_end_tokens;
         memcpy(q.end_tokens, e->end_tokens, sizeof q.end_tokens);
@@ -462,7 +433,7 @@ static enum pd_status decode(struct pd_engine *e, struct running *run, struct to
         finish_text(run, res.stats.last_token_ns - res.stats.begin_ns);
     if (!status)
         status = run->status;
-    enum pd_reason reason = status ? PD_REASON_FAULT : run->stopped ? PD_REASON_STOP : reason_of(res.finish);
+    enum pd_reason reason = status ? PD_REASON_FAULT : run->stopped ? PD_REASON_STOP : res.finish;
     if (reason == PD_REASON_LENGTH && !run->r->max_tokens)
         reason = PD_REASON_CONTEXT;
     struct pd_stats stats;
@@ -499,7 +470,6 @@ enum pd_status engine_generate(struct pd_engine *e, const struct pd_request *r, 
                                struct pd_reply *reply, struct pd_error *err)
 {
     struct pd_request mine;
-    struct sample_params sample;
     struct token_list prompt = {0};
     pd_request_init(&mine);
     if (reply)
@@ -508,7 +478,7 @@ enum pd_status engine_generate(struct pd_engine *e, const struct pd_request *r, 
         return error_set(err, PD_ERR_USAGE, "a request of %zu bytes: call pd_request_init first",
                          r->struct_size);
     memcpy(&mine, r, r->struct_size);
-    enum pd_status status = check_request(&mine, &sample, err);
+    enum pd_status status = check_request(&mine, err);
     if (status)
         return status;
     pthread_mutex_lock(&e->lock);
@@ -517,7 +487,7 @@ enum pd_status engine_generate(struct pd_engine *e, const struct pd_request *r, 
     if (!status) {
         struct running run = {.e = e, .r = &mine, .err = err};
         detok_init(&run.detok, e->tokenizer, mine.special ? DETOK_SPECIAL : 0);
-        status = decode(e, &run, &prompt, &sample, reply);
+        status = decode(e, &run, &prompt, reply);
         text_buf_free(&run.text);
         token_list_free(&run.tokens);
     }

@@ -77,7 +77,7 @@ static int stage_tree_rows(void *self)
 }
 
 static enum pd_status head_token(void *self, const float *hidden, int32_t pos, const int32_t *history,
-                                 const struct sample_params *sample, int32_t *token, struct pd_error *err)
+                                 const struct pd_sampling *sample, int32_t *token, struct pd_error *err)
 {
     (void)hidden, (void)sample, (void)err;
     *token = next_token(self, &history[pos], pos);
@@ -100,7 +100,7 @@ static int name_candidates(const struct oracle *c, const int32_t *history, int n
 }
 
 static enum pd_status draft_run(void *self, const struct row *rows, int n, int n_behind, bool prefill, int k,
-                                const struct sample_params *sample,
+                                const struct pd_sampling *sample,
                                 int (*history)(void *user, int row, int32_t *out, int max),
                                 void *history_user, int32_t *count, int32_t *tokens, float *logp,
                                 stop_fn stop, void *stop_user, struct pd_error *err)

@@ -227,7 +227,7 @@ static void emit_token(struct rank *r, const struct effect *e)
                                           .pos = e->pos,
                                           .verdict = e->verdict,
                                           .tree = drafter_tree(r->drafter)});
-    enum finish f = r->sink->on_token ? r->sink->on_token(r->sink->user, &t) : FINISH_NONE;
+    enum pd_reason f = r->sink->on_token ? r->sink->on_token(r->sink->user, &t) : PD_REASON_NONE;
     if (f && !r->cancel)
         r->cancel = f;
 }
@@ -484,7 +484,7 @@ static void drain(struct rank *r)
 static void drafter_service(struct rank *r)
 {
     if (r->sink && r->sink->cancel && atomic_load(r->sink->cancel))
-        r->cancel = FINISH_CANCELLED;
+        r->cancel = PD_REASON_CANCELLED;
     if (r->cancel && !r->cancelled && !r->finished) {
         r->cancelled = true;
         rank_step(r, ROLE_DRAFTER,
@@ -584,14 +584,14 @@ static void announce(struct rank *r, bool active)
 enum pd_status rank_generate(struct rank *r, const struct request *request, const struct sink *sink,
                              struct result *out, struct pd_error *err)
 {
-    *out = (struct result){.finish = FINISH_FAULT};
+    *out = (struct result){.finish = PD_REASON_FAULT};
     if (r->status)
         return error_set(err, r->status, "the pipeline has failed before: %s", r->error.text);
     r->sink = sink;
     r->request = request;
     r->result = out;
     r->finished = false;
-    r->cancel = FINISH_NONE;
+    r->cancel = PD_REASON_NONE;
     r->cancelled = false;
     r->timer_ns = -1;
     out->stats = (struct stats){

@@ -46,9 +46,9 @@ struct rank {
     enum pd_status status;
     struct pd_error error;
     /* the drafter's */
-    int64_t timer_ns;   /* -1: none */
-    enum finish cancel; /* asked for by the user, or FINISH_NONE */
-    bool cancelled;     /* the machine knows */
+    int64_t timer_ns;      /* -1: none */
+    enum pd_reason cancel; /* asked for by the user, or PD_REASON_NONE */
+    bool cancelled;        /* the machine knows */
     const struct sink *sink;
     const struct request *request;
     struct result *result;

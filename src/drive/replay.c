@@ -33,7 +33,7 @@ static int tree_rows(void *self)
 }
 
 static enum pd_status token(void *self, const float *hidden, int32_t pos, const int32_t *history,
-                            const struct sample_params *sample, int32_t *out, struct pd_error *err)
+                            const struct pd_sampling *sample, int32_t *out, struct pd_error *err)
 {
     (void)hidden, (void)history, (void)sample, (void)err;
     const struct replay *r = self;

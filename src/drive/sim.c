@@ -57,8 +57,8 @@ struct sim {
     int32_t *count, *tokens;
     float *logp;
     /* the request that runs */
-    struct sample_params sample;
-    struct sample_params verifier_sample;
+    struct pd_sampling sample;
+    struct pd_sampling verifier_sample;
     const struct sink *sink;
     struct result *result;
     bool finished, cancelled;
@@ -393,7 +393,7 @@ static void emit_token(struct sim *s, const struct effect *e)
                                     .pos = e->pos,
                                     .verdict = e->verdict,
                                     .tree = drafter_tree(s->drafter)});
-    enum finish f = s->sink->on_token ? s->sink->on_token(s->sink->user, &t) : FINISH_NONE;
+    enum pd_reason f = s->sink->on_token ? s->sink->on_token(s->sink->user, &t) : PD_REASON_NONE;
     if (f)
         schedule(s, (struct sim_event){.what = WHAT_CANCEL, .msg.type = (uint8_t)f}, s->now_ns);
 }
@@ -404,7 +404,7 @@ static void heed_cancel(struct sim *s)
     if (s->cancelled || !s->sink->cancel || !atomic_load(s->sink->cancel))
         return;
     s->cancelled = true;
-    schedule(s, (struct sim_event){.what = WHAT_CANCEL, .msg.type = FINISH_CANCELLED}, s->now_ns);
+    schedule(s, (struct sim_event){.what = WHAT_CANCEL, .msg.type = PD_REASON_CANCELLED}, s->now_ns);
 }
 
 static void carry_out(struct sim *s, int role, const struct effects *fx)
@@ -538,7 +538,7 @@ static enum pd_status sim_generate(struct driver *driver, const struct request *
     s->finished = s->cancelled = false;
     s->timer_ns = -1;
     if (s->o.cancel_at_ns > 0)
-        schedule(s, (struct sim_event){.what = WHAT_CANCEL, .msg.type = FINISH_CANCELLED},
+        schedule(s, (struct sim_event){.what = WHAT_CANCEL, .msg.type = PD_REASON_CANCELLED},
                  s->now_ns + s->o.cancel_at_ns);
     step(s, ROLE_DRAFTER, &(struct event){.type = EV_REQUEST, .now_ns = s->now_ns, .request = r});
     kick(s, ROLE_DRAFTER);

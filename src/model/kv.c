@@ -324,9 +324,9 @@ bool kv_has(const struct kv *kv, node_id node)
 
 /* Memory. */
 
-static enum ggml_type row_type(enum kv_type type)
+static enum ggml_type row_type(enum pd_kv_type type)
 {
-    return type == KV_F32 ? GGML_TYPE_F32 : type == KV_Q8_0 ? GGML_TYPE_Q8_0 : GGML_TYPE_F16;
+    return type == PD_KV_F32 ? GGML_TYPE_F32 : type == PD_KV_Q8_0 ? GGML_TYPE_Q8_0 : GGML_TYPE_F16;
 }
 
 /* Untouched pages cost nothing, so a long context is paid for as it fills. */

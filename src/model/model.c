@@ -152,7 +152,7 @@ static enum pd_status check_options(struct model_options *o, const struct model_
     if (o->batch_rows < 1 || o->batch_rows > BATCH_ROWS_MAX)
         return error_set(err, PD_ERR_USAGE, "batches of %d rows: give 1 to %d", o->batch_rows,
                          BATCH_ROWS_MAX);
-    if (o->kv_type == KV_Q8_0 && info->head_dim % ggml_blck_size(GGML_TYPE_Q8_0))
+    if (o->kv_type == PD_KV_Q8_0 && info->head_dim % ggml_blck_size(GGML_TYPE_Q8_0))
         return error_set(err, PD_ERR_UNSUPPORTED, "a q8_0 KV cache needs heads of a multiple of 32, not %d",
                          info->head_dim);
     return PD_OK;

@@ -22,10 +22,8 @@
 #define PD_MODEL_H
 
 #include "base/base.h"
+#include "base/row.h"
 #include "model/gguf.h"
-#include "role/row.h"
-
-enum kv_type { KV_F16, KV_F32, KV_Q8_0 };
 
 /* What an architecture and its file say of the whole model. */
 struct model_info {
@@ -55,7 +53,7 @@ struct model_options {
     int tree_rows;                /* live tree rows per kv; 0: 1024 */
     int batch_rows;               /* rows of the largest batch; 0: 64 */
     int chunk_rows; /* a prefill batch of just so many takes the quicker kernels; 0: batch_rows */
-    enum kv_type kv_type;
+    enum pd_kv_type kv_type;
     /* Quicker kernels, whose bits depend on the batch: for drafts. Copies weights where that pays. */
     bool fast;
 };

@@ -3,18 +3,18 @@
 #include <math.h>
 #include <string.h>
 
-static const char *const names[MODE_COUNT] = {"pp", "chain", "stpp", "rounds", "layer", "best"};
+static const char *const names[] = {"auto", "pp", "chain", "stpp", "rounds", "layer", "best"};
 
-const char *policy_name(enum policy_mode mode)
+const char *pd_mode_name(enum pd_mode mode)
 {
-    return mode < MODE_COUNT ? names[mode] : "?";
+    return (size_t)mode < PD_COUNT(names) ? names[mode] : "unknown";
 }
 
-bool policy_parse(const char *name, enum policy_mode *out)
+bool pd_mode_parse(const char *name, enum pd_mode *out)
 {
-    for (int i = 0; i < MODE_COUNT; i++) {
+    for (size_t i = 0; i < PD_COUNT(names); i++) {
         if (strcmp(name, names[i]) == 0) {
-            *out = (enum policy_mode)i;
+            *out = (enum pd_mode)i;
             return true;
         }
     }
@@ -35,10 +35,12 @@ void policy_defaults(struct policy_options *o)
 {
     static const struct {
         int width, children, depth, expand;
-    } d[MODE_COUNT] = {
-        [MODE_PP] = {1, 1, 1, 1},        [MODE_CHAIN] = {0, 1, 8, 1},   [MODE_STPP] = {32, 8, 9, 32},
-        [MODE_ROUNDS] = {32, 8, 12, 16}, [MODE_LAYER] = {32, 8, 0, 32}, [MODE_BEST] = {0, 16, 0, 32},
+    } d[] = {
+        [PD_MODE_PP] = {1, 1, 1, 1},        [PD_MODE_CHAIN] = {0, 1, 8, 1},   [PD_MODE_STPP] = {32, 8, 9, 32},
+        [PD_MODE_ROUNDS] = {32, 8, 12, 16}, [PD_MODE_LAYER] = {32, 8, 0, 32}, [PD_MODE_BEST] = {0, 16, 0, 32},
     };
+    if (o->mode == PD_MODE_AUTO)
+        o->mode = PD_MODE_PP;
     bool shaped = false;
     for (int l = 0; l < POLICY_LEVELS && !shaped; l++)
         shaped = o->shape[l][0] > 0;
@@ -50,9 +52,9 @@ void policy_defaults(struct policy_options *o)
     o->min_path = o->min_path > 0 ? o->min_path : 0.005;
     o->width_max = o->width_max ? o->width_max : 32;
     o->width = o->width ? o->width : d[o->mode].width;
-    if (o->mode == MODE_CHAIN)
+    if (o->mode == PD_MODE_CHAIN)
         o->width = o->depth + 1;
-    if (o->mode == MODE_PP)
+    if (o->mode == PD_MODE_PP)
         o->width = 1;
 }
 
@@ -164,14 +166,14 @@ int policy_expand(struct policy *p, struct tree *t, int max, int32_t *out)
     if (t->root < 0 || max < 1)
         return 0;
     switch (p->o.mode) {
-    case MODE_CHAIN:
+    case PD_MODE_CHAIN:
         out[0] = chain_end(t);
         return round_open(p, t) && !has(t, out[0], drafted);
-    case MODE_STPP:
+    case PD_MODE_STPP:
         return round_open(p, t) ? select_nodes(p, t, drafted, 0, max, out, shape_expandable) : 0;
-    case MODE_ROUNDS:
+    case PD_MODE_ROUNDS:
         return round_open(p, t) ? tree_best(t, drafted, 0, max, out) : 0;
-    case MODE_LAYER: {
+    case PD_MODE_LAYER: {
         int32_t pos = frontier_pos(t);
         int n = tree_best(t, drafted | TREE_SUBMITTED, TREE_SUBMITTED, t->capacity, t->stack), kept = 0;
         for (int i = 0; i < n && kept < max; i++)
@@ -181,7 +183,7 @@ int policy_expand(struct policy *p, struct tree *t, int max, int32_t *out)
             out[kept++] = t->root;
         return kept;
     }
-    case MODE_BEST:
+    case PD_MODE_BEST:
         return expand_best(p, t, max, out);
     default:
         return 0;
@@ -233,14 +235,14 @@ static int submit_round(struct policy *p, struct tree *t, int max, int32_t *out)
     if (policy_expand(p, t, 1, &probe) > 0)
         return 0;
     switch (p->o.mode) {
-    case MODE_CHAIN: {
+    case PD_MODE_CHAIN: {
         int end = chain_end(t), depth = tree_depth(t, end), n = PD_MIN(depth + 1, max);
         for (int i = depth; i >= 0; i--, end = t->nodes[end].parent)
             if (i < n)
                 out[i] = end;
         return n;
     }
-    case MODE_STPP:
+    case PD_MODE_STPP:
         return select_nodes(p, t, TREE_SUBMITTED, 0, max, out, in_shape);
     default:
         return tree_best(t, TREE_SUBMITTED, 0, max, out);
@@ -255,14 +257,14 @@ int policy_submit(struct policy *p, struct tree *t, const struct policy_cost *co
     if (p->o.width)
         max = PD_MIN(max, p->o.width);
     switch (p->o.mode) {
-    case MODE_PP:
+    case PD_MODE_PP:
         out[0] = t->root;
         return fresh;
-    case MODE_CHAIN:
-    case MODE_STPP:
-    case MODE_ROUNDS:
+    case PD_MODE_CHAIN:
+    case PD_MODE_STPP:
+    case PD_MODE_ROUNDS:
         return fresh ? submit_round(p, t, max, out) : 0;
-    case MODE_LAYER:
+    case PD_MODE_LAYER:
         out[0] = t->root;
         return fresh ? 1 : submit_layer(t, max, out);
     default: {

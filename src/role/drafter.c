@@ -18,7 +18,7 @@ struct drafter {
     struct role_fault fault;
     enum phase phase;
     uint32_t request;
-    struct sample_params sample;
+    struct pd_sampling sample;
     int32_t end_tokens[END_TOKENS_MAX];
     int n_end_tokens;
     int32_t *tokens;   /* [ctx + 1] by position, the root's included */
@@ -26,7 +26,7 @@ struct drafter {
     int32_t root_pos;
     int32_t last_pos; /* no row beyond it is of use: context and max_tokens */
     int32_t kept;     /* after a request */
-    enum finish finish;
+    enum pd_reason finish;
     bool ended; /* the chain is clean */
     uint32_t advances;
 
@@ -78,7 +78,7 @@ struct drafter *drafter_new(const struct drafter_options *o)
     d->commit = mem_new(lists, sizeof *d->commit);
     d->drop = mem_new(lists, sizeof *d->drop);
     d->rows_ns = mem_new(BATCH_ROWS, sizeof *d->rows_ns);
-    bool learn = !o->cost_ns && o->have_draft && o->policy.mode == MODE_BEST && !o->policy.width;
+    bool learn = !o->cost_ns && o->have_draft && o->policy.mode == PD_MODE_BEST && !o->policy.width;
     worth_init(&d->worth, learn, o->doubtful);
     return d;
 }
@@ -248,7 +248,7 @@ static void send_prefill(struct drafter *d, struct effects *out)
 
 static bool drafting(const struct drafter *d)
 {
-    return d->o.have_draft && d->policy.o.mode != MODE_PP && d->worth.on;
+    return d->o.have_draft && d->policy.o.mode != PD_MODE_PP && d->worth.on;
 }
 
 static int rows_to_submit(struct drafter *d)
@@ -494,7 +494,7 @@ static void begin(struct drafter *d, const struct event *in, struct effects *out
     d->root_pos = r->n_tokens - 1;
     int64_t last = (int64_t)d->root_pos + r->max_tokens - 1;
     d->last_pos = last < d->o.ctx - 1 ? (int32_t)last : d->o.ctx - 1;
-    d->finish = FINISH_NONE;
+    d->finish = PD_REASON_NONE;
     d->ended = false;
     d->kept = r->keep;
     d->advances = d->sent = d->taken = d->chunks_sent = d->chunks_out = 0;
@@ -523,7 +523,7 @@ static void begin(struct drafter *d, const struct event *in, struct effects *out
 }
 
 /* Whatever ended the request, the same END cleans the chain behind it. */
-static void finish(struct drafter *d, enum finish why, struct effects *out)
+static void finish(struct drafter *d, enum pd_reason why, struct effects *out)
 {
     if (d->phase != PHASE_RUN)
         return;
@@ -600,7 +600,7 @@ static void on_advance(struct drafter *d, const struct msg_advance *a, int64_t n
     e->pos = a->pos;
     e->verdict = v;
     if (a->finish)
-        finish(d, (enum finish)a->finish, out);
+        finish(d, (enum pd_reason)a->finish, out);
     else
         draft_stop_if_dead(d, out);
 }
@@ -665,7 +665,7 @@ void drafter_step(struct drafter *d, const struct event *in, struct effects *out
         on_msg(d, in, out);
         break;
     case EV_CANCEL:
-        finish(d, (enum finish)in->finish, out);
+        finish(d, (enum pd_reason)in->finish, out);
         break;
     case EV_DONE:
     case EV_STOPPED:

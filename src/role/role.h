@@ -19,8 +19,8 @@
 #ifndef PD_ROLE_H
 #define PD_ROLE_H
 
+#include "base/row.h"
 #include "policy/policy.h"
-#include "role/row.h"
 #include "sample/sample.h"
 #include "tree/tree.h"
 
@@ -47,16 +47,6 @@ static inline int rows_bound(int live_rows_max)
     return live_rows_max + 16 * BATCH_ROWS;
 }
 
-enum finish {
-    FINISH_NONE,
-    FINISH_END,     /* the model ended its text */
-    FINISH_LENGTH,  /* max_tokens reached */
-    FINISH_CONTEXT, /* the context is full */
-    FINISH_STOP,    /* a stop string, by the user of the engine */
-    FINISH_CANCELLED,
-    FINISH_FAULT
-};
-
 enum msg_type {
     MSG_BEGIN = 1, /* chain */
     MSG_ROWS,      /* chain */
@@ -77,7 +67,7 @@ struct msg_begin {
     int32_t root_pos;
     int32_t max_tokens; /* to produce, > 0 */
     int32_t ctx;        /* positions there are */
-    struct sample_params sample;
+    struct pd_sampling sample;
     int32_t end_tokens[END_TOKENS_MAX];
     int32_t n_end_tokens;
 };
@@ -94,7 +84,7 @@ struct msg_advance {
     uint32_t seq;   /* 1, 2, ... within the request */
     int32_t token;  /* chosen after the root */
     int32_t pos;    /* its position */
-    uint8_t finish; /* enum finish: nothing follows unless FINISH_NONE */
+    uint8_t finish; /* enum pd_reason: nothing follows unless PD_REASON_NONE */
 };
 struct msg_report {
     int32_t stage;
@@ -141,7 +131,7 @@ enum event_type {
     EV_STOPPED, /* it was stopped before its end, nothing of it was kept */
     EV_TIMER,   /* the time asked for by EFF_TIMER has come */
     EV_REQUEST, /* drafter: request */
-    EV_CANCEL   /* drafter: finish as `finish` says (FINISH_STOP or FINISH_CANCELLED) */
+    EV_CANCEL   /* drafter: finish as `finish` says (PD_REASON_STOP or PD_REASON_CANCELLED) */
 };
 
 /* Does it travel the chain from role to role, in order? The others go directly. */
@@ -158,7 +148,7 @@ struct request {           /* what the drafter is asked for; borrowed for the st
         n_prompt; /* tokens from here on were generated before (a request built up again): they are computed
                          with the exact kernels, as they were then; 0: all are prompt */
     int32_t max_tokens;
-    struct sample_params sample;
+    struct pd_sampling sample;
     int32_t end_tokens[END_TOKENS_MAX];
     int32_t n_end_tokens;
 };
@@ -225,7 +215,7 @@ struct effect {
     int32_t token, pos;
     enum tree_verdict verdict;
     int64_t at_ns;
-    enum finish finish;
+    enum pd_reason finish;
     const struct stats *stats;
 };
 struct effects {

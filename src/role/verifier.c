@@ -100,14 +100,14 @@ static void on_rows(struct verifier *v, const struct msg_rows *in)
     }
 }
 
-static enum finish finished(const struct verifier *v, int32_t token, int32_t pos)
+static enum pd_reason finished(const struct verifier *v, int32_t token, int32_t pos)
 {
     for (int i = 0; i < v->begin.n_end_tokens; i++)
         if (v->begin.end_tokens[i] == token)
-            return FINISH_END;
+            return PD_REASON_END;
     if (v->produced >= v->begin.max_tokens)
-        return FINISH_LENGTH;
-    return pos >= v->begin.ctx ? FINISH_CONTEXT : FINISH_NONE;
+        return PD_REASON_LENGTH;
+    return pos >= v->begin.ctx ? PD_REASON_CONTEXT : PD_REASON_NONE;
 }
 
 /* The target has chosen: tell the drafter and every stage at once, not down the chain. */
@@ -119,7 +119,7 @@ static void advance(struct verifier *v, int32_t token, struct effects *out)
     v->produced++;
     v->tip_pos++;
     v->history[v->tip_pos] = token;
-    enum finish finish = finished(v, token, v->tip_pos);
+    enum pd_reason finish = finished(v, token, v->tip_pos);
     bool ok = mirror_advance(&v->m, token);
     PD_ASSERT(ok);
     if (finish)

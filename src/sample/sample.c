@@ -30,12 +30,17 @@ struct sample_scratch {
     struct cand *cand; /* [n_vocab] */
 };
 
-struct sample_params sample_defaults(void)
+struct pd_sampling sample_defaults(void)
 {
-    return (struct sample_params){.top_p = 1, .repeat_penalty = 1, .repeat_last_n = 64};
+    return (struct pd_sampling){.top_p = 1, .repeat_penalty = 1, .repeat_last_n = 64};
 }
 
-enum pd_status sample_check(const struct sample_params *p, struct pd_error *err)
+void pd_sampling_init(struct pd_sampling *s)
+{
+    *s = sample_defaults();
+}
+
+enum pd_status sample_check(const struct pd_sampling *p, struct pd_error *err)
 {
     if (!(p->temperature >= 0 && p->temperature <= 100))
         return error_set(err, PD_ERR_USAGE, "temperature %g: not in 0..100", (double)p->temperature);
@@ -81,13 +86,13 @@ void sample_scratch_free(struct sample_scratch *s)
 
 /* ---- logits: penalty, repair, maxima ---- */
 
-static bool penalises(const struct sample_params *p, int n_history)
+static bool penalises(const struct pd_sampling *p, int n_history)
 {
     return p->repeat_penalty != 1 && p->repeat_last_n > 0 && n_history > 0;
 }
 
 /* The logits as the chain sees them: `logits` itself, or a penalised copy. Each recent token counts once. */
-static const float *penalise(const struct sample_params *p, const float *logits, const int32_t *history,
+static const float *penalise(const struct pd_sampling *p, const float *logits, const int32_t *history,
                              int n_history, struct sample_scratch *s)
 {
     if (!penalises(p, n_history))
@@ -312,7 +317,7 @@ static int nucleus(int n, float max, double scale, double share, const struct sa
 }
 
 /* top-k, top-p, min-p at temperature > 0: the tokens that may be drawn, in cand. Returns how many. */
-static int filter(const struct sample_params *p, const float *x, float max, struct sample_scratch *s)
+static int filter(const struct pd_sampling *p, const float *x, float max, struct sample_scratch *s)
 {
     const double scale = 1.0 / p->temperature;
     int n;
@@ -362,18 +367,18 @@ static double gumbel_bound(uint64_t bits)
     return (__builtin_clzll(~bits | 1) + 1) * 0.6931471805599454 + 1e-9;
 }
 
-static uint64_t noise_key(const struct sample_params *p, int32_t pos)
+static uint64_t noise_key(const struct pd_sampling *p, int32_t pos)
 {
     return rng_key(p->seed, (uint32_t)pos, NOISE_STREAM);
 }
 
-static bool filters(const struct sample_params *p)
+static bool filters(const struct pd_sampling *p)
 {
     return p->top_k > 0 || p->top_p < 1 || p->min_p > 0;
 }
 
 /* argmax of logit / T + noise over cand[n] (n < 0: the whole vocabulary). */
-static int32_t noisy_argmax(const struct sample_params *p, const float *x, int n, int32_t pos,
+static int32_t noisy_argmax(const struct pd_sampling *p, const float *x, int n, int32_t pos,
                             const struct sample_scratch *s)
 {
     const uint64_t key = noise_key(p, pos);
@@ -396,8 +401,8 @@ static int32_t noisy_argmax(const struct sample_params *p, const float *x, int n
     return best_id;
 }
 
-int32_t sample_token(const struct sample_params *p, const float *logits, const int32_t *history,
-                     int n_history, int32_t pos, struct sample_scratch *s)
+int32_t sample_token(const struct pd_sampling *p, const float *logits, const int32_t *history, int n_history,
+                     int32_t pos, struct sample_scratch *s)
 {
     const float *x = penalise(p, logits, history, n_history, s);
     if (p->temperature <= 0)
@@ -424,7 +429,7 @@ static int rank_greedy(const float *x, float max, float spread, int k, int32_t *
 
 /* Put the noise on cand[n]; or, with n < 0, on those of the vocabulary that can matter: the ones that come within
  * FAR x spread of the best. */
-static int add_noise(const struct sample_params *p, const float *x, int n, int32_t pos, float spread,
+static int add_noise(const struct pd_sampling *p, const float *x, int n, int32_t pos, float spread,
                      struct sample_scratch *s)
 {
     const uint64_t key = noise_key(p, pos);
@@ -477,7 +482,7 @@ static int rank_noisy(int n, float spread, int k, int32_t *tokens, float *logp, 
     return near;
 }
 
-int sample_rank(const struct sample_params *p, const float *logits, const int32_t *history, int n_history,
+int sample_rank(const struct pd_sampling *p, const float *logits, const int32_t *history, int n_history,
                 int32_t pos, float spread, int k, int32_t *tokens, float *logp, struct sample_scratch *s)
 {
     PD_ASSERT(spread > 0 && k >= 0);

@@ -14,18 +14,9 @@
 
 #include "base/base.h"
 
-struct sample_params {
-    float temperature; /* 0: greedy */
-    int top_k;         /* 0: off */
-    float top_p;       /* 1: off */
-    float min_p;       /* 0: off; relative to the most probable token */
-    float
-        repeat_penalty; /* 1: off; logits of recent tokens are divided (if > 0) or multiplied (if < 0) by it */
-    int repeat_last_n;  /* how many recent tokens it looks at */
-    uint64_t seed;
-};
-struct sample_params sample_defaults(void); /* greedy, everything off, repeat_last_n 64 */
-enum pd_status sample_check(const struct sample_params *p, struct pd_error *err); /* ranges */
+/* The settings are struct pd_sampling of pipedec.h. */
+struct pd_sampling sample_defaults(void); /* what pd_sampling_init gives */
+enum pd_status sample_check(const struct pd_sampling *p, struct pd_error *err); /* ranges */
 
 struct sample_scratch; /* buffers for one vocabulary size */
 struct sample_scratch *sample_scratch_new(int n_vocab);
@@ -33,8 +24,8 @@ void sample_scratch_free(struct sample_scratch *s);
 
 /* The token for position `pos` (the position it will have) from logits [n_vocab], which are left as they are.
  * history [n_history]: the tokens before it, oldest first (only the last repeat_last_n are read). */
-int32_t sample_token(const struct sample_params *p, const float *logits, const int32_t *history,
-                     int n_history, int32_t pos, struct sample_scratch *s);
+int32_t sample_token(const struct pd_sampling *p, const float *logits, const int32_t *history, int n_history,
+                     int32_t pos, struct sample_scratch *s);
 
 /* The k most probable choices of a target whose logits the draft's approximate, best first.
  * With z(x) = penalised logit(x) + T * gumbel(seed, pos, x), filtered as the target filters, the estimate is
@@ -42,7 +33,7 @@ int32_t sample_token(const struct sample_params *p, const float *logits, const i
  * size at every temperature. `spread` calibrates the draft (below 1: it is under-confident).
  * tokens [k], logp [k] natural logs, normalised over the whole vocabulary. Returns how many: fewer than k where the
  * filters leave fewer, or where the rest is less probable than e^-16 beside the best. */
-int sample_rank(const struct sample_params *p, const float *logits, const int32_t *history, int n_history,
+int sample_rank(const struct pd_sampling *p, const float *logits, const int32_t *history, int n_history,
                 int32_t pos, float spread, int k, int32_t *tokens, float *logp, struct sample_scratch *s);
 
 #endif

@@ -275,12 +275,12 @@ static void put_end(struct renderer *r)
     put(r, r->t->after_end);
 }
 
-static bool is_role(const struct chat_msg *m, const char *role)
+static bool is_role(const struct pd_message *m, const char *role)
 {
     return strcmp(m->role, role) == 0;
 }
 
-static void put_message(struct renderer *r, const struct chat_msg *msgs, size_t i)
+static void put_message(struct renderer *r, const struct pd_message *msgs, size_t i)
 {
     const struct template *t = r->t;
     bool system_before = i > 0 && is_role(&msgs[i - 1], "system") && !t->system_open;
@@ -311,7 +311,7 @@ static void put_message(struct renderer *r, const struct chat_msg *msgs, size_t 
     }
 }
 
-enum pd_status template_apply(enum chat_family family, const struct chat_msg *msgs, size_t n,
+enum pd_status template_apply(enum chat_family family, const struct pd_message *msgs, size_t n,
                               const struct template_options *o, struct text_buf *out,
                               struct span_list *literal, struct pd_error *err)
 {
@@ -336,7 +336,7 @@ enum pd_status template_apply(enum chat_family family, const struct chat_msg *ms
     return r.status;
 }
 
-enum pd_status chat_encode(const struct tokenizer *t, enum chat_family family, const struct chat_msg *msgs,
+enum pd_status chat_encode(const struct tokenizer *t, enum chat_family family, const struct pd_message *msgs,
                            size_t n, const struct template_options *o, struct token_list *out,
                            struct pd_error *err)
 {

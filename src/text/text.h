@@ -11,7 +11,7 @@
  *     struct token_list ids = {0};
  *     tokenizer_new(&t, gguf, &err);
  *     template_detect(&family, gguf_cstr(gguf, "tokenizer.chat_template", NULL), &err);
- *     struct chat_msg msg = {"user", "Hello"};
+ *     struct pd_message msg = {"user", "Hello"};
  *     chat_encode(t, family, &msg, 1, &(struct template_options){.generate = true}, &ids, &err);
  *     detok_init(&d, t, 0);  for each token:  detok_push(&d, id, &out, &err);  at the end:  detok_flush(&d, &out, &err);
  */
@@ -103,11 +103,6 @@ enum pd_status detok_push(struct detok *d, int32_t id, struct text_buf *out, str
 enum pd_status detok_flush(struct detok *d, struct text_buf *out, struct pd_error *err);
 
 /* ---- chat templates ---- */
-struct chat_msg {
-    const char *role;    /* "system", "user", "assistant" */
-    const char *content; /* NUL-terminated */
-};
-
 enum chat_family {
     CHAT_CHATML,  /* no system prompt of its own; also Qwen3 */
     CHAT_QWEN2,   /* chatml with Qwen2's system prompt */
@@ -150,11 +145,11 @@ struct template_options {
  * For replies without surrounding blanks, the text of [0, k] + reply + end token + the text from k + 2 on equals the
  * text of all, so a chat keeps the KV of its earlier turns.
  * Errors: PD_ERR_TEMPLATE for an unknown role or an order that the family can't express; PD_ERR_MEMORY. */
-enum pd_status template_apply(enum chat_family family, const struct chat_msg *msgs, size_t n,
+enum pd_status template_apply(enum chat_family family, const struct pd_message *msgs, size_t n,
                               const struct template_options *o, struct text_buf *out,
                               struct span_list *literal, struct pd_error *err);
 /* template_apply, then encode: control tokens from the template only, BOS if from is 0 and the model wants it. */
-enum pd_status chat_encode(const struct tokenizer *t, enum chat_family family, const struct chat_msg *msgs,
+enum pd_status chat_encode(const struct tokenizer *t, enum chat_family family, const struct pd_message *msgs,
                            size_t n, const struct template_options *o, struct token_list *out,
                            struct pd_error *err);
 

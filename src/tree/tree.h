@@ -18,7 +18,7 @@
 #define PD_TREE_H
 
 #include "base/base.h"
-#include "role/row.h"
+#include "base/row.h"
 
 enum tree_flag {
     TREE_SUBMITTED = 1, /* its row has entered the pipeline */

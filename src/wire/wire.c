@@ -291,8 +291,8 @@ static void get_advance(struct reader *r, struct msg_advance *a)
     a->token = take(r, "advance.token", 0, token_max(r));
     a->pos = take(r, "advance.pos", 1, ctx_max(r));
     a->finish = *r->p++;
-    if (a->finish > FINISH_FAULT)
-        reject(r, "advance.finish", a->finish, 0, FINISH_FAULT);
+    if (a->finish > PD_REASON_FAULT)
+        reject(r, "advance.finish", a->finish, 0, PD_REASON_FAULT);
 }
 
 static void get_payload(struct reader *r, struct msg *m)

@@ -15,7 +15,7 @@ struct counter {
 };
 
 static enum pd_status counter_run(void *self, const struct row *rows, int n, int n_behind, bool prefill,
-                                  int k, const struct sample_params *sample,
+                                  int k, const struct pd_sampling *sample,
                                   int (*history)(void *user, int row, int32_t *out, int max),
                                   void *history_user, int32_t *count, int32_t *tokens, float *logp,
                                   stop_fn stop, void *stop_user, struct pd_error *err)
@@ -67,7 +67,7 @@ static void test_record(void **state)
     const int ranks[] = {0, 1, 2, -1, 0, 0, 1};
     for (int i = 0; i < 10; i++)
         prompt[i] = i - 9; /* the last is 0 */
-    struct sample_params sample = sample_defaults();
+    struct pd_sampling sample = sample_defaults();
     struct acceptance a = {.question = "q\"1", .kind = "mt_bench", .category = "writing"};
     struct pd_error err = {0};
     assert_int_equal(acceptance_record(&a, &d, &sample, prompt, 10, reply, 7, &err), PD_OK);

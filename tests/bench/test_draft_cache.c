@@ -61,7 +61,7 @@ static void fake_add(struct fake *f, const struct row *r)
 }
 
 static enum pd_status fake_run(void *self, const struct row *rows, int n, int n_behind, bool prefill, int k,
-                               const struct sample_params *sample,
+                               const struct pd_sampling *sample,
                                int (*history)(void *user, int row, int32_t *out, int max), void *history_user,
                                int32_t *count, int32_t *tokens, float *logp, stop_fn stop, void *stop_user,
                                struct pd_error *err)
@@ -184,7 +184,7 @@ static int play_history(void *user, int row, int32_t *out, int max)
 }
 
 /* A pass of some new rows below random live ones. Tokens come from few values, so that runs meet again. */
-static void expand(struct play *p, const struct sample_params *sample)
+static void expand(struct play *p, const struct pd_sampling *sample)
 {
     enum { K = 8 };
     int32_t count[2][16], tokens[2][16 * K];
@@ -299,7 +299,7 @@ static void test_same_answers(void **state)
         struct draft_ops real = fake_ops(b);
         struct draft_cache *cache = draft_cache_new(store, &real);
         p->cached = draft_cache_ops(cache);
-        struct sample_params sample = {
+        struct pd_sampling sample = {
             .temperature = seed % 3 == 0 ? 0.7f : 0, .repeat_penalty = 1, .seed = seed};
         restart(p);
         for (int step = 0; step < 150; step++) {
@@ -348,7 +348,7 @@ static void test_persistence(void **state)
         struct draft_ops real = fake_ops(b);
         struct draft_cache *cache = draft_cache_new(store, &real);
         p->cached = draft_cache_ops(cache);
-        struct sample_params sample = {.temperature = 0.7f, .repeat_penalty = 1, .seed = round == 2 ? 2 : 1};
+        struct pd_sampling sample = {.temperature = 0.7f, .repeat_penalty = 1, .seed = round == 2 ? 2 : 1};
         restart(p);
         for (int step = 0; step < 100; step++)
             if (step % 3)

@@ -16,9 +16,10 @@
 
 enum { STAGES = 6, TOKENS = 40, REQUESTS = 2 };
 
-static const struct bench_point points[] = {
-    {MODE_PP, STAGES, 0},   {MODE_STPP, STAGES, 0}, {MODE_ROUNDS, STAGES, 0}, {MODE_LAYER, STAGES, 0},
-    {MODE_BEST, STAGES, 0}, {MODE_PP, 3, 0},        {MODE_BEST, 3, 0},        {MODE_BEST, STAGES, 8}};
+static const struct bench_point points[] = {{PD_MODE_PP, STAGES, 0},     {PD_MODE_STPP, STAGES, 0},
+                                            {PD_MODE_ROUNDS, STAGES, 0}, {PD_MODE_LAYER, STAGES, 0},
+                                            {PD_MODE_BEST, STAGES, 0},   {PD_MODE_PP, 3, 0},
+                                            {PD_MODE_BEST, 3, 0},        {PD_MODE_BEST, STAGES, 8}};
 
 struct fixture {
     struct profile profile;
@@ -248,7 +249,7 @@ static void test_report(void **state)
     tear_down(&f);
 }
 
-static struct bench_run made(enum policy_mode mode, int tokens, int32_t last)
+static struct bench_run made(enum pd_mode mode, int tokens, int32_t last)
 {
     struct bench_run r = {
         .question = "7", .kind = "k", .category = "k", .point = {mode, 2, 0}, .max_tokens = 9};
@@ -265,8 +266,8 @@ static void test_mismatch(void **state)
     struct run_set set;
     struct pd_error err = {0};
     assert_int_equal(run_set_open(&set, NULL, false, &err), PD_OK);
-    struct bench_run a = made(MODE_PP, 5, 3), b = made(MODE_BEST, 5, 3), c = made(MODE_LAYER, 5, 4),
-                     d = made(MODE_STPP, 4, 0);
+    struct bench_run a = made(PD_MODE_PP, 5, 3), b = made(PD_MODE_BEST, 5, 3), c = made(PD_MODE_LAYER, 5, 4),
+                     d = made(PD_MODE_STPP, 4, 0);
     assert_int_equal(run_set_add(&set, &a, &err), PD_OK);
     assert_int_equal(run_set_add(&set, &b, &err), PD_OK);
     assert_int_equal(run_set_add(&set, &c, &err), PD_ERR_MISMATCH);
@@ -274,7 +275,7 @@ static void test_mismatch(void **state)
         strstr(err.text, "question 7: token 4 is 3 at (pp, 2 stages), but 4 at (layer, 2 stages)"));
     assert_int_equal(run_set_add(&set, &d, &err), PD_ERR_MISMATCH);
     assert_non_null(strstr(err.text, "5 tokens at (pp, 2 stages), but 4"));
-    d = made(MODE_STPP, 4, 0); /* asked for fewer: a prefix is right */
+    d = made(PD_MODE_STPP, 4, 0); /* asked for fewer: a prefix is right */
     d.max_tokens = 4;
     assert_int_equal(run_set_add(&set, &d, &err), PD_OK);
     run_set_close(&set);

@@ -14,7 +14,7 @@ enum { TEXT_MAX = 512 };
 struct text {
     int32_t tokens[TEXT_MAX];
     int n;
-    int stop_after; /* FINISH_STOP with this many; 0: never */
+    int stop_after; /* PD_REASON_STOP with this many; 0: never */
     int cancel_after;
     atomic_bool cancel;
 };
@@ -27,14 +27,14 @@ struct text {
             fail_msg("%s: %s: %s", #call, pd_status_name(status_), err.text);                                \
     } while (0)
 
-static inline enum finish text_add(void *user, const struct token_event *t)
+static inline enum pd_reason text_add(void *user, const struct token_event *t)
 {
     struct text *x = user;
     PD_ASSERT(x->n < TEXT_MAX);
     x->tokens[x->n++] = t->token;
     if (x->cancel_after && x->n >= x->cancel_after)
         atomic_store(&x->cancel, true);
-    return x->stop_after && x->n >= x->stop_after ? FINISH_STOP : FINISH_NONE;
+    return x->stop_after && x->n >= x->stop_after ? PD_REASON_STOP : PD_REASON_NONE;
 }
 
 /* Tokens of a prompt into out [room]; returns how many. */

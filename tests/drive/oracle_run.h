@@ -74,7 +74,7 @@ static inline int checked_tree_rows(void *self)
 }
 
 static inline enum pd_status checked_token(void *self, const float *hidden, int32_t pos,
-                                           const int32_t *history, const struct sample_params *sample,
+                                           const int32_t *history, const struct pd_sampling *sample,
                                            int32_t *token, struct pd_error *err)
 {
     struct checked *c = self;
@@ -126,7 +126,7 @@ static inline struct oracle_options run_oracle(uint64_t seed)
                                    .top = {0.7, 0.85, 0.9, 0.95}};
 }
 
-static inline struct driver_options run_options(int n_stages, enum policy_mode mode)
+static inline struct driver_options run_options(int n_stages, enum pd_mode mode)
 {
     struct driver_options o = {.n_embd = RUN_EMBD, .n_vocab = 500, .spin_us = -1, .threads = 1};
     o.drafter = (struct drafter_options){.n_stages = n_stages,
@@ -134,7 +134,7 @@ static inline struct driver_options run_options(int n_stages, enum policy_mode m
                                          .tree_nodes = 1024,
                                          .live_rows_max = 256,
                                          .draft_rows = 16,
-                                         .have_draft = mode != MODE_PP,
+                                         .have_draft = mode != PD_MODE_PP,
                                          .grace = 0.1};
     o.drafter.policy.mode = mode;
     o.drafter.policy.width = 16;
@@ -147,13 +147,13 @@ struct run_text {
     int64_t first_ns, last_ns;
 };
 
-static inline enum finish run_collect(void *user, const struct token_event *t)
+static inline enum pd_reason run_collect(void *user, const struct token_event *t)
 {
     struct run_text *x = user;
     x->first_ns = x->n ? x->first_ns : t->now_ns;
     x->last_ns = t->now_ns;
     x->tokens[x->n++] = t->token;
-    return x->stop_after && x->n >= x->stop_after ? FINISH_STOP : FINISH_NONE;
+    return x->stop_after && x->n >= x->stop_after ? PD_REASON_STOP : PD_REASON_NONE;
 }
 
 /* The text that pp gives: the oracle asked directly. */

@@ -98,9 +98,9 @@ static struct profile emulated(int n_stages)
     return p;
 }
 
-static enum finish on_token(void *user, const struct token_event *t)
+static enum pd_reason on_token(void *user, const struct token_event *t)
 {
-    enum finish f = run_collect(user, t);
+    enum pd_reason f = run_collect(user, t);
     if (args.action && !strcmp(args.action, "stop") && args.rank == 0 &&
         ((struct run_text *)user)->n == args.at)
         raise(SIGSTOP);
@@ -146,8 +146,8 @@ static enum pd_status simulate(void)
     struct profile p = emulated(args.simulate);
     struct compute c;
     struct driver *d;
-    enum policy_mode mode = MODE_BEST;
-    policy_parse(args.mode, &mode);
+    enum pd_mode mode = PD_MODE_BEST;
+    pd_mode_parse(args.mode, &mode);
     struct driver_options o = run_options(args.simulate, mode);
     oo.end_token = -1;
     o.profile = &p;
@@ -196,8 +196,8 @@ int main(int argc, char **argv)
         return status;
     }
     int rank = mpi_rank(world), n = mpi_stages(world);
-    enum policy_mode mode = MODE_BEST;
-    policy_parse(args.mode, &mode);
+    enum pd_mode mode = PD_MODE_BEST;
+    pd_mode_parse(args.mode, &mode);
     struct oracle_options oo = run_oracle(8);
     struct driver_options o = run_options(n, mode);
     struct profile p = emulated(n);

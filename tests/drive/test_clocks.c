@@ -42,17 +42,17 @@ static struct profile devices(int n_stages)
     return p;
 }
 
-static enum finish collect(void *user, const struct token_event *t)
+static enum pd_reason collect(void *user, const struct token_event *t)
 {
     struct run *x = user;
     assert_true(x->n < TOKENS_MAX);
     x->first_ns = x->n ? x->first_ns : t->now_ns;
     x->last_ns = t->now_ns;
     x->tokens[x->n++] = t->token;
-    return FINISH_NONE;
+    return PD_REASON_NONE;
 }
 
-static void run_on(bool virtual_clock, int n_stages, enum policy_mode mode, int n, struct run *x)
+static void run_on(bool virtual_clock, int n_stages, enum pd_mode mode, int n, struct run *x)
 {
     struct profile p = devices(n_stages);
     struct oracle_options oo = {
@@ -68,7 +68,7 @@ static void run_on(bool virtual_clock, int n_stages, enum policy_mode mode, int 
                                          .live_rows_max = 512,
                                          .ctx = CTX,
                                          .draft_rows = 32,
-                                         .have_draft = mode != MODE_PP,
+                                         .have_draft = mode != PD_MODE_PP,
                                          .grace = 0.1};
     for (int i = 0; i < PROMPT; i++)
         prompt[i] = i;
@@ -91,7 +91,7 @@ static double between_ms(const struct run *x)
     return (double)(x->last_ns - x->first_ns) / 1e6 / (x->n - 1);
 }
 
-static void compare(int n_stages, enum policy_mode mode, int n)
+static void compare(int n_stages, enum pd_mode mode, int n)
 {
     static struct run sim, wall;
     run_on(true, n_stages, mode, n, &sim);
@@ -100,7 +100,7 @@ static void compare(int n_stages, enum policy_mode mode, int n)
     assert_int_equal(wall.n, n);
     assert_memory_equal(sim.tokens, wall.tokens, (size_t)n * sizeof *sim.tokens);
     assert_int_equal(wall.result.stats.heads, sim.result.stats.heads);
-    printf("| %d | %s | %d | %.2f | %.2f | %+.1f %% | %d | %d |\n", n_stages, policy_name(mode), n,
+    printf("| %d | %s | %d | %.2f | %.2f | %+.1f %% | %d | %d |\n", n_stages, pd_mode_name(mode), n,
            between_ms(&sim), between_ms(&wall), 100 * (between_ms(&wall) / between_ms(&sim) - 1),
            sim.result.stats.submissions, wall.result.stats.submissions);
     fflush(stdout);
@@ -110,13 +110,13 @@ static void clocks_agree(void **state)
 {
     (void)state;
     static const int stages[] = {4, 14};
-    static const enum policy_mode modes[] = {MODE_PP, MODE_LAYER, MODE_BEST};
+    static const enum pd_mode modes[] = {PD_MODE_PP, PD_MODE_LAYER, PD_MODE_BEST};
     const bool bench = getenv("PD_BENCH") != NULL;
     printf("| stages | mode | tokens | sim, ms a token | emulated | difference | steps, sim | emulated |\n"
            "|---|---|---|---|---|---|---|---|\n");
     for (size_t s = 0; s < PD_COUNT(stages); s++)
         for (size_t m = 0; m < PD_COUNT(modes); m++) {
-            int few = modes[m] == MODE_PP ? 6 : 20, many = modes[m] == MODE_PP ? 40 : 120;
+            int few = modes[m] == PD_MODE_PP ? 6 : 20, many = modes[m] == PD_MODE_PP ? 40 : 120;
             compare(stages[s], modes[m], bench ? many : few);
         }
 }

@@ -127,7 +127,7 @@ static enum pd_status stage_run(void *self, const struct row *rows, int n, bool 
 }
 
 static enum pd_status head_token(void *self, const float *hidden, int32_t pos, const int32_t *history,
-                                 const struct sample_params *sample, int32_t *token, struct pd_error *err)
+                                 const struct pd_sampling *sample, int32_t *token, struct pd_error *err)
 {
     struct pretend *p = self;
     assert_true(hidden[0] == (float)history[pos] && hidden[1] == (float)pos);
@@ -156,7 +156,7 @@ static bool history_is_right(const struct level *l, const struct row *row, const
 }
 
 static enum pd_status draft_run(void *self, const struct row *rows, int n, int n_behind, bool prefill, int k,
-                                const struct sample_params *sample,
+                                const struct pd_sampling *sample,
                                 int (*history)(void *user, int row, int32_t *out, int max),
                                 void *history_user, int32_t *count, int32_t *tokens, float *logp,
                                 stop_fn stop, void *stop_user, struct pd_error *err)
@@ -210,12 +210,12 @@ struct text {
     int n, stop_after;
 };
 
-static enum finish collect(void *user, const struct token_event *t)
+static enum pd_reason collect(void *user, const struct token_event *t)
 {
     struct text *x = user;
     assert_true(x->n < CTX);
     x->tokens[x->n++] = t->token;
-    return x->stop_after && x->n >= x->stop_after ? FINISH_STOP : FINISH_NONE;
+    return x->stop_after && x->n >= x->stop_after ? PD_REASON_STOP : PD_REASON_NONE;
 }
 
 static struct profile some_profile(uint64_t seed, int n_stages)
@@ -249,14 +249,14 @@ static struct driver_options some_options(uint64_t seed, int n_stages, const str
                                          .have_draft = true,
                                          .grace = pick(seed, 23, 2) ? 0.2 : 0};
     struct policy_options *y = &o.drafter.policy;
-    y->mode = (enum policy_mode)pick(seed, 24, MODE_COUNT + 2);
-    y->mode = y->mode >= MODE_COUNT ? MODE_BEST : y->mode;
+    y->mode = (enum pd_mode)(PD_MODE_PP + pick(seed, 24, POLICY_MODES + 2));
+    y->mode = y->mode > PD_MODE_BEST ? PD_MODE_BEST : y->mode;
     y->width = widths[pick(seed, 25, 5)];
     y->width_max = pick(seed, 26, 2) ? 64 : 0;
     y->children = (int)pick(seed, 27, 17);
     y->depth = (int)pick(seed, 28, 3) * 5;
     y->expand = (int)pick(seed, 29, 3) * 16;
-    if (n_stages == 28 && y->mode >= MODE_LAYER) {
+    if (n_stages == 28 && y->mode >= PD_MODE_LAYER) {
         y->width = 64;
         o.drafter.live_rows_max = 2000;
         o.drafter.tree_nodes = 4000;

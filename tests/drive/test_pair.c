@@ -35,7 +35,7 @@ static void generate(int stages, struct text *x, struct result *res)
     MUST(profile_fit(&p, stages, &err));
     struct driver_options o = {.profile = &p, .n_embd = c.stage[0].n_embd};
     o.drafter = (struct drafter_options){.n_stages = stages,
-                                         .policy = {.mode = pair ? MODE_BEST : MODE_PP},
+                                         .policy = {.mode = pair ? PD_MODE_BEST : PD_MODE_PP},
                                          .tree_nodes = 2048,
                                          .live_rows_max = PAIR_LIVE_ROWS,
                                          .ctx = CTX,

@@ -35,8 +35,8 @@ static const struct {
     {"warm", false, 0.7f, 1, 0, 1, 0},    {"warm-top", true, 0.7f, 0.9f, 0, 1, 40},
     {"hot", false, 1.3f, 1, 0.02f, 1, 0}, {"hot-all", false, 1.3f, 1, 0, 1, 0},
 };
-static const int factor_size[FACTORS] = {MODE_COUNT, PD_COUNT(widths),    PD_COUNT(stage_counts),
-                                         DRAFTS,     PD_COUNT(samplings), DRIVERS};
+static const int factor_size[FACTORS] = {POLICY_MODES, PD_COUNT(widths),    PD_COUNT(stage_counts),
+                                         DRAFTS,       PD_COUNT(samplings), DRIVERS};
 
 /* Long enough for a full prompt chunk and a part of one; repeats itself, so that the n-gram table knows something. */
 static const char story[] = "The cat sat on the mat. The dog sat on the log. The cat looked at the dog and "
@@ -48,13 +48,20 @@ static const char story[] = "The cat sat on the mat. The dog sat on the log. The
 struct combo {
     int of[FACTORS]; /* an index for each factor */
 };
+#define INDEX(mode) ((int)(mode)-PD_MODE_PP) /* of D_MODE: modes from pp to best */
+
+static enum pd_mode mode_of(const struct combo *x)
+{
+    return (enum pd_mode)(PD_MODE_PP + x->of[D_MODE]);
+}
+
 static struct gguf *model;
 static int32_t prompt[CTX];
 static int n_prompt;
 
-static struct sample_params sampling_of(int index)
+static struct pd_sampling sampling_of(int index)
 {
-    struct sample_params p = sample_defaults();
+    struct pd_sampling p = sample_defaults();
     p.temperature = samplings[index].temperature;
     p.top_p = samplings[index].top_p;
     p.top_k = samplings[index].top_k;
@@ -85,7 +92,7 @@ static void compute_open(struct compute *c, int stages, bool draft)
     MUST(compute_models(c, &o, &err));
 }
 
-static struct driver *driver_open(const struct compute *c, enum policy_mode mode, int width, int kind)
+static struct driver *driver_open(const struct compute *c, enum pd_mode mode, int width, int kind)
 {
     struct driver *d;
     struct profile profile;
@@ -101,11 +108,11 @@ static struct driver *driver_open(const struct compute *c, enum policy_mode mode
                                          .live_rows_max = MODEL_LIVE_ROWS,
                                          .ctx = CTX,
                                          .draft_rows = BATCH_ROWS,
-                                         .have_draft = c->draft.self && mode != MODE_PP,
+                                         .have_draft = c->draft.self && mode != PD_MODE_PP,
                                          .grace = 0.1};
-    if (mode == MODE_CHAIN)
+    if (mode == PD_MODE_CHAIN)
         o.drafter.policy.depth = width - 1;
-    if (mode == MODE_ROUNDS)
+    if (mode == PD_MODE_ROUNDS)
         o.drafter.policy.depth = 4;
     if (kind == DRIVER_THREADS) {
         MUST(threads_new(&d, &o, c, &err));
@@ -132,7 +139,7 @@ static const struct text *reference(int sampling)
     struct compute c;
     struct result res;
     compute_open(&c, 1, false);
-    struct driver *d = driver_open(&c, MODE_PP, 1, DRIVER_SIM);
+    struct driver *d = driver_open(&c, PD_MODE_PP, 1, DRIVER_SIM);
     struct request r = request_for(sampling, REFERENCE);
     text_generate(d, &r, x, &res);
     assert_int_equal(x->n, REFERENCE);
@@ -150,14 +157,14 @@ static int predicted_on_threads; /* rows of nodes beside the chosen ones */
 
 static void print_combo(const struct combo *x, FILE *out)
 {
-    fprintf(out, "drive_same_text %s %d %d %s %s %s", policy_name((enum policy_mode)x->of[D_MODE]),
-            widths[x->of[D_WIDTH]], stage_counts[x->of[D_STAGES]], draft_names[x->of[D_DRAFT]],
-            samplings[x->of[D_SAMPLING]].name, driver_names[x->of[D_DRIVER]]);
+    fprintf(out, "drive_same_text %s %d %d %s %s %s", pd_mode_name(mode_of(x)), widths[x->of[D_WIDTH]],
+            stage_counts[x->of[D_STAGES]], draft_names[x->of[D_DRAFT]], samplings[x->of[D_SAMPLING]].name,
+            driver_names[x->of[D_DRIVER]]);
 }
 
 static bool grows(const struct combo *x) /* keeps the pipeline full of rows, whatever becomes of them */
 {
-    return x->of[D_MODE] == MODE_LAYER || x->of[D_MODE] == MODE_BEST;
+    return mode_of(x) == PD_MODE_LAYER || mode_of(x) == PD_MODE_BEST;
 }
 
 /* Rows through the whole model, roughly: what a run costs. */
@@ -176,8 +183,8 @@ static int tokens_for(const struct combo *x)
 static void check_stats(const struct combo *x, const struct result *res, int n)
 {
     const struct stats *s = &res->stats;
-    bool speculates = x->of[D_MODE] != MODE_PP && widths[x->of[D_WIDTH]] > 1;
-    assert_int_equal(res->finish, FINISH_LENGTH);
+    bool speculates = mode_of(x) != PD_MODE_PP && widths[x->of[D_WIDTH]] > 1;
+    assert_int_equal(res->finish, PD_REASON_LENGTH);
     assert_int_equal(s->tokens, n);
     assert_true(s->rows >= n);
     assert_int_equal(s->heads, n); /* one head row a token, whatever the tree */
@@ -187,7 +194,7 @@ static void check_stats(const struct combo *x, const struct result *res, int n)
         assert_true(s->rows > n || s->hits + s->late_hits > 0); /* else this proves nothing */
     if (x->of[D_DRIVER] == DRIVER_THREADS)
         predicted_on_threads += s->rows - n;
-    if (x->of[D_MODE] != MODE_PP) {
+    if (mode_of(x) != PD_MODE_PP) {
         quality[x->of[D_DRAFT]].tokens += n;
         quality[x->of[D_DRAFT]].hits += s->hits + s->late_hits;
     }
@@ -208,8 +215,7 @@ static void run_combo(const struct compute *base, const struct combo *x)
         c.draft = toy_ops(&toy);
     }
     struct request r = request_for(x->of[D_SAMPLING], n);
-    struct driver *d =
-        driver_open(&c, (enum policy_mode)x->of[D_MODE], widths[x->of[D_WIDTH]], x->of[D_DRIVER]);
+    struct driver *d = driver_open(&c, mode_of(x), widths[x->of[D_WIDTH]], x->of[D_DRIVER]);
     double begin = seconds(CLOCK_PROCESS_CPUTIME_ID);
     text_generate(d, &r, &got, &res);
     check_clean(&c);
@@ -230,10 +236,11 @@ static void run_combo(const struct compute *base, const struct combo *x)
 /* pp knows no width and no draft; a chain has a root and something behind it; only best has an automatic width. */
 static bool sensible(const struct combo *x)
 {
-    int mode = x->of[D_MODE], width = widths[x->of[D_WIDTH]];
-    if (mode == MODE_PP)
+    const enum pd_mode mode = mode_of(x);
+    const int width = widths[x->of[D_WIDTH]];
+    if (mode == PD_MODE_PP)
         return width == 1 && x->of[D_DRAFT] == DRAFT_MODEL;
-    return width > (mode == MODE_CHAIN) || (!width && mode == MODE_BEST);
+    return width > (mode == PD_MODE_CHAIN) || (!width && mode == PD_MODE_BEST);
 }
 
 static bool next_combo(struct combo *x) /* stages turn slowest, so that they are loaded once */
@@ -323,12 +330,12 @@ static void the_same_text_whatever_happens(void **state)
     (void)state;
     /* The heart of it, dear as it is: pipelines full of rows. Indices as in the tables above. */
     static const struct combo heart[] = {
-        {{MODE_BEST, 5, 3, DRAFT_MODEL, 0, DRIVER_SHAKEN}},
-        {{MODE_BEST, 7, 4, DRAFT_NGRAM, 4, DRIVER_SIM}},
-        {{MODE_BEST, 4, 4, DRAFT_RANDOM, 2, DRIVER_SIM}},
-        {{MODE_LAYER, 6, 3, DRAFT_MODEL, 3, DRIVER_SIM}},
-        {{MODE_BEST, 3, 3, DRAFT_NGRAM, 1, DRIVER_THREADS}},
-        {{MODE_LAYER, 7, 1, DRAFT_RANDOM, 5, DRIVER_THREADS}},
+        {{INDEX(PD_MODE_BEST), 5, 3, DRAFT_MODEL, 0, DRIVER_SHAKEN}},
+        {{INDEX(PD_MODE_BEST), 7, 4, DRAFT_NGRAM, 4, DRIVER_SIM}},
+        {{INDEX(PD_MODE_BEST), 4, 4, DRAFT_RANDOM, 2, DRIVER_SIM}},
+        {{INDEX(PD_MODE_LAYER), 6, 3, DRAFT_MODEL, 3, DRIVER_SIM}},
+        {{INDEX(PD_MODE_BEST), 3, 3, DRAFT_NGRAM, 1, DRIVER_THREADS}},
+        {{INDEX(PD_MODE_LAYER), 7, 1, DRAFT_RANDOM, 5, DRIVER_THREADS}},
     };
     struct combo picked[RUNS];
     int n = 0;
@@ -399,8 +406,8 @@ static struct request ended_request(int end, const struct turns *t, int keep, st
 static void check_end(int end, const struct compute *c, const struct request *r, const struct text *got,
                       const struct text *want, const struct result *res)
 {
-    static const enum finish finishes[ENDS] = {FINISH_STOP, FINISH_CANCELLED, FINISH_END, FINISH_CONTEXT,
-                                               FINISH_LENGTH};
+    static const enum pd_reason finishes[ENDS] = {PD_REASON_STOP, PD_REASON_CANCELLED, PD_REASON_END,
+                                                  PD_REASON_CONTEXT, PD_REASON_LENGTH};
     check_clean(c);
     assert_int_equal(res->finish, finishes[end]);
     assert_in_range(got->n, 1, want->n);
@@ -449,17 +456,17 @@ static void nothing_is_left_however_a_request_ends(void **state)
 {
     (void)state;
     static const struct {
-        enum policy_mode mode;
+        enum pd_mode mode;
         int width, draft, driver, stages;
-    } runs[] = {{MODE_BEST, 8, DRAFT_MODEL, DRIVER_SHAKEN, 7},
-                {MODE_BEST, 0, DRAFT_NGRAM, DRIVER_THREADS, 7},
-                {MODE_LAYER, 5, DRAFT_RANDOM, DRIVER_THREADS, 7},
-                {MODE_LAYER, 8, DRAFT_MODEL, DRIVER_SIM, 7}};
+    } runs[] = {{PD_MODE_BEST, 8, DRAFT_MODEL, DRIVER_SHAKEN, 7},
+                {PD_MODE_BEST, 0, DRAFT_NGRAM, DRIVER_THREADS, 7},
+                {PD_MODE_LAYER, 5, DRAFT_RANDOM, DRIVER_THREADS, 7},
+                {PD_MODE_LAYER, 8, DRAFT_MODEL, DRIVER_SIM, 7}};
     static struct text want[ENDS];
     static struct toy_draft toy;
     struct compute one, c;
     compute_open(&one, 1, false);
-    struct driver *d = driver_open(&one, MODE_PP, 1, DRIVER_SIM);
+    struct driver *d = driver_open(&one, PD_MODE_PP, 1, DRIVER_SIM);
     conversation(&one, d, want, true);
     d->free(d);
     compute_free(&one);
@@ -471,7 +478,7 @@ static void nothing_is_left_however_a_request_ends(void **state)
         if (runs[i].draft != DRAFT_MODEL)
             with.draft = toy_ops(&toy);
         d = driver_open(&with, runs[i].mode, runs[i].width, runs[i].driver);
-        fprintf(stderr, "ends: %s, width %d, draft %s, %s\n", policy_name(runs[i].mode), runs[i].width,
+        fprintf(stderr, "ends: %s, width %d, draft %s, %s\n", pd_mode_name(runs[i].mode), runs[i].width,
                 draft_names[runs[i].draft], driver_names[runs[i].driver]);
         conversation(&with, d, want, false);
         d->free(d);
@@ -507,13 +514,13 @@ static void that_combination(void **state)
 static bool parse(char **argv)
 {
     const char *names[PD_COUNT(samplings)];
-    enum policy_mode mode;
+    enum pd_mode mode;
     for (size_t i = 0; i < PD_COUNT(samplings); i++)
         names[i] = samplings[i].name;
-    if (!policy_parse(argv[1], &mode))
+    if (!pd_mode_parse(argv[1], &mode))
         return false;
     asked = (struct combo){
-        {(int)mode, number_of(argv[2], widths, PD_COUNT(widths)),
+        {INDEX(mode), number_of(argv[2], widths, PD_COUNT(widths)),
          number_of(argv[3], stage_counts, PD_COUNT(stage_counts)), value_of(argv[4], draft_names, DRAFTS),
          value_of(argv[5], names, PD_COUNT(samplings)), value_of(argv[6], driver_names, DRIVERS)}};
     for (int i = 0; i < FACTORS; i++)

@@ -24,7 +24,7 @@ struct text {
     int64_t last_ns;
 };
 
-static enum finish collect(void *user, const struct token_event *t)
+static enum pd_reason collect(void *user, const struct token_event *t)
 {
     struct text *x = user;
     assert_true(x->n < TEXT_MAX);
@@ -33,7 +33,7 @@ static enum finish collect(void *user, const struct token_event *t)
     if (x->aloud)
         printf("  %8.3f ms  token %d at %d  %s\n", (double)t->now_ns / 1e6, t->token, t->pos,
                (const char *[]){"hit", "late", "miss"}[t->verdict]);
-    return x->stop_after && x->n >= x->stop_after ? FINISH_STOP : FINISH_NONE;
+    return x->stop_after && x->n >= x->stop_after ? PD_REASON_STOP : PD_REASON_NONE;
 }
 
 static unsigned pick(uint64_t seed, unsigned what, unsigned n)
@@ -71,13 +71,13 @@ static struct driver_options random_options(uint64_t seed, int n_stages, const s
                                          .draft_rows = 1 + (int)pick(seed, 12, 40) + 8,
                                          .have_draft = pick(seed, 13, 10) > 0,
                                          .grace = pick(seed, 14, 2) ? 0.1 : 0};
-    o.drafter.policy.mode = (enum policy_mode)pick(seed, 15, MODE_COUNT);
+    o.drafter.policy.mode = (enum pd_mode)(PD_MODE_PP + pick(seed, 15, POLICY_MODES));
     o.drafter.policy.width = (int)pick(seed, 16, 3) * 16 + (int)pick(seed, 17, 8);
     o.drafter.policy.children = 1 + (int)pick(seed, 18, 12);
     o.drafter.policy.depth = (int)pick(seed, 19, 10);
     o.drafter.policy.expand = 1 + (int)pick(seed, 20, 32);
     if (!o.drafter.have_draft)
-        o.drafter.policy.mode = MODE_PP;
+        o.drafter.policy.mode = PD_MODE_PP;
     o.jitter = pick(seed, 21, 3) * 0.7;
     o.reorder = pick(seed, 22, 2);
     return o;
@@ -152,7 +152,7 @@ static void one_seed(uint64_t seed, bool aloud)
     assert_int_equal(sim_new(&d, &o, &c, &err), PD_OK);
     if (aloud)
         printf("seed %llu: %d stages, mode %s, width %d, cancel at %lld ns\n", (unsigned long long)seed,
-               n_stages, policy_name(o.drafter.policy.mode), o.drafter.policy.width,
+               n_stages, pd_mode_name(o.drafter.policy.mode), o.drafter.policy.width,
                (long long)o.cancel_at_ns);
     int32_t tokens[CTX] = {0};
     int kept = 0;
@@ -177,7 +177,7 @@ static void one_seed(uint64_t seed, bool aloud)
         generate(d, &r, &got, &res);
         assert_true(got.n <= want.n);
         assert_memory_equal(got.tokens, want.tokens, (size_t)got.n * sizeof *got.tokens);
-        if (res.finish != FINISH_CANCELLED && res.finish != FINISH_STOP)
+        if (res.finish != PD_REASON_CANCELLED && res.finish != PD_REASON_STOP)
             assert_int_equal(got.n, want.n);
         assert_int_equal(res.stats.hits + res.stats.late_hits + res.stats.misses, got.n);
         assert_true(cancel || got.stop_after || (int)res.stats.heads == got.n);
@@ -243,7 +243,7 @@ static void killed(void **state)
     struct driver *d;
     struct pd_error err = {0};
     o.drafter.have_draft = true;
-    o.drafter.policy.mode = MODE_BEST;
+    o.drafter.policy.mode = PD_MODE_BEST;
     o.kill_stage = 2;
     o.kill_at_ns = 400 * 1000000LL;
     assert_int_equal(oracle_new(&c, &oo, 4, &err), PD_OK);

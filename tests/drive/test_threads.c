@@ -59,7 +59,7 @@ static void conversation(struct driver *d, const struct compute *c, uint64_t see
         struct sink sink = {.user = &got, .on_token = run_collect};
         struct result res;
         generate(d, &r, &sink, &res);
-        check_text(c, &r, &got, res.finish != FINISH_STOP);
+        check_text(c, &r, &got, res.finish != PD_REASON_STOP);
         assert_int_equal(res.stats.hits + res.stats.late_hits + res.stats.misses, res.stats.tokens);
         assert_true(res.machine_ns > 0 && res.load[0].batches > 0 && res.step_ns > 0);
         kept = d->kept(d);
@@ -75,9 +75,9 @@ static void every_mode(void **state)
     (void)state;
     const int stages[] = {1, 2, 7, 14};
     for (size_t s = 0; s < PD_COUNT(stages); s++)
-        for (int mode = 0; mode < MODE_COUNT; mode++) {
+        for (int mode = PD_MODE_PP; mode <= PD_MODE_BEST; mode++) {
             struct oracle_options oo = run_oracle(s * 100 + (uint64_t)mode);
-            struct driver_options o = run_options(stages[s], (enum policy_mode)mode);
+            struct driver_options o = run_options(stages[s], (enum pd_mode)mode);
             struct compute c;
             struct driver *d;
             assert_int_equal(checked_new(&c, &oo, stages[s], NULL), PD_OK);
@@ -92,9 +92,9 @@ static void every_mode(void **state)
 static void busy_stages(void **state)
 {
     (void)state;
-    for (int mode = 0; mode < MODE_COUNT; mode++) {
+    for (int mode = PD_MODE_PP; mode <= PD_MODE_BEST; mode++) {
         struct oracle_options oo = run_oracle(77 + (uint64_t)mode);
-        struct driver_options o = run_options(5, (enum policy_mode)mode);
+        struct driver_options o = run_options(5, (enum pd_mode)mode);
         struct compute c;
         struct driver *d;
         assert_int_equal(checked_new(&c, &oo, 5, NULL), PD_OK);
@@ -122,7 +122,7 @@ static void cancels(void **state)
 {
     (void)state;
     struct oracle_options oo = run_oracle(5);
-    struct driver_options o = run_options(7, MODE_BEST);
+    struct driver_options o = run_options(7, PD_MODE_BEST);
     struct compute c;
     struct driver *d;
     oo.end_token = -1;
@@ -141,8 +141,8 @@ static void cancels(void **state)
         pthread_create(&thread, NULL, cancel_later, &who);
         generate(d, &r, &sink, &res);
         pthread_join(thread, NULL);
-        check_text(&c, &r, &got, res.finish == FINISH_LENGTH);
-        assert_true(res.finish == FINISH_LENGTH || res.finish == FINISH_CANCELLED);
+        check_text(&c, &r, &got, res.finish == PD_REASON_LENGTH);
+        assert_true(res.finish == PD_REASON_LENGTH || res.finish == PD_REASON_CANCELLED);
     }
     d->free(d);
     compute_free(&c);
@@ -161,7 +161,7 @@ static void a_stage_fails(void **state)
 {
     (void)state;
     struct oracle_options oo = run_oracle(6);
-    struct driver_options o = run_options(4, MODE_LAYER);
+    struct driver_options o = run_options(4, PD_MODE_LAYER);
     struct compute c;
     struct driver *d;
     struct pd_error err = {0};
@@ -177,7 +177,7 @@ static void a_stage_fails(void **state)
     assert_non_null(strstr(err.text, "stage 2: the tree area is full"));
     assert_true(got.n > 0 && got.n <= 25);
     assert_int_equal(res.stats.tokens, got.n);
-    assert_int_equal(res.finish, FINISH_FAULT);
+    assert_int_equal(res.finish, PD_REASON_FAULT);
     check_text(&c, &r, &got, false);
     assert_int_equal(d->generate(d, &r, &sink, &res, &err), PD_ERR_MEMORY);
     d->free(d);
@@ -200,7 +200,7 @@ static struct profile small_profile(int n_stages)
 }
 
 /* Time between tokens on a driver, in ns. */
-static double time_between(bool virtual_clock, int n_stages, enum policy_mode mode, struct result *res)
+static double time_between(bool virtual_clock, int n_stages, enum pd_mode mode, struct result *res)
 {
     struct oracle_options oo = run_oracle(8);
     struct driver_options o = run_options(n_stages, mode);
@@ -213,7 +213,7 @@ static double time_between(bool virtual_clock, int n_stages, enum policy_mode mo
     assert_int_equal((virtual_clock ? sim_new : threads_new)(&d, &o, &c, NULL), PD_OK);
     for (int k = 0; k < 30; k++)
         prompt[k] = k;
-    struct request r = request_of(30, 0, mode == MODE_PP ? 20 : 120);
+    struct request r = request_of(30, 0, mode == PD_MODE_PP ? 20 : 120);
     r.n_end_tokens = 0;
     struct run_text got = {0};
     struct sink sink = {.user = &got, .on_token = run_collect};
@@ -230,7 +230,7 @@ static void emulation_shown(void **state)
 {
     (void)state;
     const int stages[] = {4, 14};
-    const enum policy_mode modes[] = {MODE_PP, MODE_LAYER, MODE_BEST};
+    const enum pd_mode modes[] = {PD_MODE_PP, PD_MODE_LAYER, PD_MODE_BEST};
     for (size_t s = 0; s < 2; s++)
         for (size_t m = 0; m < 3; m++) {
             struct result a, b;
@@ -239,7 +239,7 @@ static void emulation_shown(void **state)
             printf("%2d stages, %-5s: %.3f ms between tokens simulated, %.3f emulated (%+.1f %%), machines "
                    "%.1f us "
                    "a submission\n",
-                   stages[s], policy_name(modes[m]), sim / 1e6, wall / 1e6, 100 * (wall / sim - 1),
+                   stages[s], pd_mode_name(modes[m]), sim / 1e6, wall / 1e6, 100 * (wall / sim - 1),
                    b.machine_steps ? (double)b.machine_ns / 1e3 / (double)b.machine_steps : 0.0);
         }
 }

@@ -137,7 +137,7 @@ static inline int toy_rank(struct toy_named *x, int k, int32_t *tokens, float *l
 }
 
 static inline enum pd_status toy_run(void *self, const struct row *rows, int n, int n_behind, bool prefill,
-                                     int k, const struct sample_params *sample,
+                                     int k, const struct pd_sampling *sample,
                                      int (*history)(void *user, int row, int32_t *out, int max),
                                      void *history_user, int32_t *count, int32_t *tokens, float *logp,
                                      stop_fn stop, void *stop_user, struct pd_error *err)

@@ -216,7 +216,7 @@ static void advance(struct run *r)
 
 struct tree_case {
     int prefix, steps, max_rows, tree_rows, stages, threads;
-    enum kv_type kv;
+    enum pd_kv_type kv;
 };
 
 static void run_tree(const struct gguf *g, uint64_t seed, const struct tree_case *t)
@@ -271,9 +271,9 @@ static void test_trees_small(void **state)
     MUST(gguf_open(&g, path, &err));
     uint64_t seed = seed_base();
     static const struct tree_case cases[] = {
-        {5, 10, 8, 12, 7, 2, KV_F16},
-        {3, 6, 6, 8, 1, 1, KV_F32},
-        {4, 6, 8, 9, 30, 1, KV_Q8_0},
+        {5, 10, 8, 12, 7, 2, PD_KV_F16},
+        {3, 6, 6, 8, 1, 1, PD_KV_F32},
+        {4, 6, 8, 9, 30, 1, PD_KV_Q8_0},
     };
     for (size_t i = 0; i < PD_COUNT(cases); i++)
         run_tree(g, seed, &cases[i]);
@@ -318,7 +318,7 @@ static void test_trees_tiny(void **state)
             .steps = 16, .max_rows = 36, .tree_rows = i % 2 ? 40 : 400, .threads = 1 + (int)i % 2};
         t.stages = 1 + (int)(i / 2) % 2;
         t.prefix = i % 4 == 3 ? 600 : 1 + (int)i * 3; /* long ones reach the kernels that split the context */
-        t.kv = (enum kv_type[]){KV_F16, KV_F32, KV_Q8_0}[(i + i / 3) % 3];
+        t.kv = (enum pd_kv_type[]){PD_KV_F16, PD_KV_F32, PD_KV_Q8_0}[(i + i / 3) % 3];
         print_message("%s %s\n", archs[i % 3], ggml_type_name(weight_types[i]));
         run_tree(g, seed + i, &t);
         gguf_close(g);
@@ -357,7 +357,7 @@ static void test_target(void **state)
 
 /* Full prefill chunks take quicker kernels; their bits may depend on nothing but the prompt. Two full chunks and a
  * short one, for each of {stages, threads}; returns whether the exact kernels gave other bits. */
-static bool compare_prefill(const struct gguf *g, const int (*cases)[2], int n_cases, enum kv_type kv,
+static bool compare_prefill(const struct gguf *g, const int (*cases)[2], int n_cases, enum pd_kv_type kv,
                             const char *what)
 {
     enum { N = 64 + 64 + 3 };
@@ -398,7 +398,7 @@ static void test_prefill(void **state)
         struct test_model_options o = {.type = weight_types[i], .n_layer = 2, .n_embd = 256, .n_ff = 256};
         o.head_dim = 64;
         struct gguf *g = tiny("llama", &o);
-        enum kv_type kv = (enum kv_type[]){KV_F16, KV_F32, KV_Q8_0}[i % 3];
+        enum pd_kv_type kv = (enum pd_kv_type[]){PD_KV_F16, PD_KV_F32, PD_KV_Q8_0}[i % 3];
         differing +=
             compare_prefill(g, tiny_cases, PD_COUNT(tiny_cases), kv, ggml_type_name(weight_types[i]));
         gguf_close(g);
@@ -410,7 +410,7 @@ static void test_prefill(void **state)
         skip();
     struct gguf *g;
     MUST(gguf_open(&g, path, &err));
-    compare_prefill(g, small_cases, PD_COUNT(small_cases), KV_F16, MODEL_SMALL);
+    compare_prefill(g, small_cases, PD_COUNT(small_cases), PD_KV_F16, MODEL_SMALL);
     gguf_close(g);
 }
 
@@ -523,7 +523,7 @@ static void test_refusals(void **state)
     assert_int_equal(model_load(&m, g, &o, &err), PD_ERR_STAGES);
     o = (struct model_options){.layer_count = 1, .ctx = 0};
     assert_int_equal(model_load(&m, g, &o, &err), PD_ERR_USAGE);
-    o = (struct model_options){.layer_count = 1, .ctx = 8, .kv_type = KV_Q8_0}; /* heads of 16 */
+    o = (struct model_options){.layer_count = 1, .ctx = 8, .kv_type = PD_KV_Q8_0}; /* heads of 16 */
     assert_int_equal(model_load(&m, g, &o, &err), PD_ERR_UNSUPPORTED);
     gguf_close(g);
 }

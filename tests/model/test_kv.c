@@ -44,8 +44,8 @@ static void world_init(struct world *w, uint64_t seed)
     w->n_nodes = 1;
     w->m.p.head_dim = WIDTH;
     w->m.p.n_head_kv = 1;
-    w->m.o =
-        (struct model_options){.layer_count = LAYERS, .ctx = CTX, .tree_rows = TREE_ROWS, .kv_type = KV_F32};
+    w->m.o = (struct model_options){
+        .layer_count = LAYERS, .ctx = CTX, .tree_rows = TREE_ROWS, .kv_type = PD_KV_F32};
     assert_int_equal(kv_new(&w->kv, &w->m, &err), PD_OK);
 }
 
@@ -336,7 +336,7 @@ static void test_too_big(void **state)
     struct pd_error err = {0};
     w.m.p.head_dim = 128;
     w.m.p.n_head_kv = 64;
-    w.m.o = (struct model_options){.layer_count = 100, .ctx = 1 << 26, .tree_rows = 16, .kv_type = KV_F32};
+    w.m.o = (struct model_options){.layer_count = 100, .ctx = 1 << 26, .tree_rows = 16, .kv_type = PD_KV_F32};
     assert_int_equal(kv_new(&w.kv, &w.m, &err), PD_ERR_MEMORY);
     assert_non_null(strstr(err.text, "MiB"));
 }

@@ -66,21 +66,21 @@ static int child(const struct world *w, int node, int32_t token)
 static void names(void **state)
 {
     (void)state;
-    for (int m = 0; m < MODE_COUNT; m++) {
-        enum policy_mode got;
-        assert_true(policy_parse(policy_name((enum policy_mode)m), &got));
+    for (int m = PD_MODE_PP; m <= PD_MODE_BEST; m++) {
+        enum pd_mode got;
+        assert_true(pd_mode_parse(pd_mode_name((enum pd_mode)m), &got));
         assert_int_equal(got, m);
     }
-    enum policy_mode untouched = MODE_BEST;
-    assert_false(policy_parse("fastest", &untouched));
-    assert_int_equal(untouched, MODE_BEST);
-    assert_string_equal(policy_name(MODE_COUNT), "?");
+    enum pd_mode untouched = PD_MODE_BEST;
+    assert_false(pd_mode_parse("fastest", &untouched));
+    assert_int_equal(untouched, PD_MODE_BEST);
+    assert_string_equal(pd_mode_name((enum pd_mode)(PD_MODE_BEST + 1)), "unknown");
 }
 
 static void pp(void **state)
 {
     (void)state;
-    struct world *w = world_new((struct policy_options){.mode = MODE_PP, .width = 32});
+    struct world *w = world_new((struct policy_options){.mode = PD_MODE_PP, .width = 32});
     assert_int_equal(expand(w), 0);
     assert_int_equal(submit(w), 1);
     assert_int_equal(w->out[0], w->t.root);
@@ -93,7 +93,7 @@ static const double two[] = {0.6, 0.3};
 static void chain(void **state)
 {
     (void)state;
-    struct world *w = world_new((struct policy_options){.mode = MODE_CHAIN, .depth = 3});
+    struct world *w = world_new((struct policy_options){.mode = PD_MODE_CHAIN, .depth = 3});
     for (int i = 0; i < 3; i++) {
         assert_int_equal(submit(w), 0);
         assert_int_equal(expand(w), 1);
@@ -125,7 +125,7 @@ static void chain(void **state)
 static void stpp(void **state)
 {
     (void)state;
-    struct policy_options o = {.mode = MODE_STPP, .depth = 3, .children = 4};
+    struct policy_options o = {.mode = PD_MODE_STPP, .depth = 3, .children = 4};
     o.shape[0][0] =
         2; /* the root: two children; the first has two, the second one; then the first grandchild one */
     o.shape[1][0] = 2;
@@ -156,7 +156,7 @@ static void stpp(void **state)
 static void default_shape(void **state)
 {
     (void)state;
-    struct policy_options o = {.mode = MODE_STPP};
+    struct policy_options o = {.mode = PD_MODE_STPP};
     policy_defaults(&o);
     double rows[POLICY_RANKS] = {1}, sum = 1; /* nodes of each rank at a level */
     int rank_max = 0;
@@ -179,7 +179,7 @@ static void rounds(void **state)
 {
     (void)state;
     struct world *w =
-        world_new((struct policy_options){.mode = MODE_ROUNDS, .width = 5, .depth = 2, .expand = 1});
+        world_new((struct policy_options){.mode = PD_MODE_ROUNDS, .width = 5, .depth = 2, .expand = 1});
     for (int i = 0; i < 2; i++) { /* root, then the best child: 0.6 */
         assert_int_equal(submit(w), 0);
         assert_int_equal(expand(w), 1);
@@ -198,7 +198,7 @@ static void rounds(void **state)
 static void rounds_wait_for_a_pass_in_hand(void **state)
 {
     (void)state;
-    struct world *w = world_new((struct policy_options){.mode = MODE_ROUNDS, .width = 5, .depth = 1});
+    struct world *w = world_new((struct policy_options){.mode = PD_MODE_ROUNDS, .width = 5, .depth = 1});
     assert_int_equal(expand(w), 1);
     tree_set(&w->t, w->t.root, TREE_DRAFTING);
     assert_int_equal(submit(w), 0);
@@ -208,7 +208,7 @@ static void rounds_wait_for_a_pass_in_hand(void **state)
 static void layer(void **state)
 {
     (void)state;
-    struct world *w = world_new((struct policy_options){.mode = MODE_LAYER, .width = 3});
+    struct world *w = world_new((struct policy_options){.mode = PD_MODE_LAYER, .width = 3});
     assert_int_equal(submit(w), 1); /* the root at once */
     assert_int_equal(w->out[0], w->t.root);
     assert_int_equal(submit(w), 0); /* its children are not known */
@@ -231,7 +231,7 @@ static void layer(void **state)
 static void best(void **state)
 {
     (void)state;
-    struct world *w = world_new((struct policy_options){.mode = MODE_BEST, .width = 3, .expand = 1});
+    struct world *w = world_new((struct policy_options){.mode = PD_MODE_BEST, .width = 3, .expand = 1});
     assert_int_equal(expand(w), 1);
     draft(w, two, 2);
     expand(w);
@@ -251,7 +251,7 @@ static void best(void **state)
 static void best_limits(void **state)
 {
     (void)state;
-    struct world *w = world_new((struct policy_options){.mode = MODE_BEST, .depth = 2, .min_path = 0.2});
+    struct world *w = world_new((struct policy_options){.mode = PD_MODE_BEST, .depth = 2, .min_path = 0.2});
     assert_int_equal(expand(w), 1);
     draft(w, two, 2);
     assert_int_equal(expand(w), 2);
@@ -280,14 +280,14 @@ static void worth(void **state)
         {{10, 10, 10, 10, 10}, 0, 5},     /* unknown: as if flat */
     };
     for (size_t i = 0; i < PD_COUNT(cases); i++) {
-        struct world *w = world_new((struct policy_options){.mode = MODE_BEST});
+        struct world *w = world_new((struct policy_options){.mode = PD_MODE_BEST});
         expand(w);
         draft(w, chances, 4);
         struct policy_cost cost = {.rows_ns = cases[i].rows_ns, .n = cases[i].n};
         assert_int_equal(policy_submit(&w->p, &w->t, &cost, 128, w->out), cases[i].want);
         world_free(w);
     }
-    struct world *w = world_new((struct policy_options){.mode = MODE_BEST, .width_max = 2});
+    struct world *w = world_new((struct policy_options){.mode = PD_MODE_BEST, .width_max = 2});
     expand(w);
     draft(w, chances, 4);
     assert_int_equal(submit(w), 2);
@@ -311,7 +311,7 @@ static void check_submission(const struct world *w, int max)
             before = before || w->out[k] == parent;
         }
         assert_true(before);
-        if (w->p.o.mode == MODE_LAYER)
+        if (w->p.o.mode == PD_MODE_LAYER)
             assert_int_equal(t->nodes[node].pos, t->nodes[w->out[0]].pos);
     }
     if (w->n && !(t->nodes[t->root].flags & TREE_SUBMITTED))
@@ -326,14 +326,14 @@ static void invariants(void **state)
     print_message("PD_SEED=%llu\n", (unsigned long long)seed);
 #define DRAW(below) (int)(rng_u64(seed, draws++, 5, 5) % (uint64_t)(below))
     for (int round = 0; round < 300; round++) {
-        struct policy_options o = {.mode = (enum policy_mode)(round % MODE_COUNT)};
+        struct policy_options o = {.mode = (enum pd_mode)(PD_MODE_PP + round % POLICY_MODES)};
         o.width = DRAW(40) - 20;
         o.width = PD_MAX(o.width, 0);
         o.children = DRAW(10);
         o.depth = DRAW(7);
         o.expand = DRAW(20);
         struct world *w = world_new(o);
-        bool round_based = w->p.o.mode >= MODE_CHAIN && w->p.o.mode <= MODE_ROUNDS;
+        bool round_based = w->p.o.mode >= PD_MODE_CHAIN && w->p.o.mode <= PD_MODE_ROUNDS;
         for (int i = 0; i < 60; i++) {
             int max = 1 + DRAW(40), n_dead;
             w->n = policy_expand(&w->p, &w->t, max, w->out);
@@ -344,7 +344,7 @@ static void invariants(void **state)
                 assert_true(w->out[k] == w->t.root || w->t.nodes[x->parent].flags & TREE_EXPANDED);
             }
             if (round_based && w->n && w->t.submitted)
-                fail_msg("%s drafts while a round is out", policy_name(w->p.o.mode));
+                fail_msg("%s drafts while a round is out", pd_mode_name(w->p.o.mode));
             for (int k = 0; k < w->n; k++) {
                 tree_set(&w->t, w->out[k], TREE_EXPANDED);
                 for (int c = DRAW(5); c > 0; c--) {

@@ -31,7 +31,7 @@ static inline struct msg msg_begin_make(uint32_t request, int32_t keep, int32_t 
 }
 
 static inline struct msg msg_advance_make(uint32_t request, uint32_t seq, int32_t token, int32_t pos,
-                                          enum finish f)
+                                          enum pd_reason f)
 {
     struct msg m = {.type = MSG_ADVANCE, .request = request};
     m.advance.seq = seq;

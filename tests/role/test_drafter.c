@@ -21,7 +21,7 @@ struct world {
     int n_rows;
     int32_t chunk_pos[64], chunk_n[64];
     int n_chunks, tokens, finished;
-    enum finish finish;
+    enum pd_reason finish;
     enum tree_verdict verdict;
 };
 
@@ -157,7 +157,7 @@ static void stage0_is_free(struct world *w)
     report_of(w, 0, 1, false, true, w->sent);
 }
 
-static void advance(struct world *w, int32_t token, enum finish f)
+static void advance(struct world *w, int32_t token, enum pd_reason f)
 {
     w->n_rows = 0;
     tell(w, msg_advance_make(w->request, ++w->seq, token, ++w->root_pos, f));
@@ -185,12 +185,12 @@ static void begin(struct world *w, int n_tokens, int keep)
     assert_true(b->ctx == CTX && b->max_tokens == 100 && b->n_end_tokens == 1 && b->end_tokens[0] == 3);
 }
 
-static struct world *world_new(enum policy_mode mode, bool have_draft)
+static struct world *world_new(enum pd_mode mode, bool have_draft)
 {
     struct world *w = mem_new(1, sizeof *w);
     static const double flat[BATCH_ROWS] = {1e6, 1e6, 1e6, 1e6, 1e6, 1e6, 1e6, 1e6};
     struct drafter_options o = {.n_stages = STAGES,
-                                .policy = {.mode = mode, .width = mode == MODE_BEST ? 8 : 0},
+                                .policy = {.mode = mode, .width = mode == PD_MODE_BEST ? 8 : 0},
                                 .tree_nodes = 200,
                                 .live_rows_max = 100,
                                 .ctx = CTX,
@@ -226,7 +226,7 @@ static void world_free(struct world *w)
 static void prompt_chunks(void **state)
 {
     (void)state;
-    struct world *w = world_new(MODE_PP, false);
+    struct world *w = world_new(PD_MODE_PP, false);
     begin(w, 281, 0);                 /* 280 positions before the root: 64, 64, 64, 64, 24 */
     assert_int_equal(w->n_chunks, 2); /* two at once, then one for each that is taken */
     assert_int_equal(w->n_rows, 0);
@@ -241,8 +241,8 @@ static void prompt_chunks(void **state)
     assert_int_equal(w->n_rows, 1); /* the root right behind */
     assert_int_equal(w->rows[0].pos, 280);
     assert_int_equal(w->rows[0].parent.v, 0);
-    advance(w, 7, FINISH_NONE);
-    advance(w, 8, FINISH_END);
+    advance(w, 7, PD_REASON_NONE);
+    advance(w, 8, PD_REASON_END);
     assert_true(w->fx.n && w->finished == 0);
     world_free(w);
 }
@@ -251,7 +251,7 @@ static void prompt_chunks(void **state)
 static void chunks_do_not_pile_up(void **state)
 {
     (void)state;
-    struct world *w = world_new(MODE_PP, false);
+    struct world *w = world_new(PD_MODE_PP, false);
     begin(w, 64 * 8 + 1, 0);
     for (int i = 0; i < 10; i++)
         report_of(w, 0, 64, true, true, w->sent);
@@ -264,7 +264,7 @@ static void chunks_do_not_pile_up(void **state)
 static void one_batch_in_hand(void **state)
 {
     (void)state;
-    struct world *w = world_new(MODE_BEST, true);
+    struct world *w = world_new(PD_MODE_BEST, true);
     begin(w, 1, 0);
     assert_int_equal(w->n_rows, 1);
     ready(w);
@@ -285,7 +285,7 @@ static void one_batch_in_hand(void **state)
 static void commits_and_drops(void **state)
 {
     (void)state;
-    struct world *w = world_new(MODE_BEST, true);
+    struct world *w = world_new(PD_MODE_BEST, true);
     begin(w, 1, 0);
     ready(w);
     drafted(w, 2); /* the root: committed */
@@ -298,13 +298,13 @@ static void commits_and_drops(void **state)
     stage0_is_free(w);
     ready(w); /* the four grandchildren */
     assert_int_equal(w->n_pass, 4);
-    advance(w, 1, FINISH_NONE); /* while the pass runs: told afterwards (on_kv checks) */
+    advance(w, 1, PD_REASON_NONE); /* while the pass runs: told afterwards (on_kv checks) */
     assert_int_equal(w->verdict, TREE_HIT);
     assert_false(w->stop);
     drafted(w, 2);
     assert_int_equal(w->draft_n, 2);
     assert_int_equal(w->kv.n, 2); /* of six: one committed, the sibling and its two children dropped */
-    advance(w, 99, FINISH_NONE);
+    advance(w, 99, PD_REASON_NONE);
     assert_int_equal(w->verdict, TREE_MISS);
     assert_int_equal(w->kv.n, 0);
     assert_int_equal(w->draft_n, 2);
@@ -312,7 +312,7 @@ static void commits_and_drops(void **state)
     assert_int_equal(w->rows[0].token, 99);
     stage0_is_free(w);
     ready(w);
-    advance(w, 98, FINISH_NONE); /* the pass in hand is dead, though its row was chosen */
+    advance(w, 98, PD_REASON_NONE); /* the pass in hand is dead, though its row was chosen */
     assert_true(w->stop);
     draft_stopped(w);
     ready(w);
@@ -321,10 +321,10 @@ static void commits_and_drops(void **state)
     assert_int_equal(w->pass[1].token, 98);
     drafted(w, 2);
     assert_int_equal(w->draft_n, 4);
-    step(w, (struct event){.type = EV_CANCEL, .finish = FINISH_CANCELLED});
+    step(w, (struct event){.type = EV_CANCEL, .finish = PD_REASON_CANCELLED});
     assert_int_equal(sent_find(&w->fx, MSG_END)->msg.end.advances, 3);
     end_request(w);
-    assert_int_equal(w->finish, FINISH_CANCELLED);
+    assert_int_equal(w->finish, PD_REASON_CANCELLED);
     assert_int_equal(drafter_kept(w->d), 3);
     world_free(w);
 }
@@ -333,10 +333,10 @@ static void commits_and_drops(void **state)
 static void a_dead_pass_that_ends(void **state)
 {
     (void)state;
-    struct world *w = world_new(MODE_BEST, true);
+    struct world *w = world_new(PD_MODE_BEST, true);
     begin(w, 1, 0);
     ready(w);
-    advance(w, 7, FINISH_NONE);
+    advance(w, 7, PD_REASON_NONE);
     assert_true(w->stop);
     drafted(w, 2);
     assert_int_equal(w->draft_n, 1);
@@ -349,10 +349,10 @@ static void a_dead_pass_that_ends(void **state)
 static void catching_up(void **state)
 {
     (void)state;
-    struct world *w = world_new(MODE_BEST, true);
+    struct world *w = world_new(PD_MODE_BEST, true);
     begin(w, 1, 0);
     for (int i = 0; i < 5; i++) {
-        advance(w, 7, FINISH_NONE);
+        advance(w, 7, PD_REASON_NONE);
         stage0_is_free(w);
     }
     ready(w); /* few: they ride along */
@@ -365,12 +365,12 @@ static void catching_up(void **state)
     }
     assert_int_equal(w->draft_n, 6);
     for (int i = 0; i < 12; i++) {
-        advance(w, 9, FINISH_NONE);
+        advance(w, 9, PD_REASON_NONE);
         stage0_is_free(w);
     }
     ready(w);
     assert_true(w->prefill && w->n_pass == 11); /* all but the root */
-    advance(w, 9, FINISH_NONE);
+    advance(w, 9, PD_REASON_NONE);
     assert_false(w->stop); /* it is of use whatever is chosen */
     drafted(w, 2);
     ready(w);
@@ -383,7 +383,7 @@ static void catching_up(void **state)
 static void a_second_turn(void **state)
 {
     (void)state;
-    struct world *w = world_new(MODE_BEST, true);
+    struct world *w = world_new(PD_MODE_BEST, true);
     begin(w, 5, 0);
     report_of(w, 0, 4, true, true, w->sent);
     ready(w);
@@ -391,17 +391,17 @@ static void a_second_turn(void **state)
     drafted(w, 0);
     ready(w);
     drafted(w, 2);
-    advance(w, 1, FINISH_NONE);
+    advance(w, 1, PD_REASON_NONE);
     stage0_is_free(w);
-    advance(w, 3, FINISH_END);
+    advance(w, 3, PD_REASON_END);
     end_request(w);
-    assert_int_equal(w->finish, FINISH_END);
+    assert_int_equal(w->finish, PD_REASON_END);
     assert_int_equal(drafter_kept(w->d), 6);
     int had = w->draft_n;
     begin(w, 9, 6);
     assert_true(w->n_chunks == 1 && w->chunk_pos[0] == 6 && w->chunk_n[0] == 2);
     assert_int_equal(w->draft_n, PD_MIN(had, 6));
-    step(w, (struct event){.type = EV_CANCEL, .finish = FINISH_STOP}); /* before its prompt is through */
+    step(w, (struct event){.type = EV_CANCEL, .finish = PD_REASON_STOP}); /* before its prompt is through */
     end_request(w);
     assert_int_equal(drafter_kept(w->d), 6);
     world_free(w);
@@ -410,23 +410,23 @@ static void a_second_turn(void **state)
 static void cancelled_late_news(void **state)
 {
     (void)state;
-    struct world *w = world_new(MODE_BEST, true);
+    struct world *w = world_new(PD_MODE_BEST, true);
     begin(w, 3, 0);
     report_of(w, 0, 2, true, true, w->sent);
     ready(w);
-    step(w, (struct event){.type = EV_CANCEL, .finish = FINISH_STOP});
+    step(w, (struct event){.type = EV_CANCEL, .finish = PD_REASON_STOP});
     assert_true(w->stop);
-    advance(w, 5, FINISH_NONE); /* the verifier did not know */
+    advance(w, 5, PD_REASON_NONE); /* the verifier did not know */
     assert_int_equal(w->tokens, 0);
     assert_false(drafter_fault(w->d)->set);
-    step(w, (struct event){.type = EV_CANCEL, .finish = FINISH_CANCELLED}); /* twice is once */
+    step(w, (struct event){.type = EV_CANCEL, .finish = PD_REASON_CANCELLED}); /* twice is once */
     assert_null(sent_find(&w->fx, MSG_END));
     struct msg ended = {.type = MSG_ENDED};
     tell(w, ended);
     assert_int_equal(w->finished, 0); /* the draft's device is busy still */
     draft_stopped(w);
     assert_int_equal(w->finished, 1);
-    assert_int_equal(w->finish, FINISH_STOP);
+    assert_int_equal(w->finish, PD_REASON_STOP);
     assert_int_equal(w->timer_ns, -1);
     world_free(w);
 }
@@ -435,7 +435,7 @@ static void cancelled_late_news(void **state)
 static void pace_of_the_slowest(void **state)
 {
     (void)state;
-    struct world *w = world_new(MODE_BEST, true);
+    struct world *w = world_new(PD_MODE_BEST, true);
     struct msg m = {.type = MSG_REPORT};
     begin(w, 1, 0);
     m.report = (struct msg_report){2, 1, 1, false, true, 1, 10000000};
@@ -451,7 +451,7 @@ static void pace_of_the_slowest(void **state)
     assert_int_equal(w->n_rows, 2);
     w->now_ns += 1000;
     stage0_is_free(w);
-    advance(w, 77, FINISH_NONE);
+    advance(w, 77, PD_REASON_NONE);
     assert_int_equal(w->n_rows, 1);
     world_free(w);
 }
@@ -467,7 +467,7 @@ static void expect_fault(struct world *w, struct msg m)
 
 static struct world *running(void)
 {
-    struct world *w = world_new(MODE_BEST, true);
+    struct world *w = world_new(PD_MODE_BEST, true);
     begin(w, 1, 0);
     return w;
 }
@@ -478,14 +478,14 @@ static void hostile_messages(void **state)
     int others[] = {0, MSG_BEGIN, MSG_ROWS, MSG_END, MSG_HELLO, MSG_TYPE_COUNT, 255};
     for (size_t i = 0; i < PD_COUNT(others); i++)
         expect_fault(running(), (struct msg){.type = (uint8_t)others[i]});
-    expect_fault(running(), msg_advance_make(1, 2, 5, 1, FINISH_NONE));
-    expect_fault(running(), msg_advance_make(1, 0, 5, 1, FINISH_NONE));
-    expect_fault(running(), msg_advance_make(1, 1, 5, 2, FINISH_NONE));
-    expect_fault(running(), msg_advance_make(1, 1, 5, -1, FINISH_NONE));
+    expect_fault(running(), msg_advance_make(1, 2, 5, 1, PD_REASON_NONE));
+    expect_fault(running(), msg_advance_make(1, 0, 5, 1, PD_REASON_NONE));
+    expect_fault(running(), msg_advance_make(1, 1, 5, 2, PD_REASON_NONE));
+    expect_fault(running(), msg_advance_make(1, 1, 5, -1, PD_REASON_NONE));
     struct world *w =
-        world_new(MODE_ROUNDS, true); /* its root waits for the round's tree: nothing is under way */
+        world_new(PD_MODE_ROUNDS, true); /* its root waits for the round's tree: nothing is under way */
     begin(w, 1, 0);
-    expect_fault(w, msg_advance_make(1, 1, 5, 1, FINISH_NONE));
+    expect_fault(w, msg_advance_make(1, 1, 5, 1, PD_REASON_NONE));
     for (int stage = -1; stage <= STAGES; stage += STAGES + 1) {
         struct msg m = {.type = MSG_REPORT};
         m.report.stage = stage;

@@ -76,7 +76,7 @@ static void give_one(struct world *w, uint32_t node, uint32_t parent, int32_t to
 
 static void advance(struct world *w, uint32_t seq, int32_t token)
 {
-    tell(w, msg_advance_make(1, seq, token, 9 + (int32_t)seq, FINISH_NONE));
+    tell(w, msg_advance_make(1, seq, token, 9 + (int32_t)seq, PD_REASON_NONE));
 }
 
 static void ready(struct world *w)
@@ -439,7 +439,7 @@ static void a_final_advance_kills_all(void **state)
     give(w, rows, 2, false);
     run(w);
     give_one(w, 3, 2, 30, 11);
-    tell(w, msg_advance_make(1, 1, 20, 10, FINISH_END));
+    tell(w, msg_advance_make(1, 1, 20, 10, PD_REASON_END));
     assert_int_equal(w->kv.n, 0);
     assert_int_equal(w->handles.live, 0);
     give_one(w, 4, 3, 40, 12);
@@ -453,7 +453,7 @@ static void late_news_is_ignored(void **state)
     struct world *w = world_new();
     tell(w, msg_end_make(1, 0));
     tell(w, msg_begin_make(2, 0, 1, 3));
-    tell(w, msg_advance_make(1, 1, 5, 10, FINISH_NONE));
+    tell(w, msg_advance_make(1, 1, 5, 10, PD_REASON_NONE));
     tell(w, msg_end_make(1, 0));
     assert_int_equal(w->fx.n, 0);
     assert_false(w->s.fault.set);
@@ -477,19 +477,19 @@ static void hostile_messages(void **state)
     (void)state;
     struct row rows[BATCH_ROWS + 1];
     struct world *w = world_new();
-    expect_fault(w, msg_advance_make(1, 1, 5, 10, FINISH_NONE)); /* the root has not even come */
+    expect_fault(w, msg_advance_make(1, 1, 5, 10, PD_REASON_NONE)); /* the root has not even come */
     w = world_new();
     give_one(w, 1, 0, 10, 9);
-    expect_fault(w, msg_advance_make(1, 1, 5, 10, FINISH_NONE)); /* nor been computed */
+    expect_fault(w, msg_advance_make(1, 1, 5, 10, PD_REASON_NONE)); /* nor been computed */
     w = world_new();
     give_one(w, 1, 0, 10, 9);
     run(w);
-    expect_fault(w, msg_advance_make(1, 2, 5, 10, FINISH_NONE)); /* one is missing */
+    expect_fault(w, msg_advance_make(1, 2, 5, 10, PD_REASON_NONE)); /* one is missing */
     w = world_new();
     give_one(w, 1, 0, 10, 9);
     run(w);
     advance(w, 1, 77);
-    expect_fault(w, msg_advance_make(1, 2, 5, 11, FINISH_NONE)); /* twice ahead of the rows */
+    expect_fault(w, msg_advance_make(1, 2, 5, 11, PD_REASON_NONE)); /* twice ahead of the rows */
     w = world_new();
     give_one(w, 1, 0, 10, 9);
     expect_fault(w, msg_begin_make(2, 0, 1, 1)); /* within a request */

@@ -115,7 +115,7 @@ static void several_tokens_from_one_batch(void **state)
     const struct msg_advance *a = choose(w, 1, 21);
     assert_int_equal(a->seq, 1);
     assert_int_equal(a->pos, 10);
-    assert_int_equal(a->finish, FINISH_NONE);
+    assert_int_equal(a->finish, PD_REASON_NONE);
     assert_int_equal(w->handles.live, 2); /* the root's, the sibling's and its child's are gone */
     a = choose(w, 3, 30);
     assert_int_equal(a->seq, 2);
@@ -167,7 +167,7 @@ static void the_history_is_filled(void **state)
 }
 
 /* A chain of hits until the text ends at token number `n` for the reason `why`. */
-static void run_to(struct msg begin, int32_t end_at, int n, enum finish why)
+static void run_to(struct msg begin, int32_t end_at, int n, enum pd_reason why)
 {
     struct world *w = world_with(begin);
     for (int i = 0; i < n; i++) {
@@ -177,7 +177,7 @@ static void run_to(struct msg begin, int32_t end_at, int n, enum finish why)
             row_make(2 * (uint32_t)i + 2, 2 * (uint32_t)i + 1, 9, pos + 1)};
         give(w, rows, pos + 1 < begin.begin.ctx ? 2 : 1, false);
         const struct msg_advance *a = choose(w, 2 * (uint32_t)i + 1, i + 1 == end_at ? 3 : 500);
-        assert_int_equal(a->finish, i + 1 == n ? why : FINISH_NONE);
+        assert_int_equal(a->finish, i + 1 == n ? why : PD_REASON_NONE);
     }
     assert_int_equal(w->handles.live, 0);
     struct row late = row_make(1000, 2 * (uint32_t)n - 1, 500, 12);
@@ -195,17 +195,17 @@ static void reasons_to_finish(void **state)
     m.begin.n_end_tokens = 2;
     m.begin.end_tokens[0] = 4;
     m.begin.end_tokens[1] = 3;
-    run_to(m, 5, 5, FINISH_END);
+    run_to(m, 5, 5, PD_REASON_END);
     m.begin.max_tokens = 4;
-    run_to(m, 0, 4, FINISH_LENGTH);
-    run_to(m, 4, 4, FINISH_END); /* an end token is an end, also as the last one allowed */
+    run_to(m, 0, 4, PD_REASON_LENGTH);
+    run_to(m, 4, 4, PD_REASON_END); /* an end token is an end, also as the last one allowed */
     m.begin.max_tokens = 1;
-    run_to(m, 0, 1, FINISH_LENGTH);
+    run_to(m, 0, 1, PD_REASON_LENGTH);
     m.begin.max_tokens = 1000;
     m.begin.ctx = 20;
-    run_to(m, 0, 11, FINISH_CONTEXT); /* positions 9..19 give the tokens at 10..20 */
+    run_to(m, 0, 11, PD_REASON_CONTEXT); /* positions 9..19 give the tokens at 10..20 */
     m.begin.root_pos = 19;
-    run_to(m, 0, 1, FINISH_CONTEXT);
+    run_to(m, 0, 1, PD_REASON_CONTEXT);
 }
 
 static void cancel(void **state)

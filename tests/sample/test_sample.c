@@ -36,7 +36,7 @@ static int by_item(const void *a, const void *b)
 }
 
 /* Ids that may be drawn, best first; probabilities of a plain softmax over them. */
-static int naive_filter(const struct sample_params *p, const float *x, int n, struct item *out, double *prob)
+static int naive_filter(const struct pd_sampling *p, const float *x, int n, struct item *out, double *prob)
 {
     int kept = 0;
     for (int i = 0; i < n; i++)
@@ -67,7 +67,7 @@ static void draws_follow_softmax(void **state)
 {
     (void)state;
     enum { N = 40, DRAWS = 40000 };
-    static const struct sample_params cases[] = {
+    static const struct pd_sampling cases[] = {
         {.temperature = 1, .top_p = 1, .repeat_penalty = 1, .seed = 1},
         {.temperature = 0.7f, .top_p = 1, .repeat_penalty = 1, .seed = 2},
         {.temperature = 1.3f, .top_k = 7, .top_p = 1, .repeat_penalty = 1, .seed = 3},
@@ -118,7 +118,7 @@ static void filters_keep_what_naive_keeps(void **state)
                 x[i] = roundf(x[i]);
         if (seed % 5 == 0)
             x[rng_u64(seed, 2, 0, 0) % (uint64_t)n] = n > 1 ? NAN : 0;
-        struct sample_params p = sample_defaults();
+        struct pd_sampling p = sample_defaults();
         p.temperature = 0.3f + (float)rng_uniform(seed, 3, 0, 0);
         p.top_k = seed % 2 ? 1 + (int)(rng_u64(seed, 4, 0, 0) % 100) : 0;
         p.top_p = seed % 3 ? 0.3f + 0.65f * (float)rng_uniform(seed, 5, 0, 0) : 1;
@@ -156,7 +156,7 @@ static void greedy_takes_the_lowest_of_equals(void **state)
     int32_t tokens[5];
     fill(x, N, 3, 2);
     x[130] = x[700] = x[131] = 9;
-    struct sample_params p = sample_defaults();
+    struct pd_sampling p = sample_defaults();
     struct sample_scratch *s = sample_scratch_new(N);
     assert_int_equal(sample_token(&p, x, NULL, 0, 0, s), 130);
     assert_int_equal(sample_rank(&p, x, NULL, 0, 0, 1, 5, tokens, logp, s), 5);
@@ -171,7 +171,7 @@ static void penalty_counts_each_recent_token_once(void **state)
     (void)state;
     float x[6] = {4, 3.9f, 2.5f, -1, 0, 0};
     int32_t history[] = {1, 0, 0, 0, 3, -7, 99};
-    struct sample_params p = sample_defaults();
+    struct pd_sampling p = sample_defaults();
     struct sample_scratch *s = sample_scratch_new(6);
     p.repeat_penalty = 1.5f;
     assert_int_equal(sample_token(&p, x, NULL, 0, 0, s), 0);
@@ -196,7 +196,7 @@ static void nonsense_logits_do_no_harm(void **state)
     int32_t tokens[4];
     struct sample_scratch *s = sample_scratch_new(N);
     for (int round = 0; round < 2; round++) {
-        struct sample_params p = sample_defaults();
+        struct pd_sampling p = sample_defaults();
         p.temperature = (float)round;
         for (int i = 0; i < N; i++)
             x[i] = NAN;
@@ -233,7 +233,7 @@ static void rank_is_normalised(void **state)
             x[rng_u64(seed, 8, 0, (uint64_t)i) % BIG] = 14 + (float)i;
         for (size_t t = 0; t < PD_COUNT(temperatures); t++)
             for (size_t j = 0; j < PD_COUNT(spreads); j++) {
-                struct sample_params p = sample_defaults();
+                struct pd_sampling p = sample_defaults();
                 p.temperature = temperatures[t];
                 p.seed = seed;
                 int n = sample_rank(&p, x, NULL, 0, 3, spreads[j], 32, tokens, logp, s);
@@ -286,7 +286,7 @@ static void ranking_is_quick(void **state)
     for (int i = 0; i < 12; i++)
         x[1000 * i] = 12 + (float)i;
     for (int t = 0; t < 4; t++) {
-        struct sample_params p = sample_defaults();
+        struct pd_sampling p = sample_defaults();
         p.temperature = t == 0 ? 0 : 0.8f;
         p.top_k = t == 2 ? 40 : 0;
         p.top_p = t == 3 ? 0.95f : 1;
@@ -310,7 +310,7 @@ static void ranges_are_checked(void **state)
 {
     (void)state;
     struct pd_error err = {0};
-    struct sample_params p = sample_defaults();
+    struct pd_sampling p = sample_defaults();
     assert_int_equal(sample_check(&p, &err), PD_OK);
     p.top_p = 0;
     assert_int_equal(sample_check(&p, &err), PD_ERR_USAGE);

@@ -72,7 +72,7 @@ static struct msg random_msg(uint64_t seed)
     if (m.type == MSG_ADVANCE)
         m.advance =
             (struct msg_advance){1 + pick(seed, 1, 1u << 30), (int)pick(seed, 2, 1000),
-                                 1 + (int)pick(seed, 3, 400), (uint8_t)pick(seed, 4, FINISH_FAULT + 1)};
+                                 1 + (int)pick(seed, 3, 400), (uint8_t)pick(seed, 4, PD_REASON_FAULT + 1)};
     if (m.type == MSG_REPORT) {
         m.report =
             (struct msg_report){.stage = (int)pick(seed, 1, 14), .rows = (int)pick(seed, 2, BATCH_ROWS + 1)};
@@ -232,7 +232,7 @@ static void fields_are_named(void **state)
     m.report = (struct msg_report){.busy_ns = -1};
     refuse(&m, "report.busy_ns");
     m = (struct msg){.type = MSG_ADVANCE};
-    m.advance = (struct msg_advance){1, 5, 7, FINISH_FAULT + 1};
+    m.advance = (struct msg_advance){1, 5, 7, PD_REASON_FAULT + 1};
     refuse(&m, "advance.finish");
     m.advance = (struct msg_advance){1, -5, 7, 0};
     refuse(&m, "advance.token");

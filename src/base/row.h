@@ -1,6 +1,6 @@
 /* row: one node's hidden state as it travels between stages (the words are in docs/design.md). */
-#ifndef PD_ROLE_ROW_H
-#define PD_ROLE_ROW_H
+#ifndef PD_BASE_ROW_H
+#define PD_BASE_ROW_H
 
 #include <stdint.h>
 
