@@ -1,8 +1,11 @@
 # Exact kernels: every variant of the processor's family is compiled, each file with its own instructions, and the one
 # to use is chosen at run time. No contraction of a * b + c anywhere: fused operations are where the source says so.
-target_compile_options(pd_kernel PRIVATE -O3 -ffp-contract=off)
+# The variants' files are mostly unrolled code; -g1 spares them the tracking of variables, which takes long.
+target_compile_options(pd_kernel PRIVATE -O2 -ffp-contract=off)
+set_source_files_properties(${CMAKE_SOURCE_DIR}/src/kernel/plain.c ${CMAKE_SOURCE_DIR}/src/kernel/pack.c
+                            ${CMAKE_SOURCE_DIR}/src/kernel/block.c PROPERTIES COMPILE_OPTIONS "-O3")
 function(pd_kernel_flags file)
-  set_source_files_properties(${CMAKE_SOURCE_DIR}/src/kernel/${file} PROPERTIES COMPILE_OPTIONS "${ARGN}")
+  set_source_files_properties(${CMAKE_SOURCE_DIR}/src/kernel/${file} PROPERTIES COMPILE_OPTIONS "-g1;${ARGN}")
 endfunction()
 if(CMAKE_SYSTEM_PROCESSOR MATCHES "^(x86_64|amd64|AMD64)$")
   set(avx2 -mavx2 -mfma -mf16c)

@@ -2,29 +2,13 @@
  * a block are which weight. A block holds f16 scales and minimums (d, m) and integer codes. */
 #include "kernel/block.h"
 
-/* clang-format off */
 static const struct shape shapes[] = {
-    /* type        block bytes low high sub mins floats bias */
-    {KERNEL_F32,     1,    4,   0,  0,   0, 0,    0,     0},
-    {KERNEL_F16,     1,    2,   0,  0,   0, 0,    0,     0},
-    {KERNEL_BF16,    1,    2,   0,  0,   0, 0,    0,     0},
-    {KERNEL_Q4_0,   32,   18,   4,  0,   0, 0,    1,     8},
-    {KERNEL_Q4_1,   32,   20,   4,  0,   0, 0,    2,     0},
-    {KERNEL_Q5_0,   32,   22,   4,  1,   0, 0,    1,    16},
-    {KERNEL_Q5_1,   32,   24,   4,  1,   0, 0,    2,     0},
-    {KERNEL_Q8_0,   32,   34,   8,  0,   0, 0,    1,   128},
-    {KERNEL_IQ4_NL, 32,   18,   4,  0,   0, 0,    1,   128},
-    {KERNEL_MXFP4,  32,   17,   4,  0,   0, 0,    1,    12},
-    {KERNEL_Q2_K,  256,   84,   2,  0,  16, 0,    2,     0},
-    {KERNEL_Q3_K,  256,  110,   2,  1,  16, 0,    1,     4},
-    {KERNEL_Q4_K,  256,  144,   4,  0,  32, 1,    2,     0},
-    {KERNEL_Q5_K,  256,  176,   4,  1,  32, 1,    2,     0},
-    {KERNEL_Q6_K,  256,  210,   4,  2,  16, 0,    1,    32},
-    {KERNEL_IQ4_XS,256,  136,   4,  0,  32, 0,    1,   128},
+#define SHAPE_ROW(NAME, ...) {KERNEL_##NAME, __VA_ARGS__},
+    KERNEL_SHAPES(SHAPE_ROW)
+#undef SHAPE_ROW
 };
 const int8_t table_iq4[16] = {-127, -104, -83, -65, -49, -35, -22, -10, 1, 13, 25, 38, 53, 69, 89, 113};
 const int8_t table_mxfp4[16] = {0, 1, 2, 3, 4, 6, 8, 12, 0, -1, -2, -3, -4, -6, -8, -12};
-/* clang-format on */
 
 const struct shape *shape_of(int type)
 {

@@ -28,6 +28,27 @@ struct shape {
     uint8_t bias;        /* what is taken from the stored code; tables and 8-bit codes: 128 */
 };
 
+/* clang-format off */
+#define KERNEL_SHAPES(X)                                  \
+    /* type  block bytes low high sub mins floats bias */ \
+    X(F32,     1,    4,   0,  0,   0, 0,    0,     0)     \
+    X(F16,     1,    2,   0,  0,   0, 0,    0,     0)     \
+    X(BF16,    1,    2,   0,  0,   0, 0,    0,     0)     \
+    X(Q4_0,   32,   18,   4,  0,   0, 0,    1,     8)     \
+    X(Q4_1,   32,   20,   4,  0,   0, 0,    2,     0)     \
+    X(Q5_0,   32,   22,   4,  1,   0, 0,    1,    16)     \
+    X(Q5_1,   32,   24,   4,  1,   0, 0,    2,     0)     \
+    X(Q8_0,   32,   34,   8,  0,   0, 0,    1,   128)     \
+    X(IQ4_NL, 32,   18,   4,  0,   0, 0,    1,   128)     \
+    X(MXFP4,  32,   17,   4,  0,   0, 0,    1,    12)     \
+    X(Q2_K,  256,   84,   2,  0,  16, 0,    2,     0)     \
+    X(Q3_K,  256,  110,   2,  1,  16, 0,    1,     4)     \
+    X(Q4_K,  256,  144,   4,  0,  32, 1,    2,     0)     \
+    X(Q5_K,  256,  176,   4,  1,  32, 1,    2,     0)     \
+    X(Q6_K,  256,  210,   4,  2,  16, 0,    1,    32)     \
+    X(IQ4_XS,256,  136,   4,  0,  32, 0,    1,   128)
+/* clang-format on */
+
 /* The shape of a type; NULL if it has no packed form. */
 const struct shape *shape_of(int type);
 

@@ -78,6 +78,13 @@ static bool cpu_can(enum kernel_variant v)
 
 static const struct kernel *const built[KERNEL_VARIANTS] = {
     [KERNEL_PLAIN] = &kernel_plain,
+#if defined(__x86_64__)
+    [KERNEL_AVX2] = &kernel_avx2,
+    [KERNEL_AVXVNNI] = &kernel_avxvnni,
+    [KERNEL_AVX512] = &kernel_avx512,
+#elif defined(__aarch64__)
+    [KERNEL_NEON] = &kernel_neon,
+#endif
 };
 
 const struct kernel *kernel_get(enum kernel_variant v)
