@@ -1,5 +1,5 @@
 #!/bin/bash
-# setup.sh GROUP...: install what is missing for the groups base, models, tidy, fuzz. Quick when nothing is.
+# setup.sh GROUP...: install what is missing for the groups base, models, tidy, fuzz, arm. Quick when nothing is.
 #
 # Each need is checked by what it gives (a program, a pkg-config name, a header), so libraries that were built by
 # hand or come from another distribution count. Debian 12 and 13 as root (or with a sudo that doesn't ask) are
@@ -37,6 +37,9 @@ tidy|cmd:clang-format|clang-format|clang-format
 tidy|cmd:clang-tidy|clang-tidy|clang-tidy
 fuzz|cmd:clang|clang|clang
 fuzz|run:scripts/has-libfuzzer.sh|@libfuzzer|clang's sanitizer and libFuzzer runtimes
+arm|cmd:aarch64-linux-gnu-gcc|gcc-aarch64-linux-gnu|C compiler for AArch64
+arm|file:/usr/aarch64-linux-gnu/include/stdio.h|libc6-dev-arm64-cross|C library for AArch64
+arm|cmd:qemu-aarch64|qemu-user|qemu-user: runs programs for AArch64
 TABLE
 }
 
@@ -178,8 +181,8 @@ install_special() {
 groups=("${@:-base}")
 for group in "${groups[@]}"; do
     case $group in
-    base | models | tidy | fuzz) ;;
-    *) die "setup: no group '$group' (base, models, tidy, fuzz)" ;;
+    base | models | tidy | fuzz | arm) ;;
+    *) die "setup: no group '$group' (base, models, tidy, fuzz, arm)" ;;
     esac
 done
 collect "${groups[@]}"
