@@ -1,0 +1,61 @@
+/* Which table belongs to which variant, and where K and V of a slot lie. */
+#include "kernel/kv_layer.h"
+
+#include <string.h>
+
+extern const struct ops ops_plain;
+#if defined(__x86_64__)
+extern const struct ops ops_avx2, ops_avx512;
+static const struct ops *const of_variant[KERNEL_VARIANTS] = {
+    [KERNEL_AVX2] = &ops_avx2, [KERNEL_AVXVNNI] = &ops_avx2, [KERNEL_AVX512] = &ops_avx512};
+#elif defined(__aarch64__)
+extern const struct ops ops_neon;
+static const struct ops *const of_variant[KERNEL_VARIANTS] = {[KERNEL_NEON] = &ops_neon};
+#else
+static const struct ops *const of_variant[KERNEL_VARIANTS];
+#endif
+
+const struct ops *ops_of(enum kernel_variant v)
+{
+    return of_variant[v] ? of_variant[v] : &ops_plain;
+}
+
+size_t kv_layer_k_bytes(const struct kv_layer *l)
+{
+    return (size_t)l->n_head_kv * k_head_bytes(l);
+}
+
+size_t kv_layer_v_bytes(const struct kv_layer *l)
+{
+    return (size_t)l->n_head_kv * (size_t)l->n_slots * v_row_bytes(l);
+}
+
+void kv_layer_move(const struct kv_layer *l, int to, int from)
+{
+    const size_t element = l->form == KV_FORM_F32 ? 4 : l->form == KV_FORM_F16 ? 2 : 1;
+    for (int h = 0; h < l->n_head_kv; h++) {
+        char *k_to = k_tile(l, h, to / KV_TILE), *k_from = k_tile(l, h, from / KV_TILE);
+        const size_t at = (size_t)(to % KV_TILE), of = (size_t)(from % KV_TILE);
+        for (int d = 0; d < l->head_dim; d++) {
+            if (l->form == KV_FORM_Q8_0 && d % 32 == 0) { /* the block's scales come first */
+                memcpy(k_to + at * 2, k_from + of * 2, 2);
+                k_to += KV_TILE * 2;
+                k_from += KV_TILE * 2;
+            }
+            memcpy(k_to + at * element, k_from + of * element, element);
+            k_to += KV_TILE * element;
+            k_from += KV_TILE * element;
+        }
+        memcpy(v_row(l, h, to), v_row(l, h, from), v_row_bytes(l));
+    }
+}
+
+size_t attention_scratch_bytes(const struct attention *a)
+{
+    int most = 1;
+    for (int i = 0; i < a->n_rows; i++)
+        most = PD_MAX(most, a->rows[i].prefix + a->rows[i].n_tail);
+    size_t scores = ((size_t)most + KV_TILE - 1) / KV_TILE * KV_TILE;
+    size_t sums = ((size_t)a->kv.head_dim + 15) / 16 * 16;
+    return ATTENTION_GROUP * (scores + sums) * sizeof(float);
+}
