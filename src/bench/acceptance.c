@@ -46,15 +46,11 @@ struct recording {
     int n_prompt, at; /* position of the batch's first row */
 };
 
-static int recording_history(void *user, int row, int32_t *out, int max)
+/* The tokens up to and with position `pos`. */
+static struct history recording_history(const struct recording *r, int pos)
 {
-    const struct recording *r = user;
-    int end = r->at + row + 1, n = PD_MIN(end, max);
-    for (int i = 0; i < n; i++) {
-        int pos = end - n + i;
-        out[i] = pos < r->n_prompt ? r->prompt[pos] : r->reply[pos - r->n_prompt];
-    }
-    return n;
+    int n_prompt = PD_MIN(pos + 1, r->n_prompt);
+    return (struct history){r->prompt, r->reply, n_prompt, pos + 1 - n_prompt};
 }
 
 static int rank_of(int32_t token, const int32_t *tokens, int n)
@@ -72,6 +68,7 @@ static enum pd_status record_batch(struct acceptance *a, const struct draft_ops 
     struct row rows[CHUNK_ROWS];
     node_id ids[CHUNK_ROWS];
     int32_t tokens[CHUNK_ROWS * DRAFT_TOP];
+    struct draft_ask asks[CHUNK_ROWS];
     int first = r->at - (r->n_prompt - 1); /* the reply token that the first row predicts */
     for (int i = 0; i < n; i++) {
         int pos = r->at + i;
@@ -80,14 +77,21 @@ static enum pd_status record_batch(struct acceptance *a, const struct draft_ops 
                                .parent = (node_id){(uint32_t)pos},
                                .token = pos < r->n_prompt ? r->prompt[pos] : r->reply[pos - r->n_prompt],
                                .pos = pos};
+        asks[i] = (struct draft_ask){sample, recording_history(r, pos)};
     }
-    enum pd_status s = d->run(d->self, rows, n, 0, false, DRAFT_TOP, sample, recording_history, (void *)r,
-                              a->count + first, tokens, a->logp + (size_t)first * DRAFT_TOP, NULL, NULL, err);
+    struct draft_job job = {.rows = rows,
+                            .n = n,
+                            .k = DRAFT_TOP,
+                            .asks = asks,
+                            .count = a->count + first,
+                            .tokens = tokens,
+                            .logp = a->logp + (size_t)first * DRAFT_TOP};
+    enum pd_status s = d->run(d->self, &job, err);
     if (s)
         return s;
     for (int i = 0; i < n; i++)
         a->ranks[first + i] = rank_of(r->reply[first + i], tokens + i * DRAFT_TOP, a->count[first + i]);
-    d->kv(d->self, ids, n, NULL, 0);
+    d->kv(d->self, &(struct kv_job){.commit = ids, .n_commit = n});
     return PD_OK;
 }
 
@@ -97,7 +101,7 @@ enum pd_status acceptance_record(struct acceptance *out, const struct draft_ops 
 {
     struct recording r = {prompt, reply, n_prompt, 0};
     enum pd_status s = PD_OK;
-    draft->keep(draft->self, 0);
+    draft->keep(draft->self, 0, 0);
     out->prompt_tokens = n_prompt;
     make_room(out, n_reply);
     int chunk = PD_MIN(PD_MAX(draft->prefill_rows, 1), CHUNK_ROWS);
@@ -106,7 +110,7 @@ enum pd_status acceptance_record(struct acceptance *out, const struct draft_ops 
         int n = PD_MIN(chunk, n_prompt - 1 - at);
         for (int i = 0; i < n; i++)
             rows[i] = (struct row){.token = prompt[at + i], .pos = at + i};
-        s = draft->run(draft->self, rows, n, n, true, 0, sample, NULL, NULL, NULL, NULL, NULL, NULL, NULL,
+        s = draft->run(draft->self, &(struct draft_job){.rows = rows, .n = n, .n_behind = n, .prefill = true},
                        err);
     }
     for (r.at = n_prompt - 1; r.at < n_prompt - 1 + n_reply && !s;) {
@@ -313,38 +317,34 @@ static int candidates(const struct acceptance *a, const struct row *row, int k, 
     return n;
 }
 
-static enum pd_status playback_run(void *self, const struct row *rows, int n, int n_behind, bool prefill,
-                                   int k, const struct pd_sampling *sample,
-                                   int (*history)(void *user, int row, int32_t *out, int max),
-                                   void *history_user, int32_t *count, int32_t *tokens, float *logp,
-                                   stop_fn stop, void *stop_user, struct pd_error *err)
+static enum pd_status playback_run(void *self, const struct draft_job *job, struct pd_error *err)
 {
     struct playback *p = self;
-    (void)sample, (void)history, (void)history_user, (void)err;
-    if (stop && stop(stop_user))
+    (void)err;
+    if (job->stop && job->stop(job->stop_user))
         return PD_ERR_CANCELLED;
-    if (prefill)
+    if (job->prefill)
         return PD_OK;
-    p->tree_rows += n;
-    for (int i = n_behind; i < n; i++) {
-        size_t at = (size_t)(i - n_behind);
-        count[at] = candidates(p->a, &rows[i], k, tokens + at * (size_t)k, logp + at * (size_t)k);
+    p->tree_rows += job->n;
+    for (int i = job->n_behind; i < job->n; i++) {
+        size_t at = (size_t)(i - job->n_behind);
+        job->count[at] = candidates(p->a, &job->rows[i], job->k, job->tokens + at * (size_t)job->k,
+                                    job->logp + at * (size_t)job->k);
     }
     return PD_OK;
 }
 
-static void playback_kv(void *self, const node_id *commit, int n_commit, const node_id *drop, int n_drop)
+static void playback_kv(void *self, const struct kv_job *job)
 {
     struct playback *p = self;
-    (void)commit, (void)drop;
-    p->tree_rows -= n_commit + n_drop;
+    p->tree_rows -= job->n_commit + job->n_drop;
     PD_ASSERT(p->tree_rows >= 0);
 }
 
-static void playback_keep(void *self, int keep)
+static void playback_keep(void *self, int lane, int keep)
 {
     struct playback *p = self;
-    (void)keep;
+    (void)lane, (void)keep;
     p->tree_rows = 0;
 }
 

@@ -13,6 +13,16 @@ struct cached_node { /* a tree row that the drafter believes to be in the draft'
     bool planned;          /* scratch: it is on the list of rows to compute */
 };
 
+enum { PATH_MAX_TOKENS = 256 };
+struct batch { /* rows of the plan in one pass */
+    struct row rows[BATCH_ROWS];
+    struct draft_ask asks[BATCH_ROWS];
+    int32_t paths[BATCH_ROWS][PATH_MAX_TOKENS];
+    int32_t count[BATCH_ROWS], tokens[BATCH_ROWS * DRAFT_TOP];
+    float logp[BATCH_ROWS * DRAFT_TOP];
+    int n, behind;
+};
+
 struct draft_cache {
     struct draft_store *store;
     struct draft_ops real;
@@ -29,7 +39,7 @@ struct draft_cache {
     struct path_hash sample_key;
     int *plan; /* indices of nodes to compute, by position */
     int n_plan;
-    int batch_at; /* first of the plan in the batch in hand */
+    struct batch *batch;
     struct draft_cache_stats stats;
 };
 
@@ -38,6 +48,7 @@ struct draft_cache *draft_cache_new(struct draft_store *store, const struct draf
     struct draft_cache *c = mem_new(1, sizeof *c);
     c->store = store;
     c->real = *real;
+    c->batch = mem_new(1, sizeof *c->batch);
     return c;
 }
 
@@ -50,6 +61,7 @@ void draft_cache_free(struct draft_cache *c)
     free(c->real_tokens);
     free(c->nodes);
     free(c->plan);
+    free(c->batch);
     free(c);
 }
 
@@ -144,15 +156,14 @@ static struct path_hash node_key(const struct draft_cache *c, int i)
 
 /* Bring the real draft's committed tokens up to the drafter's, by prefill chunks at multiples of the chunk's size,
  * where a prompt's own chunks would be. */
-static enum pd_status sync_committed(struct draft_cache *c, stop_fn stop, void *stop_user,
-                                     struct pd_error *err)
+static enum pd_status sync_committed(struct draft_cache *c, const struct draft_job *job, struct pd_error *err)
 {
     int chunk = PD_MIN(PD_MAX(c->real.prefill_rows, 1), BATCH_ROWS), same = 0;
     while (same < c->real_n && same < c->n && c->real_tokens[same] == c->tokens[same])
         same++;
     if (same < c->real_n) {
         PD_ASSERT(c->n_computed == 0);
-        c->real.keep(c->real.self, same);
+        c->real.keep(c->real.self, 0, same);
         c->real_n = same;
     }
     while (c->real_n < c->n) {
@@ -160,8 +171,13 @@ static enum pd_status sync_committed(struct draft_cache *c, stop_fn stop, void *
         int n = PD_MIN(chunk - c->real_n % chunk, c->n - c->real_n);
         for (int i = 0; i < n; i++)
             rows[i] = (struct row){.token = c->tokens[c->real_n + i], .pos = c->real_n + i};
-        enum pd_status s = c->real.run(c->real.self, rows, n, n, true, 0, NULL, NULL, NULL, NULL, NULL, NULL,
-                                       stop, stop_user, err);
+        struct draft_job chunk_job = {.rows = rows,
+                                      .n = n,
+                                      .n_behind = n,
+                                      .prefill = true,
+                                      .stop = job->stop,
+                                      .stop_user = job->stop_user};
+        enum pd_status s = c->real.run(c->real.self, &chunk_job, err);
         if (s)
             return s;
         memcpy(c->real_tokens + c->real_n, c->tokens + c->real_n, (size_t)n * sizeof *c->tokens);
@@ -197,14 +213,12 @@ static void sort_plan(struct draft_cache *c)
     }
 }
 
-static int plan_history(void *user, int row, int32_t *out, int max)
+/* The tokens from below the committed ones down to node `i`, the newest `room` of them. Returns how many. */
+static int path_of(const struct draft_cache *c, int i, int32_t *out, int room)
 {
-    struct draft_cache *c = user;
     int n = 0;
-    for (int i = c->plan[c->batch_at + row]; i >= 0 && n < max; i = find_node(c, c->nodes[i].parent))
+    for (; i >= 0 && n < room; i = find_node(c, c->nodes[i].parent))
         out[n++] = c->nodes[i].token;
-    for (int pos = c->n - 1; pos >= 0 && n < max; pos--)
-        out[n++] = c->tokens[pos];
     for (int a = 0, b = n - 1; a < b; a++, b--) { /* newest first until now */
         int32_t swap = out[a];
         out[a] = out[b];
@@ -213,45 +227,61 @@ static int plan_history(void *user, int row, int32_t *out, int max)
     return n;
 }
 
-/* Compute the plan's rows [at, at + n) in one pass and remember what it says. */
-static enum pd_status run_batch(struct draft_cache *c, int at, int n, const struct pd_sampling *sample,
-                                stop_fn stop, void *stop_user, struct pd_error *err)
+static void fill_batch(struct draft_cache *c, struct batch *b, int at, int n, const struct draft_job *job)
 {
-    struct row rows[BATCH_ROWS];
-    int32_t count[BATCH_ROWS], tokens[BATCH_ROWS * DRAFT_TOP];
-    float logp[BATCH_ROWS * DRAFT_TOP];
-    int behind = 0;
-    PD_ASSERT(n > 0 && n <= BATCH_ROWS);
+    b->n = n;
+    b->behind = 0;
     for (int i = 0; i < n; i++) {
-        struct cached_node *x = &c->nodes[c->plan[at + i]];
-        rows[i] = (struct row){.node = x->id, .parent = x->parent, .token = x->token, .pos = x->pos};
-        behind += behind == i && !x->wanted;
+        int node = c->plan[at + i];
+        const struct cached_node *x = &c->nodes[node];
+        b->rows[i] = (struct row){.node = x->id, .parent = x->parent, .token = x->token, .pos = x->pos};
+        b->behind += b->behind == i && !x->wanted;
+        int depth = x->pos - c->n + 1, n_path = path_of(c, node, b->paths[i], PATH_MAX_TOKENS);
+        b->asks[i] = (struct draft_ask){job->asks[0].sample,
+                                        {c->tokens, b->paths[i], n_path < depth ? 0 : c->n, n_path}};
     }
-    c->batch_at = at;
-    enum pd_status s = c->real.run(c->real.self, rows, n, behind, false, DRAFT_TOP, sample, plan_history, c,
-                                   count, tokens, logp, stop, stop_user, err);
+}
+
+/* Compute the plan's rows [at, at + n) in one pass and remember what it says. */
+static enum pd_status run_batch(struct draft_cache *c, int at, int n, const struct draft_job *job,
+                                struct pd_error *err)
+{
+    PD_ASSERT(n > 0 && n <= BATCH_ROWS);
+    struct batch *b = c->batch;
+    fill_batch(c, b, at, n, job);
+    struct draft_job own = {.rows = b->rows,
+                            .n = n,
+                            .n_behind = b->behind,
+                            .k = DRAFT_TOP,
+                            .asks = b->asks + b->behind,
+                            .count = b->count,
+                            .tokens = b->tokens,
+                            .logp = b->logp,
+                            .stop = job->stop,
+                            .stop_user = job->stop_user};
+    enum pd_status s = c->real.run(c->real.self, &own, err);
     if (s)
         return s;
     for (int i = 0; i < n; i++) {
         struct cached_node *x = &c->nodes[c->plan[at + i]];
         x->computed = true;
         c->n_computed++;
-        if (i < behind) {
+        if (i < b->behind) {
             c->stats.caught_up++;
             continue;
         }
-        struct draft_answer a = {.key = node_key(c, c->plan[at + i]), .count = count[i - behind]};
-        memcpy(a.tokens, tokens + (i - behind) * DRAFT_TOP, (size_t)a.count * sizeof *a.tokens);
-        memcpy(a.logp, logp + (i - behind) * DRAFT_TOP, (size_t)a.count * sizeof *a.logp);
+        int k = i - b->behind;
+        struct draft_answer a = {.key = node_key(c, c->plan[at + i]), .count = b->count[k]};
+        memcpy(a.tokens, b->tokens + k * DRAFT_TOP, (size_t)a.count * sizeof *a.tokens);
+        memcpy(a.logp, b->logp + k * DRAFT_TOP, (size_t)a.count * sizeof *a.logp);
         draft_store_add(c->store, &a);
         c->stats.computed++;
     }
     return PD_OK;
 }
 
-static enum pd_status compute_missing(struct draft_cache *c, int first_wanted,
-                                      const struct pd_sampling *sample, int room, stop_fn stop,
-                                      void *stop_user, struct pd_error *err)
+static enum pd_status compute_missing(struct draft_cache *c, int first_wanted, const struct draft_job *job,
+                                      struct pd_error *err)
 {
     c->n_plan = 0;
     for (int i = 0; i < c->n_nodes; i++)
@@ -265,10 +295,11 @@ static enum pd_status compute_missing(struct draft_cache *c, int first_wanted,
         }
     if (!c->n_plan)
         return PD_OK;
-    enum pd_status s = sync_committed(c, stop, stop_user, err);
+    int room = PD_MIN(PD_MAX(c->real.prefill_rows, job->n), BATCH_ROWS);
+    enum pd_status s = sync_committed(c, job, err);
     sort_plan(c);
     for (int at = 0; at < c->n_plan && !s; at += room)
-        s = run_batch(c, at, PD_MIN(room, c->n_plan - at), sample, stop, stop_user, err);
+        s = run_batch(c, at, PD_MIN(room, c->n_plan - at), job, err);
     return s;
 }
 
@@ -278,54 +309,48 @@ static void forget_from(struct draft_cache *c, int first)
     for (int i = c->n_nodes - 1; i >= first; i--) {
         node_id id = c->nodes[i].id;
         if (c->nodes[i].computed)
-            c->real.kv(c->real.self, NULL, 0, &id, 1);
+            c->real.kv(c->real.self, &(struct kv_job){.drop = &id, .n_drop = 1});
         remove_node(c, i);
     }
 }
 
-static void hand_out(const struct draft_cache *c, int first_wanted, int k, int32_t *count, int32_t *tokens,
-                     float *logp)
+static void hand_out(const struct draft_cache *c, int first_wanted, const struct draft_job *job)
 {
     for (int i = first_wanted; i < c->n_nodes; i++) {
         const struct draft_answer *a = draft_store_find(c->store, node_key(c, i));
-        int at = i - first_wanted, n = PD_MIN(a->count, k);
-        count[at] = n;
-        memcpy(tokens + (size_t)at * (size_t)k, a->tokens, (size_t)n * sizeof *tokens);
-        memcpy(logp + (size_t)at * (size_t)k, a->logp, (size_t)n * sizeof *logp);
+        int at = i - first_wanted, n = PD_MIN(a->count, job->k);
+        job->count[at] = n;
+        memcpy(job->tokens + (size_t)at * (size_t)job->k, a->tokens, (size_t)n * sizeof *job->tokens);
+        memcpy(job->logp + (size_t)at * (size_t)job->k, a->logp, (size_t)n * sizeof *job->logp);
     }
 }
 
-static enum pd_status cache_run(void *self, const struct row *rows, int n, int n_behind, bool prefill, int k,
-                                const struct pd_sampling *sample,
-                                int (*history)(void *user, int row, int32_t *out, int max),
-                                void *history_user, int32_t *count, int32_t *tokens, float *logp,
-                                stop_fn stop, void *stop_user, struct pd_error *err)
+static enum pd_status cache_run(void *self, const struct draft_job *job, struct pd_error *err)
 {
     struct draft_cache *c = self;
-    (void)history; /* of other rows than those computed: plan_history has them all */
-    (void)history_user;
-    if (prefill) { /* remembered; computed when something must be that follows */
-        for (int i = 0; i < n; i++) {
-            PD_ASSERT(rows[i].pos == c->n && c->n_nodes == 0);
-            append_token(c, rows[i].token);
+    for (int i = 0; i < job->n; i++)
+        PD_ASSERT(job->rows[i].lane == 0); /* one request at a time */
+    if (job->prefill) {                    /* remembered; computed when something must be that follows */
+        for (int i = 0; i < job->n; i++) {
+            PD_ASSERT(job->rows[i].pos == c->n && c->n_nodes == 0);
+            append_token(c, job->rows[i].token);
         }
         return PD_OK;
     }
-    PD_ASSERT(k <= DRAFT_TOP);
+    PD_ASSERT(job->k <= DRAFT_TOP);
     int first = c->n_nodes;
-    for (int i = 0; i < n; i++)
-        add_node(c, &rows[i]);
+    for (int i = 0; i < job->n; i++)
+        add_node(c, &job->rows[i]);
     enum pd_status s = PD_OK;
-    if (n_behind < n) {
-        c->sample_key = sample_hash(sample);
-        int room = PD_MIN(PD_MAX(c->real.prefill_rows, n), BATCH_ROWS);
-        s = compute_missing(c, first + n_behind, sample, room, stop, stop_user, err);
+    if (job->n_behind < job->n) {
+        c->sample_key = sample_hash(job->asks[0].sample);
+        s = compute_missing(c, first + job->n_behind, job, err);
     }
     if (s) {
         forget_from(c, first);
         return s;
     }
-    hand_out(c, first + n_behind, k, count, tokens, logp);
+    hand_out(c, first + job->n_behind, job);
     return PD_OK;
 }
 
@@ -338,34 +363,34 @@ static void commit_node(struct draft_cache *c, node_id id)
     remove_node(c, i);
     if (computed) {
         PD_ASSERT(c->real_n == c->n - 1);
-        c->real.kv(c->real.self, &id, 1, NULL, 0);
+        c->real.kv(c->real.self, &(struct kv_job){.commit = &id, .n_commit = 1});
         c->real_tokens[c->real_n++] = c->tokens[c->n - 1];
     }
 }
 
-static void cache_kv(void *self, const node_id *commit, int n_commit, const node_id *drop, int n_drop)
+static void cache_kv(void *self, const struct kv_job *job)
 {
     struct draft_cache *c = self;
-    for (int i = 0; i < n_commit; i++)
-        commit_node(c, commit[i]);
-    for (int i = 0; i < n_drop; i++) {
-        int at = find_node(c, drop[i]);
+    for (int i = 0; i < job->n_commit; i++)
+        commit_node(c, job->commit[i]);
+    for (int i = 0; i < job->n_drop; i++) {
+        int at = find_node(c, job->drop[i]);
         if (at < 0)
             continue;
         if (c->nodes[at].computed)
-            c->real.kv(c->real.self, NULL, 0, &drop[i], 1);
+            c->real.kv(c->real.self, &(struct kv_job){.drop = &job->drop[i], .n_drop = 1});
         remove_node(c, at);
     }
 }
 
 /* The real draft loses its tree but keeps its committed tokens: the next request often begins with them. */
-static void cache_keep(void *self, int keep)
+static void cache_keep(void *self, int lane, int keep)
 {
     struct draft_cache *c = self;
-    PD_ASSERT(keep <= c->n);
+    PD_ASSERT(lane == 0 && keep <= c->n);
     c->n = keep;
     c->n_nodes = c->n_computed = 0;
-    c->real.keep(c->real.self, c->real_n);
+    c->real.keep(c->real.self, 0, c->real_n);
 }
 
 static int cache_tree_rows(void *self)

@@ -16,7 +16,8 @@ enum {
 
 struct part { /* a model and its kv; a stage or the draft */
     struct model *model;
-    struct kv *kv;
+    struct kv *kv[LANES_MAX]; /* by lane */
+    int lanes;
     struct sample_scratch *scratch;
     float *logits;      /* [n_vocab, slice]; the last stage and the draft */
     float *hidden;      /* [n_embd, batch_rows]; the draft */
@@ -67,43 +68,71 @@ void compute_rss(uint64_t *now, uint64_t *peak)
 
 /* ---- a stage ---- */
 
-static enum pd_status stage_run(void *self, const struct row *rows, int n, bool prefill, float *hidden,
-                                stop_fn stop, void *stop_user, struct pd_error *err)
+/* Rows of one lane and one kind that lie side by side. */
+static int run_length(const struct stage_job *job, int at)
+{
+    int end = at < job->n_prompt ? job->n_prompt : job->n, n = 1;
+    while (at + n < end && job->rows[at + n].lane == job->rows[at].lane)
+        n++;
+    return n;
+}
+
+static void drop_rows(struct part *p, const struct row *rows, int n)
+{
+    for (int i = 0; i < n; i++)
+        kv_drop(p->kv[rows[i].lane], &rows[i].node, 1);
+}
+
+static enum pd_status stage_run(void *self, const struct stage_job *job, struct pd_error *err)
 {
     struct part *p = self;
-    model_set_stop(p->model, stop, stop_user);
-    enum pd_status status =
-        model_run(p->model, p->kv, rows, n, hidden, prefill ? MODEL_PREFILL : MODEL_TREE, err);
+    enum pd_status status = PD_OK;
+    model_set_stop(p->model, job->stop, job->stop_user);
+    for (int at = 0, n; at < job->n && !status; at += n) {
+        n = run_length(job, at);
+        float *hidden = job->hidden + (size_t)at * (size_t)model_info(p->model)->n_embd;
+        status = model_run(p->model, p->kv[job->rows[at].lane], &job->rows[at], n, hidden,
+                           at < job->n_prompt ? MODEL_PREFILL : MODEL_TREE, err);
+        if (status && at > job->n_prompt) /* nothing of a stopped batch is kept */
+            drop_rows(p, job->rows + job->n_prompt, at - job->n_prompt);
+    }
     model_set_stop(p->model, NULL, NULL);
     return status;
 }
 
-static void part_kv(void *self, const node_id *commit, int n_commit, const node_id *drop, int n_drop)
+static void part_kv(void *self, const struct kv_job *job)
 {
-    struct part *p = self;
-    for (int i = 0; i < n_commit; i++)
-        kv_commit(p->kv, commit[i]);
-    kv_drop(p->kv, drop, n_drop);
+    struct kv *kv = ((struct part *)self)->kv[job->lane];
+    for (int i = 0; i < job->n_commit; i++)
+        kv_commit(kv, job->commit[i]);
+    kv_drop(kv, job->drop, job->n_drop);
 }
 
-static void part_keep(void *self, int keep)
+static void part_keep(void *self, int lane, int keep)
 {
-    kv_truncate(((struct part *)self)->kv, keep);
+    kv_truncate(((struct part *)self)->kv[lane], keep);
 }
 
 static int part_tree_rows(void *self)
 {
-    return kv_tree_rows(((struct part *)self)->kv);
+    const struct part *p = self;
+    int n = 0;
+    for (int i = 0; i < p->lanes; i++)
+        n += kv_tree_rows(p->kv[i]);
+    return n;
 }
 
-static enum pd_status head_token(void *self, const float *hidden, int32_t pos, const int32_t *history,
-                                 const struct pd_sampling *sample, int32_t *token, struct pd_error *err)
+static enum pd_status head_run(void *self, const struct head_job *job, struct pd_error *err)
 {
     struct part *p = self;
-    enum pd_status status = model_head(p->model, hidden, 1, p->logits, err);
-    if (!status)
-        *token = sample_token(sample, p->logits, history, pos + 1, pos + 1, p->scratch);
-    return status;
+    for (int i = 0; i < job->n; i++) {
+        const struct head_row *r = &job->rows[i];
+        enum pd_status status = model_head(p->model, r->hidden, 1, p->logits, err);
+        if (status)
+            return status;
+        job->tokens[i] = sample_token(r->sample, p->logits, r->history, r->pos + 1, r->pos + 1, p->scratch);
+    }
+    return PD_OK;
 }
 
 /* ---- the draft ---- */
@@ -118,65 +147,56 @@ static const struct row *known_tokens(struct part *p, const struct row *rows, in
     return p->rows;
 }
 
-struct ranking {
-    int first, k;
-    const struct pd_sampling *sample;
-    int (*history)(void *user, int row, int32_t *out, int max);
-    void *history_user;
-    int32_t *count, *tokens;
-    float *logp;
-};
-
-/* Candidates after wanted row `i` (its row in the batch: r->first + i). */
-static void rank_row(struct part *p, const struct row *row, int i, const float *logits,
-                     const struct ranking *r)
+/* Candidates after wanted row `i` of the pass. */
+static void rank_row(struct part *p, const struct draft_job *job, int i, const float *logits)
 {
     enum { RECENT = 4096 };
     int32_t recent[RECENT];
+    const struct draft_ask *ask = &job->asks[i];
     int n = 0;
-    if (r->sample->repeat_penalty != 1 && r->history)
-        n = r->history(r->history_user, r->first + i, recent, PD_MIN(RECENT, r->sample->repeat_last_n));
-    r->count[i] =
-        sample_rank(r->sample, logits, recent, n, row->pos + 1, p->spread, r->k,
-                    r->tokens + (size_t)i * (size_t)r->k, r->logp + (size_t)i * (size_t)r->k, p->scratch);
+    if (ask->sample->repeat_penalty != 1)
+        n = history_copy(&ask->history, recent, PD_MIN(RECENT, ask->sample->repeat_last_n));
+    job->count[i] = sample_rank(ask->sample, logits, recent, n, job->rows[job->n_behind + i].pos + 1,
+                                p->spread, job->k, job->tokens + (size_t)i * (size_t)job->k,
+                                job->logp + (size_t)i * (size_t)job->k, p->scratch);
 }
 
-static enum pd_status rank_rows(struct part *p, const struct row *rows, int n, const struct ranking *r,
-                                stop_fn stop, void *stop_user, struct pd_error *err)
+static enum pd_status rank_rows(struct part *p, const struct draft_job *job, struct pd_error *err)
 {
     const size_t n_embd = (size_t)model_info(p->model)->n_embd;
-    for (int from = r->first; from < n; from += HEAD_SLICE) {
-        int slice = PD_MIN(HEAD_SLICE, n - from);
+    for (int from = job->n_behind; from < job->n; from += HEAD_SLICE) {
+        int slice = PD_MIN(HEAD_SLICE, job->n - from);
         enum pd_status status =
             model_head(p->model, p->hidden + (size_t)from * n_embd, slice, p->logits, err);
         if (status)
             return status;
         for (int i = 0; i < slice; i++) {
-            if (stop && stop(stop_user))
+            if (job->stop && job->stop(job->stop_user))
                 return error_set(err, PD_ERR_CANCELLED, "stopped");
-            rank_row(p, &rows[from + i], from + i - r->first, p->logits + (size_t)i * (size_t)p->n_vocab, r);
+            rank_row(p, job, from + i - job->n_behind, p->logits + (size_t)i * (size_t)p->n_vocab);
         }
     }
     return PD_OK;
 }
 
-static enum pd_status draft_run(void *self, const struct row *rows, int n, int n_behind, bool prefill, int k,
-                                const struct pd_sampling *sample,
-                                int (*history)(void *user, int row, int32_t *out, int max),
-                                void *history_user, int32_t *count, int32_t *tokens, float *logp,
-                                stop_fn stop, void *stop_user, struct pd_error *err)
+static enum pd_status draft_run(void *self, const struct draft_job *job, struct pd_error *err)
 {
     struct part *p = self;
-    rows = known_tokens(p, rows, n);
-    model_set_stop(p->model, stop, stop_user);
-    enum pd_status status =
-        model_run(p->model, p->kv, rows, n, p->hidden, prefill ? MODEL_PREFILL : MODEL_TREE, err);
-    if (!status && !prefill && n > n_behind) {
-        struct ranking r = {n_behind, k, sample, history, history_user, count, tokens, logp};
-        status = rank_rows(p, rows, n, &r, stop, stop_user, err);
-        for (int i = 0; status && i < n; i++) /* nothing of a stopped pass is kept */
-            kv_drop(p->kv, &rows[i].node, 1);
+    const struct row *rows = known_tokens(p, job->rows, job->n);
+    enum pd_status status = PD_OK;
+    int done = 0;
+    model_set_stop(p->model, job->stop, job->stop_user);
+    for (int n; done < job->n && !status; done += status ? 0 : n) {
+        for (n = 1; done + n < job->n && rows[done + n].lane == rows[done].lane; n++)
+            ;
+        float *hidden = p->hidden + (size_t)done * (size_t)model_info(p->model)->n_embd;
+        status = model_run(p->model, p->kv[rows[done].lane], &rows[done], n, hidden,
+                           job->prefill ? MODEL_PREFILL : MODEL_TREE, err);
     }
+    if (!status && !job->prefill && job->n > job->n_behind)
+        status = rank_rows(p, job, err);
+    if (status && !job->prefill) /* nothing of a stopped pass is kept */
+        drop_rows(p, rows, done);
     model_set_stop(p->model, NULL, NULL);
     return status;
 }
@@ -184,10 +204,12 @@ static enum pd_status draft_run(void *self, const struct row *rows, int n, int n
 /* ---- building ---- */
 
 static enum pd_status part_load(struct part *p, const struct gguf *g, const struct model_options *o,
-                                struct pd_error *err)
+                                int lanes, struct pd_error *err)
 {
     enum pd_status status = model_load(&p->model, g, o, err);
-    if (status || (status = kv_new(&p->kv, p->model, err)))
+    for (p->lanes = 0; !status && p->lanes < lanes; p->lanes += !status)
+        status = kv_new(&p->kv[p->lanes], p->model, err);
+    if (status)
         return status;
     p->n_vocab = p->n_vocab_ranked = model_info(p->model)->n_vocab;
     return PD_OK;
@@ -204,7 +226,8 @@ static enum pd_status part_add_head(struct part *p, int slice, struct pd_error *
 
 static void part_free(struct part *p)
 {
-    kv_free(p->kv);
+    for (int i = 0; i < p->lanes; i++)
+        kv_free(p->kv[i]);
     model_free(p->model);
     sample_scratch_free(p->scratch);
     free(p->logits);
@@ -266,7 +289,7 @@ static enum pd_status load_stage(struct compute *c, int i, const struct gguf *g,
         .chunk_rows = CHUNK_ROWS,
         .kv_type = o->kv_type,
     };
-    enum pd_status status = part_load(p, g, &mo, err);
+    enum pd_status status = part_load(p, g, &mo, PD_MAX(o->lanes, 1), err);
     if (!status && last)
         status = part_add_head(p, 1, err);
     if (status)
@@ -278,7 +301,7 @@ static enum pd_status load_stage(struct compute *c, int i, const struct gguf *g,
                                      .keep = part_keep,
                                      .tree_rows = part_tree_rows};
     if (last)
-        c->head = (struct head_ops){.self = p, .token = head_token};
+        c->head = (struct head_ops){.self = p, .run = head_run};
     part_loaded(s, o);
     return PD_OK;
 }
@@ -300,7 +323,7 @@ static enum pd_status load_draft(struct compute *c, const struct gguf *g, const 
         .kv_type = o->kv_type,
         .fast = true, /* a prediction need not be the same everywhere */
     };
-    enum pd_status status = part_load(p, g, &mo, err);
+    enum pd_status status = part_load(p, g, &mo, PD_MAX(o->lanes, 1), err);
     if (status)
         return status;
     p->n_vocab_ranked = PD_MIN(p->n_vocab, s->info.target.n_vocab);
@@ -358,9 +381,9 @@ static enum pd_status check_memory(const struct compute_info *i, const struct co
     double have = ((double)machine.totalram + (double)machine.totalswap) * machine.mem_unit, need = 0;
     double share = o->only_role == COMPUTE_ALL ? 1 : 1.0 / o->n_stages;
     if (o->only_role != ROLE_DRAFTER)
-        need += share * kv_bytes(&i->target, o->kv_type, o->ctx);
+        need += PD_MAX(o->lanes, 1) * share * kv_bytes(&i->target, o->kv_type, o->ctx);
     if (i->draft.arch && wanted(o, ROLE_DRAFTER))
-        need += kv_bytes(&i->draft, o->kv_type, o->ctx);
+        need += PD_MAX(o->lanes, 1) * kv_bytes(&i->draft, o->kv_type, o->ctx);
     if (need <= have)
         return PD_OK;
     return error_set(err, PD_ERR_MEMORY,

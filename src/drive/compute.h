@@ -28,6 +28,7 @@ struct compute_options {
     int threads, draft_threads; /* within a batch; 0: by compute_threads */
     bool alone;                 /* batches never overlap (virtual clock): each may have all processors */
     int ctx;
+    int lanes; /* requests at once, each with a K/V cache of its own; 0: 1 */
     enum pd_kv_type kv_type;
     int tree_rows;       /* live tree rows of a stage; 0: 1024 */
     int draft_tree_rows; /* of the draft; 0: 4096 */

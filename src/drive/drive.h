@@ -27,36 +27,72 @@
 /* Asked between graph nodes of a running batch: true stops it. */
 typedef bool (*stop_fn)(void *user);
 
+struct stage_job {          /* one batch */
+    const struct row *rows; /* [n]; the first n_prompt of prompts, a request's in order of position */
+    int n, n_prompt;
+    float *hidden; /* [n_embd, n] in and out; NULL: none travel */
+    stop_fn stop;  /* may be NULL */
+    void *stop_user;
+};
+struct head_row {
+    const float *hidden; /* [n_embd] */
+    int32_t lane, pos;
+    const int32_t *history; /* [pos + 1] tokens by position */
+    const struct pd_sampling *sample;
+};
+struct head_job {
+    const struct head_row *rows; /* [n] */
+    int n;
+    int32_t *tokens; /* out [n]: the token after each row's position */
+};
+struct draft_job {          /* a draft pass, or a prefill chunk */
+    const struct row *rows; /* [n] */
+    int n,
+        n_behind; /* rows[n_behind..n) want candidates; those before, of any requests, only go into the kv */
+    bool prefill; /* all behind, rows have no nodes */
+    int k;        /* candidates of a row at most */
+    const struct draft_ask *asks; /* [n - n_behind] */
+    /* out, of each row that wants some: candidates ranked by sample_rank */
+    int32_t *count;  /* [n - n_behind] */
+    int32_t *tokens; /* [k, n - n_behind] best first */
+    float *logp;     /* [k, n - n_behind] */
+    stop_fn stop;    /* may be NULL */
+    void *stop_user;
+};
+struct kv_job { /* what becomes of a lane's tree rows */
+    int32_t lane;
+    const node_id *commit, *drop; /* commit in order, then drop */
+    int n_commit, n_drop;
+};
+
 struct stage_ops {
     void *self;
     int n_embd; /* floats of a hidden state; 0: none travel (replay, oracle) */
-    /* Compute rows; hidden [n_embd, n] in and out. PD_ERR_CANCELLED: stopped, nothing kept. */
-    enum pd_status (*run)(void *self, const struct row *rows, int n, bool prefill, float *hidden,
-                          stop_fn stop, void *stop_user, struct pd_error *err);
-    void (*kv)(void *self, const node_id *commit, int n_commit, const node_id *drop, int n_drop);
-    void (*keep)(void *self, int keep);
-    /* Live tree rows (0 after each request) and committed rows; for leak checks. */
+    /* PD_ERR_CANCELLED: stopped, nothing kept. */
+    enum pd_status (*run)(void *self, const struct stage_job *job, struct pd_error *err);
+    void (*kv)(void *self, const struct kv_job *job);
+    void (*keep)(void *self, int lane, int keep);
+    void (*copy)(void *self, int lane, int from, int keep); /* NULL: there is one lane only */
+    /* Live tree rows of all lanes (0 after each request); for leak checks. */
     int (*tree_rows)(void *self);
 };
 struct head_ops {
     void *self;
-    /* The token after position pos, from hidden [n_embd]; history: tokens at positions 0..pos. */
-    enum pd_status (*token)(void *self, const float *hidden, int32_t pos, const int32_t *history,
-                            const struct pd_sampling *sample, int32_t *token, struct pd_error *err);
+    enum pd_status (*run)(void *self, const struct head_job *job, struct pd_error *err);
 };
+/* One row of one lane. */
+static inline enum pd_status head_one(const struct head_ops *h, const struct head_row *row, int32_t *token,
+                                      struct pd_error *err)
+{
+    return h->run(h->self, &(struct head_job){row, 1, token}, err);
+}
 struct draft_ops {
     void *self;
     int prefill_rows; /* rows of a prefill chunk at most */
-    /* Draft pass: rows into the draft's kv, then for rows[n_behind..n) up to k candidates each, ranked by
-     * sample_rank. history(history_user, row index, out, max) gives the tokens up to a row. Results: count
-     * [n - n_behind], tokens and logp [k, n - n_behind]. Prefill: rows only, all behind. */
-    enum pd_status (*run)(void *self, const struct row *rows, int n, int n_behind, bool prefill, int k,
-                          const struct pd_sampling *sample,
-                          int (*history)(void *user, int row, int32_t *out, int max), void *history_user,
-                          int32_t *count, int32_t *tokens, float *logp, stop_fn stop, void *stop_user,
-                          struct pd_error *err);
-    void (*kv)(void *self, const node_id *commit, int n_commit, const node_id *drop, int n_drop);
-    void (*keep)(void *self, int keep);
+    enum pd_status (*run)(void *self, const struct draft_job *job, struct pd_error *err);
+    void (*kv)(void *self, const struct kv_job *job);
+    void (*keep)(void *self, int lane, int keep);
+    void (*copy)(void *self, int lane, int from, int keep); /* NULL: there is one lane only */
     int (*tree_rows)(void *self);
 };
 struct compute { /* all of a pipeline's computing; a rank fills only its own part */
@@ -67,6 +103,10 @@ struct compute { /* all of a pipeline's computing; a rank fills only its own par
     void *self;             /* of the kind of computing; its free is called by compute_free */
     void (*free)(struct compute *c);
 };
+
+/* EFF_KV, EFF_KEEP and EFF_COPY carried out. */
+void kv_effect_stage(const struct stage_ops *ops, const struct effect *e);
+void kv_effect_draft(const struct draft_ops *ops, const struct effect *e);
 
 /* ---- device profiles (profile.c, docs/profiles.md) ---- */
 
@@ -106,6 +146,9 @@ int64_t profile_step_ns(const struct profile *p);
 double profile_wire_ns(const struct profile *p, int n_embd, int from, const struct msg *m);
 /* One token's way alone through the chain: every stage, the head, the links. What `pp` takes for a token. */
 int64_t profile_token_ns(const struct profile *p);
+/* Time of a stage's batch of n rows, the first n_prompt of prompts; and of n heads at once. */
+double profile_batch_ns(const struct profile *p, int stage, int n, int n_prompt);
+double profile_head_ns(const struct profile *p, int n);
 /* Time of a step with i + 1 rows into rows_ns[BATCH_ROWS]: the slowest stage's, the head's row included. */
 void profile_costs(const struct profile *p, int n_stages, double *rows_ns);
 int64_t curve_ns(const struct curve *c, int rows);
@@ -189,6 +232,15 @@ struct driver {
 };
 enum pd_status sim_new(struct driver **out, const struct driver_options *o, const struct compute *c,
                        struct pd_error *err);
+/* Several requests in one simulated pipeline: each arrives at its time, waits in line for a lane, and may be cancelled.
+ * Returns when all are over. results [n]: finish and stats are each one's own, the rest is of the whole run. */
+struct arrival {
+    int64_t at_ns, cancel_at_ns;   /* from now on; cancel_at_ns 0: never */
+    const struct request *request; /* its id is not used */
+    const struct sink *sink;
+};
+enum pd_status sim_generate_all(struct driver *d, const struct arrival *arrivals, int n,
+                                struct result *results, struct pd_error *err);
 enum pd_status threads_new(struct driver **out, const struct driver_options *o, const struct compute *c,
                            struct pd_error *err);
 

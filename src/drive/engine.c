@@ -105,6 +105,7 @@ void engine_driver_options(struct driver_options *out, const struct pd_engine_op
         .live_rows_max = ENGINE_LIVE_ROWS,
         .ctx = ctx,
         .draft_rows = BATCH_ROWS,
+        .chunk_rows = CHUNK_ROWS, /* the kernels' bits are those of the chunk */
         .have_draft = have_draft,
         .grace = 0.1,
     };

@@ -147,7 +147,7 @@ static void mpi_driver_free(struct driver *driver)
 }
 
 /* Is a rank's hello what we expect? */
-static enum pd_status check_hello(const struct mpi *m, int rank, const struct msg *in,
+static enum pd_status check_hello(const struct mpi *m, int rank, const struct note *in,
                                   const struct mpi_digest *own, struct pd_error *err)
 {
     const char *host = mpi_host(m, rank);
@@ -159,7 +159,7 @@ static enum pd_status check_hello(const struct mpi *m, int rank, const struct ms
             err, PD_ERR_MISMATCH,
             "rank %d on host %s has another model file than host %s: copy the same one everywhere", rank,
             host, mpi_host(m, 0));
-    if (in->request != own->options)
+    if (in->hello.options != own->options)
         return error_set(
             err, PD_ERR_MISMATCH,
             "rank %d on host %s was started with other options than rank 0: start all ranks alike", rank,
@@ -170,14 +170,14 @@ static enum pd_status check_hello(const struct mpi *m, int rank, const struct ms
 static enum pd_status meet_one(struct mpi *m, const struct parcel *p, bool *met, const struct mpi_digest *own,
                                struct pd_error *err)
 {
-    const struct msg *in = &p->msg;
-    if (in->type == MSG_FAULT)
+    const struct note *in = p->note;
+    if (in && in->type == NOTE_FAULT)
         return error_set(err, in->fault.status ? (enum pd_status)in->fault.status : PD_ERR_PEER,
                          "stage %d (rank %d on host %s): %s", p->from_rank - 1, p->from_rank,
                          mpi_host(m, p->from_rank), in->fault.text);
-    if (in->type != MSG_HELLO || met[p->from_rank])
+    if (!in || in->type != NOTE_HELLO || met[p->from_rank])
         return error_set(err, PD_ERR_PEER, "rank %d on host %s sent a message of type %d before the start",
-                         p->from_rank, mpi_host(m, p->from_rank), in->type);
+                         p->from_rank, mpi_host(m, p->from_rank), in ? in->type : p->msg.type);
     met[p->from_rank] = true;
     return check_hello(m, p->from_rank, in, own, err);
 }
@@ -233,9 +233,9 @@ enum pd_status mpi_new(struct driver **out, struct mpi *m, const struct driver_o
 
 /* ---- the other ranks ---- */
 
-static void send_to_0(struct mpi *m, struct link *link, const struct msg *msg)
+static void send_to_0(struct mpi *m, struct link *link, const struct note *note)
 {
-    struct parcel *p = parcel_new(msg, 0);
+    struct parcel *p = parcel_new_note(note);
     p->from = m->rank;
     p->to = ROLE_DRAFTER;
     link->send(link, 0, LINK_CONTROL, p, NULL);
@@ -245,24 +245,25 @@ static void send_to_0(struct mpi *m, struct link *link, const struct msg *msg)
 void mpi_decline(struct mpi *m, const struct pd_error *why)
 {
     struct link *link = atomic_load(&m->link);
-    struct msg msg = {.type = MSG_FAULT};
-    msg.fault.role = m->rank;
-    msg.fault.status = why->status;
-    snprintf(msg.fault.text, sizeof msg.fault.text, "%.250s", why->text);
-    send_to_0(m, link ? link : open_link(m, NULL), &msg);
+    struct note note = {.type = NOTE_FAULT};
+    note.fault.role = m->rank;
+    note.fault.status = why->status;
+    snprintf(note.fault.text, sizeof note.fault.text, "%.250s", why->text);
+    send_to_0(m, link ? link : open_link(m, NULL), &note);
     m->failed = true;
 }
 
 static void say_hello(struct mpi *m, struct link *link, const struct mpi_digest *digest)
 {
-    struct msg msg = {.type = MSG_HELLO, .request = digest->options};
-    msg.hello.digest = digest->model;
-    msg.hello.protocol = WIRE_VERSION;
-    msg.hello.stage = m->rank - 1;
-    msg.hello.n_stages = mpi_stages(m);
-    memcpy(msg.hello.host, m->hosts[m->rank], sizeof msg.hello.host);
-    snprintf(msg.hello.text, sizeof msg.hello.text, "%s", PD_VERSION);
-    send_to_0(m, link, &msg);
+    struct note note = {.type = NOTE_HELLO};
+    note.hello.options = digest->options;
+    note.hello.digest = digest->model;
+    note.hello.protocol = WIRE_VERSION;
+    note.hello.stage = m->rank - 1;
+    note.hello.n_stages = mpi_stages(m);
+    memcpy(note.hello.host, m->hosts[m->rank], sizeof note.hello.host);
+    snprintf(note.hello.version, sizeof note.hello.version, "%s", PD_VERSION);
+    send_to_0(m, link, &note);
 }
 
 enum pd_status mpi_serve(struct mpi *m, const struct driver_options *options, const struct compute *c,

@@ -10,12 +10,11 @@ enum { CONTEXT = 3 }; /* tokens that the next one depends on */
 
 struct oracle {
     struct oracle_options o;
-    int tree_rows[STAGES_MAX + 1]; /* live tree rows by stage; the draft's last */
     int n_stages;
 };
 struct oracle_stage {
     struct oracle *oracle;
-    int index;
+    int tree_rows[LANES_MAX]; /* live, by lane */
 };
 
 /* `history` ends with the newest token, at position pos. */
@@ -43,44 +42,51 @@ static int rank_of_truth(const struct oracle *c, const int32_t *newest, int32_t 
     return r; /* n_top: not among the named */
 }
 
-static enum pd_status stage_run(void *self, const struct row *rows, int n, bool prefill, float *hidden,
-                                stop_fn stop, void *stop_user, struct pd_error *err)
+static enum pd_status stage_run(void *self, const struct stage_job *job, struct pd_error *err)
 {
     struct oracle_stage *s = self;
-    (void)rows, (void)hidden, (void)err;
-    if (stop && stop(stop_user))
+    (void)err;
+    if (job->stop && job->stop(job->stop_user))
         return PD_ERR_CANCELLED;
-    if (!prefill)
-        s->oracle->tree_rows[s->index] += n;
+    for (int i = job->n_prompt; i < job->n; i++)
+        s->tree_rows[job->rows[i].lane]++;
     return PD_OK;
 }
 
-static void stage_kv(void *self, const node_id *commit, int n_commit, const node_id *drop, int n_drop)
+static void stage_kv(void *self, const struct kv_job *job)
 {
     struct oracle_stage *s = self;
-    (void)commit, (void)drop;
-    s->oracle->tree_rows[s->index] -= n_commit + n_drop;
-    PD_ASSERT(s->oracle->tree_rows[s->index] >= 0);
+    s->tree_rows[job->lane] -= job->n_commit + job->n_drop;
+    PD_ASSERT(s->tree_rows[job->lane] >= 0);
 }
 
-static void stage_keep(void *self, int keep)
+static void stage_keep(void *self, int lane, int keep)
 {
     struct oracle_stage *s = self;
     (void)keep;
-    s->oracle->tree_rows[s->index] = 0;
+    s->tree_rows[lane] = 0;
+}
+
+static void stage_copy(void *self, int lane, int from, int keep)
+{
+    (void)from;
+    stage_keep(self, lane, keep);
 }
 
 static int stage_tree_rows(void *self)
 {
-    struct oracle_stage *s = self;
-    return s->oracle->tree_rows[s->index];
+    const struct oracle_stage *s = self;
+    int n = 0;
+    for (int i = 0; i < LANES_MAX; i++)
+        n += s->tree_rows[i];
+    return n;
 }
 
-static enum pd_status head_token(void *self, const float *hidden, int32_t pos, const int32_t *history,
-                                 const struct pd_sampling *sample, int32_t *token, struct pd_error *err)
+static enum pd_status head_run(void *self, const struct head_job *job, struct pd_error *err)
 {
-    (void)hidden, (void)sample, (void)err;
-    *token = next_token(self, &history[pos], pos);
+    (void)err;
+    for (int i = 0; i < job->n; i++)
+        job->tokens[i] = next_token(self, &job->rows[i].history[job->rows[i].pos], job->rows[i].pos);
     return PD_OK;
 }
 
@@ -99,23 +105,21 @@ static int name_candidates(const struct oracle *c, const int32_t *history, int n
     return count;
 }
 
-static enum pd_status draft_run(void *self, const struct row *rows, int n, int n_behind, bool prefill, int k,
-                                const struct pd_sampling *sample,
-                                int (*history)(void *user, int row, int32_t *out, int max),
-                                void *history_user, int32_t *count, int32_t *tokens, float *logp,
-                                stop_fn stop, void *stop_user, struct pd_error *err)
+static enum pd_status draft_run(void *self, const struct draft_job *job, struct pd_error *err)
 {
     struct oracle_stage *s = self;
-    (void)sample, (void)err;
-    if (stop && stop(stop_user))
+    (void)err;
+    if (job->stop && job->stop(job->stop_user))
         return PD_ERR_CANCELLED;
-    if (prefill)
+    if (job->prefill)
         return PD_OK;
-    s->oracle->tree_rows[s->index] += n;
-    for (int i = n_behind; i < n; i++) {
+    for (int i = 0; i < job->n; i++)
+        s->tree_rows[job->rows[i].lane]++;
+    for (int i = job->n_behind; i < job->n; i++) {
         int32_t before[CONTEXT];
-        int have = history(history_user, i, before, CONTEXT), at = i - n_behind;
-        count[at] = name_candidates(s->oracle, before, have, rows[i].pos, k, &tokens[at * k], &logp[at * k]);
+        int at = i - job->n_behind, have = history_copy(&job->asks[at].history, before, CONTEXT);
+        job->count[at] = name_candidates(s->oracle, before, have, job->rows[i].pos, job->k,
+                                         &job->tokens[at * job->k], &job->logp[at * job->k]);
     }
     return PD_OK;
 }
@@ -129,11 +133,10 @@ static void oracle_free(struct compute *c)
     *c = (struct compute){0};
 }
 
-static struct oracle_stage *part_new(struct oracle *c, int index)
+static struct oracle_stage *part_new(struct oracle *c)
 {
     struct oracle_stage *s = mem_new(1, sizeof *s);
     s->oracle = c;
-    s->index = index;
     return s;
 }
 
@@ -154,9 +157,9 @@ enum pd_status oracle_new(struct compute *out, const struct oracle_options *o, i
     *out = (struct compute){.n_stages = n_stages, .free = oracle_free};
     for (int i = 0; i < n_stages; i++)
         out->stage[i] =
-            (struct stage_ops){part_new(c, i), 0, stage_run, stage_kv, stage_keep, stage_tree_rows};
-    out->head = (struct head_ops){c, head_token};
-    out->draft = (struct draft_ops){part_new(c, n_stages), CHUNK_ROWS, draft_run, stage_kv, stage_keep,
-                                    stage_tree_rows};
+            (struct stage_ops){part_new(c), 0, stage_run, stage_kv, stage_keep, stage_copy, stage_tree_rows};
+    out->head = (struct head_ops){c, head_run};
+    out->draft = (struct draft_ops){part_new(c), CHUNK_ROWS, draft_run,      stage_kv,
+                                    stage_keep,  stage_copy, stage_tree_rows};
     return PD_OK;
 }

@@ -481,6 +481,26 @@ enum pd_status profile_fit(struct profile *p, int n_stages, struct pd_error *err
     return PD_OK;
 }
 
+/* Prompts have a curve of their own where it was measured; rows of trees beside them cost what they add. */
+double profile_batch_ns(const struct profile *p, int stage, int n, int n_prompt)
+{
+    const struct curve *c = &p->stage[stage];
+    if (!n_prompt || !p->prefill.n)
+        return (double)curve_ns(c, n);
+    double prompt = (double)curve_ns(&p->prefill, n_prompt);
+    if (n == n_prompt)
+        return prompt;
+    return prompt + (double)(curve_ns(c, n) - curve_ns(c, n_prompt));
+}
+
+/* Heads of several rows grow as the last stage's layers do. */
+double profile_head_ns(const struct profile *p, int n)
+{
+    const struct curve *last = &p->stage[PD_MAX(p->n_stages, 1) - 1];
+    double one = (double)curve_ns(last, 1);
+    return 1e6 * p->head_ms * (n > 1 && one > 0 ? (double)curve_ns(last, n) / one : 1);
+}
+
 void profile_costs(const struct profile *p, int n_stages, double *rows_ns)
 {
     for (int rows = 1; rows <= BATCH_ROWS; rows++) {

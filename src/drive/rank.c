@@ -26,7 +26,7 @@ int rank_hidden_live(const struct rank *r)
 
 int rank_kept(const struct rank *r)
 {
-    return drafter_kept(r->drafter);
+    return r->kept;
 }
 
 void rank_observe(struct rank *r, const struct observation *o)
@@ -68,9 +68,9 @@ static void set_error(struct rank *r, enum pd_status status, int role, const cha
     r->status = status;
 }
 
-static void send_control(struct rank *r, int to_rank, const struct msg *m)
+static void send_note(struct rank *r, int to_rank, const struct note *n)
 {
-    struct parcel *p = parcel_new(m, 0);
+    struct parcel *p = parcel_new_note(n);
     p->from = r->o.rank;
     p->to = to_rank;
     struct pd_error ignored; /* whoever cannot be reached is noticed otherwise */
@@ -79,7 +79,7 @@ static void send_control(struct rank *r, int to_rank, const struct msg *m)
 
 void rank_quit(struct rank *r, int to)
 {
-    send_control(r, to, &(struct msg){.type = MSG_QUIT});
+    send_note(r, to, &(struct note){.type = NOTE_QUIT});
 }
 
 static void fail_as(struct rank *r, enum pd_status status, int role, const char *text)
@@ -89,11 +89,11 @@ static void fail_as(struct rank *r, enum pd_status status, int role, const char 
     set_error(r, status, role, text);
     if (r->drafts)
         return;
-    struct msg m = {.type = MSG_FAULT};
-    m.fault.role = role;
-    m.fault.status = status;
-    snprintf(m.fault.text, sizeof m.fault.text, "%s", text);
-    send_control(r, 0, &m);
+    struct note n = {.type = NOTE_FAULT};
+    n.fault.role = role;
+    n.fault.status = status;
+    snprintf(n.fault.text, sizeof n.fault.text, "%s", text);
+    send_note(r, 0, &n);
 }
 
 void rank_fail(struct rank *r, enum pd_status status, const char *text)
@@ -105,21 +105,18 @@ void rank_fail(struct rank *r, enum pd_status status, const char *text)
 
 static void carry_out(struct rank *r, int role);
 
-static const struct role_fault *machine_step(struct rank *r, int role, const struct event *ev)
+static void machine_step(struct rank *r, int role, const struct event *ev)
 {
     if (role == ROLE_DRAFTER) {
         int64_t begin = link_clock();
         drafter_step(r->drafter, ev, &r->fx);
         if (r->result)
             r->result->machine_ns += link_clock() - begin;
-        return drafter_fault(r->drafter);
+    } else if (role > r->n) {
+        verifier_step(r->verifier, ev, &r->fx);
+    } else {
+        stage_step(r->stage, ev, &r->fx);
     }
-    if (role > r->n) {
-        verifier_step(&r->verifier, ev, &r->fx);
-        return &r->verifier.fault;
-    }
-    stage_step(&r->stage, ev, &r->fx);
-    return &r->stage.fault;
 }
 
 void rank_step(struct rank *r, int role, const struct event *ev)
@@ -127,11 +124,8 @@ void rank_step(struct rank *r, int role, const struct event *ev)
     if (r->status)
         return;
     r->asked = false;
-    const struct role_fault *fault = machine_step(r, role, ev);
-    if (fault->set)
-        fail_as(r, PD_ERR_PEER, role, fault->text);
-    else
-        carry_out(r, role);
+    machine_step(r, role, ev);
+    carry_out(r, role);
 }
 
 /* ---- sending ---- */
@@ -170,27 +164,27 @@ static void post_local(struct rank *r, struct parcel *p)
     r->local_tail = &p->next;
 }
 
-static void post(struct rank *r, int from, const struct effect *e)
+static void post(struct rank *r, int from, int to, const struct msg *m)
 {
-    bool local = rank_of(e->to, r->n) == r->o.rank;
-    bool hidden = e->msg.type == MSG_ROWS && !r->drafts && r->pool.n_embd;
-    struct parcel *p = parcel_new(&e->msg, hidden && !local ? r->pool.n_embd : 0);
+    bool local = rank_of(to, r->n) == r->o.rank;
+    bool hidden = m->type == MSG_ROWS && !r->drafts && r->pool.n_embd;
+    struct parcel *p = parcel_new(m, hidden && !local ? r->pool.n_embd : 0);
     p->from = from;
-    p->to = e->to;
+    p->to = to;
     if (local) {
         post_local(r, p);
         return;
     }
-    for (int i = 0; hidden && i < e->msg.rows.n; i++) {
+    for (int i = 0; hidden && i < m->rows.n; i++) {
         size_t width = (size_t)r->pool.n_embd;
         uint32_t handle = p->rows[i].hidden;
         memcpy(p->hidden + (size_t)i * width, r->pool.state[handle], width * sizeof(float));
         hidden_give(&r->pool, handle);
     }
     struct pd_error err = {0};
-    p->due_ns = due_ns(r, from, e->to, &p->msg);
-    enum link_channel channel = msg_on_chain(&e->msg) ? LINK_DATA : LINK_CONTROL;
-    enum pd_status status = r->o.link->send(r->o.link, rank_of(e->to, r->n), channel, p, &err);
+    p->due_ns = due_ns(r, from, to, &p->msg);
+    enum link_channel channel = msg_on_chain(m) ? LINK_DATA : LINK_CONTROL;
+    enum pd_status status = r->o.link->send(r->o.link, rank_of(to, r->n), channel, p, &err);
     if (status)
         fail_as(r, status, from, err.text);
 }
@@ -206,6 +200,9 @@ static void start_work(struct rank *r, const struct effect *e)
     w->head = e->type == EFF_HEAD;
     w->prefill = e->prefill;
     w->n = e->n;
+    w->n_prompt = e->n_prompt;
+    w->heads = e->heads;
+    w->asks = e->asks;
     w->n_behind = e->n_behind;
     memcpy(w->rows, e->rows, (size_t)e->n * sizeof *w->rows);
 }
@@ -226,7 +223,7 @@ static void emit_token(struct rank *r, const struct effect *e)
                                           .token = e->token,
                                           .pos = e->pos,
                                           .verdict = e->verdict,
-                                          .tree = drafter_tree(r->drafter)});
+                                          .tree = e->tree});
     enum pd_reason f = r->sink->on_token ? r->sink->on_token(r->sink->user, &t) : PD_REASON_NONE;
     if (f && !r->cancel)
         r->cancel = f;
@@ -234,37 +231,29 @@ static void emit_token(struct rank *r, const struct effect *e)
 
 static void effect_send(struct rank *r, int role, const struct effect *e)
 {
-    struct effect out = *e;
-    if (r->drafts && e->msg.type == MSG_ROWS && !e->msg.rows.prefill) {
-        int64_t now = rank_now(r);
-        r->result->machine_steps++;
-        rank_observe(r, &(struct observation){.type = OBS_SUBMIT,
-                                              .begin_ns = now,
-                                              .end_ns = now,
-                                              .rows = e->msg.rows.n,
-                                              .tree = drafter_tree(r->drafter)});
-    }
-    if (e->msg.type == MSG_ENDED)
-        out.msg.ended.head_ns = r->head_ns;
-    r->ended |= e->msg.type == MSG_ENDED || (e->msg.type == MSG_END && !r->drafts && !r->last);
-    post(r, role, &out);
+    struct msg m = *e->msg;
+    r->result ? r->result->machine_steps += m.type == MSG_ROWS && m.rows.n > m.rows.n_prompt : 0;
+    if (m.type == MSG_ENDED)
+        m.ended.head_ns = r->head_ns;
+    r->ended |= m.type == MSG_ENDED || (m.type == MSG_END && !r->drafts && !r->last);
+    for (int to = e->to; to <= e->to_last; to++)
+        post(r, role, to, &m);
+}
+
+static void submitted(struct rank *r, const struct effect *e)
+{
+    int64_t now = rank_now(r);
+    rank_observe(r, &(struct observation){
+                        .type = OBS_SUBMIT, .begin_ns = now, .end_ns = now, .rows = e->n, .tree = e->tree});
 }
 
 static void effect_kv(struct rank *r, const struct effect *e)
 {
     const struct draft_ops *draft = &r->o.compute->draft;
-    if (!r->drafts) {
-        const struct stage_ops *stage = &r->o.compute->stage[r->o.rank - 1];
-        if (e->type == EFF_KV)
-            stage->kv(stage->self, e->commit, e->n_commit, e->drop, e->n_drop);
-        else
-            stage->keep(stage->self, e->keep);
-    } else if (draft->self) {
-        if (e->type == EFF_KV)
-            draft->kv(draft->self, e->commit, e->n_commit, e->drop, e->n_drop);
-        else
-            draft->keep(draft->self, e->keep);
-    }
+    if (!r->drafts)
+        kv_effect_stage(&r->o.compute->stage[r->o.rank - 1], e);
+    else if (draft->self)
+        kv_effect_draft(draft, e);
 }
 
 static void carry_out(struct rank *r, int role)
@@ -285,7 +274,14 @@ static void carry_out(struct rank *r, int role)
             break;
         case EFF_KV:
         case EFF_KEEP:
+        case EFF_COPY:
             effect_kv(r, e);
+            break;
+        case EFF_SUBMITTED:
+            submitted(r, e);
+            break;
+        case EFF_FAULT:
+            fail_as(r, PD_ERR_PEER, role, e->text);
             break;
         case EFF_RELEASE:
             for (int k = 0; k < e->n_hidden; k++)
@@ -301,6 +297,7 @@ static void carry_out(struct rank *r, int role)
             r->result->finish = e->finish;
             r->result->stats = *e->stats;
             r->finished = true;
+            r->kept = e->kept;
             break;
         }
     }
@@ -319,7 +316,7 @@ static void learn_load(struct rank *r, const struct msg *m)
     const struct msg_report *in = &m->report;
     if (m->type != MSG_REPORT || !in->rows || in->stage < 0 || in->stage >= r->n)
         return;
-    if (!in->prefill) {
+    if (in->rows > in->n_prompt) {
         struct stage_load *l = &r->result->load[in->stage];
         l->busy_ns += in->busy_ns;
         l->batches++;
@@ -327,7 +324,7 @@ static void learn_load(struct rank *r, const struct msg *m)
     }
     int64_t now = rank_now(r);
     if (r->o.observe_reports)
-        rank_observe(r, &(struct observation){.type = in->prefill ? OBS_PREFILL : OBS_BATCH,
+        rank_observe(r, &(struct observation){.type = in->n_prompt == in->rows ? OBS_PREFILL : OBS_BATCH,
                                               .role = role_stage(in->stage),
                                               .begin_ns = now - in->busy_ns,
                                               .end_ns = now,
@@ -352,10 +349,10 @@ static bool take_rows(struct rank *r, struct parcel *p)
 
 static void on_fault(struct rank *r, const struct parcel *p)
 {
-    const struct msg *m = &p->msg;
+    const struct note *n = p->note;
     if (!r->status)
-        set_error(r, m->fault.status ? (enum pd_status)m->fault.status : PD_ERR_PEER, m->fault.role,
-                  m->fault.text);
+        set_error(r, n->fault.status ? (enum pd_status)n->fault.status : PD_ERR_PEER, n->fault.role,
+                  n->fault.text);
 }
 
 /* Is this a message that the sender may send to a role of this rank? */
@@ -363,6 +360,9 @@ static bool sensible(const struct rank *r, const struct parcel *p)
 {
     if (rank_of(p->to, r->n) != r->o.rank || p->to > role_verifier(r->n))
         return false;
+    if (p->note)
+        return p->note->type == NOTE_FAULT ? p->to == ROLE_DRAFTER
+                                           : p->note->type != NOTE_HELLO && p->from == ROLE_DRAFTER;
     switch (p->msg.type) {
     case MSG_BEGIN:
     case MSG_ROWS:
@@ -374,11 +374,6 @@ static bool sensible(const struct rank *r, const struct parcel *p)
         return p->to == ROLE_DRAFTER && p->msg.report.stage == p->from - 1;
     case MSG_ENDED:
         return p->to == ROLE_DRAFTER && p->from == role_verifier(r->n);
-    case MSG_FAULT:
-        return p->to == ROLE_DRAFTER;
-    case MSG_QUIT:
-    case MSG_HEARTBEAT:
-        return p->from == ROLE_DRAFTER;
     default:
         return false;
     }
@@ -388,25 +383,37 @@ static void not_sensible(struct rank *r, const struct parcel *p)
 {
     char text[128];
     snprintf(text, sizeof text, "a message of type %d from role %d to role %d makes no sense here",
-             p->msg.type, p->from, p->to);
+             p->note ? p->note->type : p->msg.type, p->from, p->to);
     fail_as(r, PD_ERR_PEER, p->from_rank, text);
+}
+
+static void request_begins(struct rank *r)
+{
+    if (r->o.link->active)
+        r->o.link->active(r->o.link, true);
+    r->head_ns = 0;
+}
+
+static void deliver_note(struct rank *r, const struct parcel *p)
+{
+    if (p->note->type == NOTE_QUIT)
+        r->quit = true;
+    else if (p->note->type == NOTE_FAULT)
+        on_fault(r, p);
+    else
+        request_begins(r);
 }
 
 static void deliver(struct rank *r, struct parcel *p, bool local)
 {
     const struct msg *m = &p->msg;
-    if (!sensible(r, p) || (m->type == MSG_ROWS && !local && !take_rows(r, p))) {
+    if (!sensible(r, p) || (!p->note && m->type == MSG_ROWS && !local && !take_rows(r, p)))
         not_sensible(r, p);
-    } else if (m->type == MSG_QUIT) {
-        r->quit = true;
-    } else if (m->type == MSG_FAULT) {
-        on_fault(r, p);
-    } else if (m->type == MSG_HEARTBEAT || (m->type == MSG_BEGIN && !r->drafts)) {
-        if (r->o.link->active)
-            r->o.link->active(r->o.link, true);
-        r->head_ns = 0;
-    }
-    if (!r->status && m->type < MSG_HEARTBEAT) {
+    else if (p->note)
+        deliver_note(r, p);
+    else if (m->type == MSG_BEGIN && !r->drafts)
+        request_begins(r);
+    if (!r->status && !p->note) {
         if (r->drafts)
             learn_load(r, m);
         rank_step(r, p->to, &(struct event){.type = EV_MSG, .now_ns = rank_now(r), .msg = m});
@@ -422,7 +429,7 @@ static void check_clean(struct rank *r)
     r->ended = false;
     const struct stage_ops *ops = &r->o.compute->stage[r->o.rank - 1];
     PD_ASSERT(hidden_live(&r->pool) == 0);
-    PD_ASSERT(r->stage.m.n == 0 && r->stage.n_chunks == 0 && !r->work.busy);
+    PD_ASSERT(stage_idle(r->stage) && !r->work.busy);
     PD_ASSERT(!ops->tree_rows || ops->tree_rows(ops->self) == 0);
     if (r->o.link->active)
         r->o.link->active(r->o.link, false);
@@ -487,8 +494,10 @@ static void drafter_service(struct rank *r)
         r->cancel = PD_REASON_CANCELLED;
     if (r->cancel && !r->cancelled && !r->finished) {
         r->cancelled = true;
-        rank_step(r, ROLE_DRAFTER,
-                  &(struct event){.type = EV_CANCEL, .now_ns = rank_now(r), .finish = (uint8_t)r->cancel});
+        rank_step(
+            r, ROLE_DRAFTER,
+            &(struct event){
+                .type = EV_CANCEL, .now_ns = rank_now(r), .id = r->request, .finish = (uint8_t)r->cancel});
     }
     if (r->timer_ns >= 0 && link_clock() >= r->timer_ns + r->o.start_ns) {
         r->event_ns = PD_MAX(r->event_ns, r->timer_ns + r->o.start_ns);
@@ -578,7 +587,7 @@ static void announce(struct rank *r, bool active)
         return;
     r->o.link->active(r->o.link, active);
     for (int rank = 1; rank <= r->n && active; rank++)
-        send_control(r, rank, &(struct msg){.type = MSG_HEARTBEAT});
+        send_note(r, rank, &(struct note){.type = NOTE_HEARTBEAT});
 }
 
 enum pd_status rank_generate(struct rank *r, const struct request *request, const struct sink *sink,
@@ -588,7 +597,6 @@ enum pd_status rank_generate(struct rank *r, const struct request *request, cons
     if (r->status)
         return error_set(err, r->status, "the pipeline has failed before: %s", r->error.text);
     r->sink = sink;
-    r->request = request;
     r->result = out;
     r->finished = false;
     r->cancel = PD_REASON_NONE;
@@ -598,18 +606,18 @@ enum pd_status rank_generate(struct rank *r, const struct request *request, cons
         .begin_ns = rank_now(r), .prompt_tokens = request->n_tokens, .kept_tokens = request->keep};
     link_punctual();
     announce(r, true);
-    rank_step(r, ROLE_DRAFTER,
-              &(struct event){.type = EV_REQUEST, .now_ns = rank_now(r), .request = request});
+    struct request asked = *request;
+    asked.id = ++r->request;
+    rank_step(r, ROLE_DRAFTER, &(struct event){.type = EV_REQUEST, .now_ns = rank_now(r), .request = &asked});
     while (!r->finished && !r->status)
         turn(r);
     announce(r, false);
     summarise(r);
     r->sink = NULL;
-    r->request = NULL;
     r->result = NULL;
     if (r->status)
         return error_set(err, r->status, "%s", r->error.text);
-    PD_ASSERT(drafter_tree(r->drafter)->count == 0);
+    PD_ASSERT(drafter_idle(r->drafter));
     PD_ASSERT(!r->o.compute->draft.self || r->o.compute->draft.tree_rows(r->o.compute->draft.self) == 0);
     return PD_OK;
 }
@@ -640,6 +648,7 @@ void rank_new(struct rank **out, const struct rank_options *o)
     struct drafter_options d = o->driver->drafter;
     if (r->drafts) {
         d.have_draft = d.have_draft && o->compute->draft.self;
+        d.copies = false; /* the other ranks' caches are not known here */
         fill_cost(r, &d);
         r->drafter = drafter_new(&d);
         r->count = mem_new(BATCH_ROWS, sizeof *r->count);
@@ -648,13 +657,18 @@ void rank_new(struct rank **out, const struct rank_options *o)
     } else {
         r->pool.n_embd = o->compute->stage[o->rank - 1].n_embd;
         r->gather = mem_new((size_t)BATCH_ROWS * (size_t)PD_MAX(r->pool.n_embd, 1), sizeof *r->gather);
-        stage_init(&r->stage, &(struct stage_options){.index = o->rank - 1,
-                                                      .n_stages = r->n,
-                                                      .live_rows_max = d.live_rows_max,
-                                                      .batch_rows = BATCH_ROWS});
+        r->stage = stage_new(&(struct stage_options){.index = o->rank - 1,
+                                                     .n_stages = r->n,
+                                                     .lanes = d.lanes,
+                                                     .live_rows_max = d.live_rows_max,
+                                                     .batch_rows = BATCH_ROWS});
     }
     if (r->last)
-        verifier_init(&r->verifier, r->n, d.live_rows_max, d.ctx);
+        r->verifier = verifier_new(&(struct verifier_options){.n_stages = r->n,
+                                                              .lanes = d.lanes,
+                                                              .live_rows_max = d.live_rows_max,
+                                                              .ctx = d.ctx,
+                                                              .heads_max = d.lanes});
     *out = r;
 }
 
@@ -672,10 +686,8 @@ void rank_free(struct rank *r)
         return;
     free_list(r->local);
     free_list(r->held);
-    if (!r->drafts)
-        stage_deinit(&r->stage);
-    if (r->last)
-        verifier_deinit(&r->verifier);
+    stage_free(r->stage);
+    verifier_free(r->verifier);
     drafter_free(r->drafter);
     hidden_deinit(&r->pool);
     free(r->cost_ns);

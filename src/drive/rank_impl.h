@@ -18,18 +18,21 @@ int hidden_live(const struct hidden_pool *p);
 void hidden_deinit(struct hidden_pool *p);
 
 struct work { /* what the device has in hand */
-    bool busy, head, prefill;
-    bool stop; /* asked to stop */
+    bool busy, head;
+    bool prefill; /* of the draft */
+    bool stop;    /* asked to stop */
     struct row rows[BATCH_ROWS];
-    int n, n_behind;
+    int n, n_prompt, n_behind;
+    const struct head_ask *heads; /* the machine's */
+    const struct draft_ask *asks;
 };
 
 struct rank {
     struct rank_options o;
     int n; /* stages */
     bool drafts, last;
-    struct stage stage;
-    struct verifier verifier;
+    struct stage *stage;
+    struct verifier *verifier;
     struct drafter *drafter;
     double *cost_ns;
     struct hidden_pool pool;
@@ -50,9 +53,11 @@ struct rank {
     enum pd_reason cancel; /* asked for by the user, or PD_REASON_NONE */
     bool cancelled;        /* the machine knows */
     const struct sink *sink;
-    const struct request *request;
+    uint32_t request; /* id of the newest */
     struct result *result;
     bool finished;
+    int kept;
+    int32_t head_tokens[LANES_MAX];
     int32_t *count, *tokens;
     float *logp;
     struct effects fx;

@@ -18,11 +18,6 @@ static bool pump(void *user)
     return must_stop(r);
 }
 
-static int history_of(void *user, int row, int32_t *out, int max)
-{
-    return drafter_history(user, row, out, max);
-}
-
 static enum pd_status run_stage(struct rank *r, struct pd_error *err)
 {
     struct work *w = &r->work;
@@ -31,20 +26,32 @@ static enum pd_status run_stage(struct rank *r, struct pd_error *err)
     for (int i = 0; i < w->n && width; i++)
         memcpy(&r->gather[(size_t)i * width], r->pool.state[w->rows[i].hidden], width * sizeof(float));
     /* A row that dies meanwhile keeps its handle until the batch is over, so writing back is safe. */
-    enum pd_status status =
-        ops->run(ops->self, w->rows, w->n, w->prefill, width ? r->gather : NULL, pump, r, err);
+    struct stage_job job = {.rows = w->rows,
+                            .n = w->n,
+                            .n_prompt = w->n_prompt,
+                            .hidden = width ? r->gather : NULL,
+                            .stop = pump,
+                            .stop_user = r};
+    enum pd_status status = ops->run(ops->self, &job, err);
     for (int i = 0; i < w->n && width && !status; i++)
         memcpy(r->pool.state[w->rows[i].hidden], &r->gather[(size_t)i * width], width * sizeof(float));
     return status;
 }
 
-static enum pd_status run_head(struct rank *r, int32_t *token, struct pd_error *err)
+static enum pd_status run_heads(struct rank *r, struct pd_error *err)
 {
-    const struct row *row = &r->work.rows[0];
+    const struct work *w = &r->work;
     const struct head_ops *ops = &r->o.compute->head;
-    const float *hidden = row->hidden ? r->pool.state[row->hidden] : NULL;
-    return ops->token(ops->self, hidden, row->pos, r->verifier.history, &r->verifier.begin.sample, token,
-                      err);
+    struct head_row rows[LANES_MAX];
+    for (int i = 0; i < w->n; i++) {
+        const struct row *row = &w->rows[i];
+        rows[i] = (struct head_row){.hidden = row->hidden ? r->pool.state[row->hidden] : NULL,
+                                    .lane = row->lane,
+                                    .pos = row->pos,
+                                    .history = w->heads[i].history,
+                                    .sample = w->heads[i].sample};
+    }
+    return ops->run(ops->self, &(struct head_job){rows, w->n, r->head_tokens}, err);
 }
 
 static enum pd_status run_draft(struct rank *r, struct draft_result *out, struct pd_error *err)
@@ -52,8 +59,18 @@ static enum pd_status run_draft(struct rank *r, struct draft_result *out, struct
     struct work *w = &r->work;
     const struct draft_ops *ops = &r->o.compute->draft;
     *out = (struct draft_result){w->n - w->n_behind, POLICY_RANKS, r->count, r->tokens, r->logp};
-    return ops->run(ops->self, w->rows, w->n, w->n_behind, w->prefill, POLICY_RANKS, &r->request->sample,
-                    history_of, r->drafter, r->count, r->tokens, r->logp, pump, r, err);
+    struct draft_job job = {.rows = w->rows,
+                            .n = w->n,
+                            .n_behind = w->n_behind,
+                            .prefill = w->prefill,
+                            .k = POLICY_RANKS,
+                            .asks = w->asks,
+                            .count = r->count,
+                            .tokens = r->tokens,
+                            .logp = r->logp,
+                            .stop = pump,
+                            .stop_user = r};
+    return ops->run(ops->self, &job, err);
 }
 
 /* False: stopped while waiting in line. */
@@ -76,8 +93,8 @@ static int64_t modelled_ns(const struct rank *r)
     if (r->drafts)
         return curve_ns(&p->draft, w->n);
     if (w->head)
-        return (int64_t)(1e6 * p->head_ms);
-    return curve_ns(w->prefill && p->prefill.n ? &p->prefill : &p->stage[r->o.rank - 1], w->n);
+        return (int64_t)profile_head_ns(p, w->n);
+    return (int64_t)profile_batch_ns(p, r->o.rank - 1, w->n, w->n_prompt);
 }
 
 /* Let the modelled time pass. A stop still acts, unless the device has a head in hand. False: stopped. */
@@ -94,16 +111,17 @@ static bool sleep_out(struct rank *r, int64_t until_ns)
 /* A batch that was computed but stopped while its modelled time ran: the machine is told that nothing was kept. */
 static void undo(struct rank *r)
 {
-    node_id nodes[BATCH_ROWS];
     const struct work *w = &r->work;
-    if (w->prefill || w->head)
+    const struct stage_ops *stage = r->drafts ? NULL : &r->o.compute->stage[r->o.rank - 1];
+    if ((r->drafts && w->prefill) || w->head)
         return;
-    for (int i = 0; i < w->n; i++)
-        nodes[i] = w->rows[i].node;
-    if (r->drafts)
-        r->o.compute->draft.kv(r->o.compute->draft.self, NULL, 0, nodes, w->n);
-    else
-        r->o.compute->stage[r->o.rank - 1].kv(r->o.compute->stage[r->o.rank - 1].self, NULL, 0, nodes, w->n);
+    for (int i = r->drafts ? 0 : w->n_prompt; i < w->n; i++) {
+        struct kv_job job = {.lane = w->rows[i].lane, .drop = &w->rows[i].node, .n_drop = 1};
+        if (r->drafts)
+            r->o.compute->draft.kv(r->o.compute->draft.self, &job);
+        else
+            stage->kv(stage->self, &job);
+    }
 }
 
 static enum observe_type seen_as(const struct rank *r, bool stopped)
@@ -112,7 +130,7 @@ static enum observe_type seen_as(const struct rank *r, bool stopped)
         return OBS_STOPPED;
     if (r->drafts)
         return OBS_DRAFT;
-    return r->work.head ? OBS_HEAD : r->work.prefill ? OBS_PREFILL : OBS_BATCH;
+    return r->work.head ? OBS_HEAD : r->work.n_prompt == r->work.n ? OBS_PREFILL : OBS_BATCH;
 }
 
 static enum pd_status run(struct rank *r, struct event *ev, struct draft_result *draft, struct pd_error *err)
@@ -121,7 +139,8 @@ static enum pd_status run(struct rank *r, struct event *ev, struct draft_result 
         ev->draft = draft;
         return run_draft(r, draft, err);
     }
-    return r->work.head ? run_head(r, &ev->token, err) : run_stage(r, err);
+    ev->tokens = r->head_tokens;
+    return r->work.head ? run_heads(r, err) : run_stage(r, err);
 }
 
 void rank_compute(struct rank *r)

@@ -9,21 +9,20 @@ struct replay {
     int n;
 };
 
-static enum pd_status run(void *self, const struct row *rows, int n, bool prefill, float *hidden,
-                          stop_fn stop, void *stop_user, struct pd_error *err)
+static enum pd_status run(void *self, const struct stage_job *job, struct pd_error *err)
 {
-    (void)self, (void)rows, (void)n, (void)prefill, (void)hidden, (void)stop, (void)stop_user, (void)err;
+    (void)self, (void)job, (void)err;
     return PD_OK;
 }
 
-static void kv(void *self, const node_id *commit, int n_commit, const node_id *drop, int n_drop)
+static void kv(void *self, const struct kv_job *job)
 {
-    (void)self, (void)commit, (void)n_commit, (void)drop, (void)n_drop;
+    (void)self, (void)job;
 }
 
-static void keep(void *self, int positions)
+static void keep(void *self, int lane, int positions)
 {
-    (void)self, (void)positions;
+    (void)self, (void)lane, (void)positions;
 }
 
 static int tree_rows(void *self)
@@ -32,12 +31,14 @@ static int tree_rows(void *self)
     return 0;
 }
 
-static enum pd_status token(void *self, const float *hidden, int32_t pos, const int32_t *history,
-                            const struct pd_sampling *sample, int32_t *out, struct pd_error *err)
+static enum pd_status heads(void *self, const struct head_job *job, struct pd_error *err)
 {
-    (void)hidden, (void)history, (void)sample, (void)err;
+    (void)err;
     const struct replay *r = self;
-    *out = pos >= -1 && pos + 1 < r->n ? r->tokens[pos + 1] : 0;
+    for (int i = 0; i < job->n; i++) {
+        int next = job->rows[i].pos + 1;
+        job->tokens[i] = next >= 0 && next < r->n ? r->tokens[next] : 0;
+    }
     return PD_OK;
 }
 
@@ -58,7 +59,7 @@ enum pd_status compute_replay(struct compute *out, const struct compute *draft_o
     for (int i = 0; i < n_stages; i++)
         out->stage[i] =
             (struct stage_ops){.self = r, .run = run, .kv = kv, .keep = keep, .tree_rows = tree_rows};
-    out->head = (struct head_ops){.self = r, .token = token};
+    out->head = (struct head_ops){.self = r, .run = heads};
     if (draft_of)
         out->draft = draft_of->draft;
     return PD_OK;

@@ -6,7 +6,7 @@
 #include <string.h>
 #include <time.h>
 
-enum what { WHAT_MSG, WHAT_DEVICE, WHAT_TIMER, WHAT_CANCEL };
+enum what { WHAT_MSG, WHAT_DEVICE, WHAT_TIMER, WHAT_ARRIVE, WHAT_NEXT, WHAT_CANCEL };
 
 struct sim_event {
     int64_t at_ns;
@@ -17,6 +17,8 @@ struct sim_event {
     struct msg msg;
     struct row *rows; /* owned */
     bool local;       /* between the last stage and the verifier */
+    uint8_t finish;   /* WHAT_CANCEL */
+    uint32_t id;      /* of the request, WHAT_ARRIVE and WHAT_CANCEL */
 };
 
 /* The device of a stage (shared by the verifier on the last), or the draft's (index n_stages). */
@@ -25,8 +27,10 @@ struct device {
     uint32_t work;
     int64_t begin_ns;
     struct row rows[BATCH_ROWS];
-    int n, n_behind;
-    bool prefill;
+    int n, n_prompt, n_behind;
+    bool prefill;                 /* of the draft */
+    const struct head_ask *heads; /* the machine's */
+    const struct draft_ask *asks;
 };
 
 struct sim {
@@ -36,8 +40,8 @@ struct sim {
     const struct compute *c;
     double *cost_ns;
     struct drafter *drafter;
-    struct stage *stages;
-    struct verifier verifier;
+    struct stage **stages;
+    struct verifier *verifier;
     struct device *devices;
     int n;
     int64_t now_ns;
@@ -56,12 +60,16 @@ struct sim {
     /* draft results */
     int32_t *count, *tokens;
     float *logp;
-    /* the request that runs */
-    struct pd_sampling sample;
-    struct pd_sampling verifier_sample;
-    const struct sink *sink;
-    struct result *result;
-    bool finished, cancelled;
+    int32_t head_tokens[LANES_MAX];
+    /* the requests in hand: ids first_id, first_id + 1, ... */
+    uint32_t first_id, next_id;
+    const struct arrival *arrivals;
+    struct result *results, total;
+    struct job {
+        bool arrived, begun, cancelled, finished;
+    } * jobs;
+    int n_jobs, n_waiting, n_begun, n_finished;
+    int kept;
     enum pd_status status;
     struct pd_error *err;
     struct effects fx;
@@ -216,9 +224,8 @@ static int64_t duration(struct sim *s, int role, const struct device *d)
     if (role == ROLE_DRAFTER)
         return (int64_t)disturbed(s, (double)curve_ns(&p->draft, d->n), 5);
     if (d->head)
-        return (int64_t)disturbed(s, 1e6 * p->head_ms, 6);
-    const struct curve *c = d->prefill && p->prefill.n ? &p->prefill : &p->stage[role - 1];
-    return (int64_t)disturbed(s, (double)curve_ns(c, d->n), 7);
+        return (int64_t)disturbed(s, profile_head_ns(p, d->n), 6);
+    return (int64_t)disturbed(s, profile_batch_ns(p, role - 1, d->n, d->n_prompt), 7);
 }
 
 static void device_start(struct sim *s, int role, const struct effect *e)
@@ -230,7 +237,10 @@ static void device_start(struct sim *s, int role, const struct effect *e)
     d->head = e->type == EFF_HEAD;
     d->prefill = e->prefill;
     d->n = e->n;
+    d->n_prompt = e->n_prompt;
     d->n_behind = e->n_behind;
+    d->heads = e->heads;
+    d->asks = e->asks;
     memcpy(d->rows, e->rows, (size_t)e->n * sizeof *d->rows);
     d->begin_ns = s->now_ns;
     d->work++;
@@ -255,24 +265,40 @@ static enum pd_status run_stage(struct sim *s, int index, struct device *d)
     size_t width = (size_t)ops->n_embd;
     for (int i = 0; i < d->n && width; i++)
         memcpy(&s->gather[(size_t)i * width], s->hidden[d->rows[i].hidden], width * sizeof(float));
-    enum pd_status status =
-        ops->run(ops->self, d->rows, d->n, d->prefill, width ? s->gather : NULL, NULL, NULL, s->err);
+    struct stage_job job = {
+        .rows = d->rows, .n = d->n, .n_prompt = d->n_prompt, .hidden = width ? s->gather : NULL};
+    enum pd_status status = ops->run(ops->self, &job, s->err);
     for (int i = 0; i < d->n && width; i++)
         memcpy(s->hidden[d->rows[i].hidden], &s->gather[(size_t)i * width], width * sizeof(float));
     return status;
 }
 
-static int history_of(void *user, int row, int32_t *out, int max)
+static enum pd_status run_heads(struct sim *s, struct device *d)
 {
-    return drafter_history(user, row, out, max);
+    struct head_row rows[LANES_MAX];
+    for (int i = 0; i < d->n; i++)
+        rows[i] = (struct head_row){.hidden = d->rows[i].hidden ? s->hidden[d->rows[i].hidden] : NULL,
+                                    .lane = d->rows[i].lane,
+                                    .pos = d->rows[i].pos,
+                                    .history = d->heads[i].history,
+                                    .sample = d->heads[i].sample};
+    return s->c->head.run(s->c->head.self, &(struct head_job){rows, d->n, s->head_tokens}, s->err);
 }
 
 static enum pd_status run_draft(struct sim *s, struct device *d, struct draft_result *r)
 {
     const struct draft_ops *ops = &s->c->draft;
     *r = (struct draft_result){d->n - d->n_behind, POLICY_RANKS, s->count, s->tokens, s->logp};
-    return ops->run(ops->self, d->rows, d->n, d->n_behind, d->prefill, POLICY_RANKS, &s->sample, history_of,
-                    s->drafter, s->count, s->tokens, s->logp, NULL, NULL, s->err);
+    struct draft_job job = {.rows = d->rows,
+                            .n = d->n,
+                            .n_behind = d->n_behind,
+                            .prefill = d->prefill,
+                            .k = POLICY_RANKS,
+                            .asks = d->asks,
+                            .count = s->count,
+                            .tokens = s->tokens,
+                            .logp = s->logp};
+    return ops->run(ops->self, &job, s->err);
 }
 
 static enum observe_type seen_as(int role, const struct device *d)
@@ -281,7 +307,7 @@ static enum observe_type seen_as(int role, const struct device *d)
         return OBS_STOPPED;
     if (role == ROLE_DRAFTER)
         return OBS_DRAFT;
-    return d->head ? OBS_HEAD : d->prefill ? OBS_PREFILL : OBS_BATCH;
+    return d->head ? OBS_HEAD : d->n_prompt == d->n ? OBS_PREFILL : OBS_BATCH;
 }
 
 static void carry_out(struct sim *s, int role, const struct effects *fx);
@@ -291,21 +317,14 @@ static void step(struct sim *s, int role, const struct event *ev)
     struct effects fx;
     struct timespec a, b;
     clock_gettime(CLOCK_MONOTONIC, &a);
-    const struct role_fault *fault;
-    if (role == ROLE_DRAFTER) {
+    if (role == ROLE_DRAFTER)
         drafter_step(s->drafter, ev, &fx);
-        fault = drafter_fault(s->drafter);
-    } else if (role == role_verifier(s->n)) {
-        verifier_step(&s->verifier, ev, &fx);
-        fault = &s->verifier.fault;
-    } else {
-        stage_step(&s->stages[role - 1], ev, &fx);
-        fault = &s->stages[role - 1].fault;
-    }
+    else if (role == role_verifier(s->n))
+        verifier_step(s->verifier, ev, &fx);
+    else
+        stage_step(s->stages[role - 1], ev, &fx);
     clock_gettime(CLOCK_MONOTONIC, &b);
-    s->result->machine_ns += (b.tv_sec - a.tv_sec) * 1000000000LL + (b.tv_nsec - a.tv_nsec);
-    if (fault->set)
-        fail(s, PD_ERR_PEER, fault->text);
+    s->total.machine_ns += (b.tv_sec - a.tv_sec) * 1000000000LL + (b.tv_nsec - a.tv_nsec);
     carry_out(s, role, &fx);
 }
 
@@ -313,9 +332,9 @@ static void count_load(struct sim *s, int role, const struct device *d)
 {
     int64_t busy = s->now_ns - d->begin_ns;
     if (role == ROLE_DRAFTER) {
-        s->result->draft_busy_ns += busy;
-    } else if (!d->prefill) {
-        struct stage_load *l = &s->result->load[PD_MIN(role, s->n) - 1];
+        s->total.draft_busy_ns += busy;
+    } else if (d->head || d->n > d->n_prompt) {
+        struct stage_load *l = &s->total.load[PD_MIN(role, s->n) - 1];
         l->busy_ns += busy;
         l->batches += !d->head;
         l->rows += d->head ? 0 : d->n;
@@ -336,10 +355,8 @@ static void device_done(struct sim *s, int role, uint32_t work)
         status = run_draft(s, d, &result);
         ev.draft = &result;
     } else if (d->head) {
-        const struct head_ops *h = &s->c->head;
-        const float *hidden = d->rows[0].hidden ? s->hidden[d->rows[0].hidden] : NULL;
-        status = h->token(h->self, hidden, d->rows[0].pos, s->verifier.history, &s->verifier.begin.sample,
-                          &ev.token, s->err);
+        status = run_heads(s, d);
+        ev.tokens = s->head_tokens;
     } else {
         status = run_stage(s, role - 1, d);
     }
@@ -392,19 +409,39 @@ static void emit_token(struct sim *s, const struct effect *e)
                                     .token = e->token,
                                     .pos = e->pos,
                                     .verdict = e->verdict,
-                                    .tree = drafter_tree(s->drafter)});
-    enum pd_reason f = s->sink->on_token ? s->sink->on_token(s->sink->user, &t) : PD_REASON_NONE;
+                                    .tree = e->tree});
+    const struct sink *sink = s->arrivals[e->request - s->first_id].sink;
+    enum pd_reason f = sink->on_token ? sink->on_token(sink->user, &t) : PD_REASON_NONE;
     if (f)
-        schedule(s, (struct sim_event){.what = WHAT_CANCEL, .msg.type = (uint8_t)f}, s->now_ns);
+        schedule(s, (struct sim_event){.what = WHAT_CANCEL, .id = e->request, .finish = (uint8_t)f},
+                 s->now_ns);
 }
 
 /* Asked at every event: between two tokens much may be computed. */
 static void heed_cancel(struct sim *s)
 {
-    if (s->cancelled || !s->sink->cancel || !atomic_load(s->sink->cancel))
-        return;
-    s->cancelled = true;
-    schedule(s, (struct sim_event){.what = WHAT_CANCEL, .msg.type = PD_REASON_CANCELLED}, s->now_ns);
+    for (int i = 0; i < s->n_jobs; i++) {
+        const struct sink *sink = s->arrivals[i].sink;
+        if (s->jobs[i].cancelled || !sink->cancel || !atomic_load(sink->cancel))
+            continue;
+        s->jobs[i].cancelled = true;
+        schedule(s,
+                 (struct sim_event){
+                     .what = WHAT_CANCEL, .id = s->first_id + (uint32_t)i, .finish = PD_REASON_CANCELLED},
+                 s->now_ns);
+    }
+}
+
+static void job_finished(struct sim *s, const struct effect *e)
+{
+    uint32_t i = e->request - s->first_id;
+    s->results[i].finish = e->finish;
+    s->results[i].stats = *e->stats;
+    s->jobs[i].finished = true;
+    s->n_finished++;
+    s->kept = e->kept;
+    if (s->n_waiting) /* from here on in its own turn, so that effects come in order */
+        schedule(s, (struct sim_event){.what = WHAT_NEXT, .role = ROLE_DRAFTER}, s->now_ns);
 }
 
 static void carry_out(struct sim *s, int role, const struct effects *fx)
@@ -415,15 +452,17 @@ static void carry_out(struct sim *s, int role, const struct effects *fx)
         const struct stage_ops *stage = draft ? NULL : &s->c->stage[PD_MIN(role, s->n) - 1];
         switch (e->type) {
         case EFF_SEND:
-            if (draft && e->msg.type == MSG_ROWS && !e->msg.rows.prefill) {
-                s->result->machine_steps++;
-                observe(s, (struct observation){.type = OBS_SUBMIT,
-                                                .begin_ns = s->now_ns,
-                                                .end_ns = s->now_ns,
-                                                .rows = e->msg.rows.n,
-                                                .tree = drafter_tree(s->drafter)});
-            }
-            post(s, role, e->to, &e->msg);
+            s->total.machine_steps +=
+                draft && e->msg->type == MSG_ROWS && e->msg->rows.n > e->msg->rows.n_prompt;
+            for (int to = e->to; to <= e->to_last; to++)
+                post(s, role, to, e->msg);
+            break;
+        case EFF_SUBMITTED:
+            observe(s, (struct observation){.type = OBS_SUBMIT,
+                                            .begin_ns = s->now_ns,
+                                            .end_ns = s->now_ns,
+                                            .rows = e->n,
+                                            .tree = e->tree});
             break;
         case EFF_RUN:
         case EFF_HEAD:
@@ -434,16 +473,12 @@ static void carry_out(struct sim *s, int role, const struct effects *fx)
             device_stop(s, role);
             break;
         case EFF_KV:
-            if (!draft)
-                stage->kv(stage->self, e->commit, e->n_commit, e->drop, e->n_drop);
-            else if (s->c->draft.self)
-                s->c->draft.kv(s->c->draft.self, e->commit, e->n_commit, e->drop, e->n_drop);
-            break;
         case EFF_KEEP:
+        case EFF_COPY:
             if (!draft)
-                stage->keep(stage->self, e->keep);
+                kv_effect_stage(stage, e);
             else if (s->c->draft.self)
-                s->c->draft.keep(s->c->draft.self, e->keep);
+                kv_effect_draft(&s->c->draft, e);
             break;
         case EFF_RELEASE:
             for (int k = 0; k < e->n_hidden; k++)
@@ -456,9 +491,10 @@ static void carry_out(struct sim *s, int role, const struct effects *fx)
             set_timer(s, e->at_ns);
             break;
         case EFF_FINISHED:
-            s->result->finish = e->finish;
-            s->result->stats = *e->stats;
-            s->finished = true;
+            job_finished(s, e);
+            break;
+        case EFF_FAULT:
+            fail(s, PD_ERR_PEER, e->text);
             break;
         }
     }
@@ -467,6 +503,39 @@ static void carry_out(struct sim *s, int role, const struct effects *fx)
 static bool killed(const struct sim *s, int role)
 {
     return s->o.kill_at_ns > 0 && s->now_ns >= s->o.kill_at_ns && role == role_stage(s->o.kill_stage);
+}
+
+/* First come, first served for lanes. */
+static void begin_jobs(struct sim *s)
+{
+    while (s->n_waiting && s->n_begun - s->n_finished < PD_MAX(s->o.drafter.lanes, 1)) {
+        int first = -1;
+        for (int i = 0; i < s->n_jobs; i++)
+            if (s->jobs[i].arrived && !s->jobs[i].begun && !s->jobs[i].finished &&
+                (first < 0 || s->arrivals[i].at_ns < s->arrivals[first].at_ns))
+                first = i;
+        struct request asked = *s->arrivals[first].request;
+        asked.id = s->first_id + (uint32_t)first;
+        s->jobs[first].begun = true;
+        s->n_waiting--;
+        s->n_begun++;
+        step(s, ROLE_DRAFTER, &(struct event){.type = EV_REQUEST, .now_ns = s->now_ns, .request = &asked});
+    }
+}
+
+static void cancel_job(struct sim *s, const struct sim_event *e)
+{
+    struct job *j = &s->jobs[e->id - s->first_id];
+    if (!j->begun && !j->finished) { /* it waits, or has not even come */
+        s->n_waiting -= j->arrived;
+        j->finished = true;
+        s->n_begun++;
+        s->n_finished++;
+        s->results[e->id - s->first_id].finish = (enum pd_reason)e->finish;
+        return;
+    }
+    step(s, ROLE_DRAFTER,
+         &(struct event){.type = EV_CANCEL, .now_ns = s->now_ns, .id = e->id, .finish = e->finish});
 }
 
 static void happen(struct sim *s, struct sim_event *e)
@@ -494,10 +563,16 @@ static void happen(struct sim *s, struct sim_event *e)
         ev.type = EV_TIMER;
         step(s, ROLE_DRAFTER, &ev);
         break;
+    case WHAT_ARRIVE:
+        s->jobs[e->id - s->first_id].arrived = true;
+        s->n_waiting++;
+        begin_jobs(s);
+        break;
+    case WHAT_NEXT:
+        begin_jobs(s);
+        break;
     case WHAT_CANCEL:
-        ev.type = EV_CANCEL;
-        ev.finish = e->msg.type;
-        step(s, ROLE_DRAFTER, &ev);
+        cancel_job(s, e);
         break;
     }
     kick(s, e->role);
@@ -508,41 +583,34 @@ static void check_clean(struct sim *s)
 {
     PD_ASSERT(s->n_hidden == s->n_hidden_free);
     for (int i = 0; i < s->n; i++) {
-        PD_ASSERT(s->stages[i].m.n == 0 && s->stages[i].n_chunks == 0 && !s->devices[i].busy);
+        PD_ASSERT(stage_idle(s->stages[i]) && !s->devices[i].busy);
         PD_ASSERT(s->c->stage[i].tree_rows(s->c->stage[i].self) == 0);
     }
-    PD_ASSERT(s->verifier.m.n == 0 && drafter_tree(s->drafter)->count == 0);
+    PD_ASSERT(verifier_idle(s->verifier) && drafter_idle(s->drafter));
     PD_ASSERT(!s->c->draft.self || s->c->draft.tree_rows(s->c->draft.self) == 0);
 }
 
+/* What the whole run shares. */
 static void sim_summary(struct sim *s)
 {
     for (int i = 0; i < s->n; i++) {
-        const struct stage_load *l = &s->result->load[i];
+        const struct stage_load *l = &s->total.load[i];
         if (l->batches)
-            s->result->step_ns = PD_MAX(s->result->step_ns, l->busy_ns / l->batches);
+            s->total.step_ns = PD_MAX(s->total.step_ns, l->busy_ns / l->batches);
+    }
+    for (int i = 0; i < s->n_jobs; i++) {
+        struct result *out = &s->results[i];
+        enum pd_reason finish = out->finish;
+        struct stats stats = out->stats;
+        *out = s->total;
+        out->finish = finish;
+        out->stats = stats;
     }
 }
 
-static enum pd_status sim_generate(struct driver *driver, const struct request *r, const struct sink *sink,
-                                   struct result *out, struct pd_error *err)
+static void run(struct sim *s)
 {
-    struct sim *s = (struct sim *)driver;
-    if (s->status)
-        return error_set(err, s->status, "the pipeline has failed before");
-    *out = (struct result){0};
-    s->sink = sink;
-    s->result = out;
-    s->err = err;
-    s->sample = r->sample;
-    s->finished = s->cancelled = false;
-    s->timer_ns = -1;
-    if (s->o.cancel_at_ns > 0)
-        schedule(s, (struct sim_event){.what = WHAT_CANCEL, .msg.type = PD_REASON_CANCELLED},
-                 s->now_ns + s->o.cancel_at_ns);
-    step(s, ROLE_DRAFTER, &(struct event){.type = EV_REQUEST, .now_ns = s->now_ns, .request = r});
-    kick(s, ROLE_DRAFTER);
-    while (!s->finished && !s->status) {
+    while (s->n_finished < s->n_jobs && !s->status) {
         if (!s->n_heap) {
             fail(s, PD_ERR_PEER,
                  s->o.kill_at_ns > 0 ? "a stage fell silent: nothing moves any more"
@@ -554,19 +622,59 @@ static enum pd_status sim_generate(struct driver *driver, const struct request *
         happen(s, &e);
         free(e.rows);
     }
+    while (s->n_heap && !s->status) { /* late news */
+        struct sim_event e = heap_pop(s);
+        if (e.what == WHAT_MSG)
+            happen(s, &e);
+        free(e.rows);
+    }
+}
+
+enum pd_status sim_generate_all(struct driver *driver, const struct arrival *arrivals, int n,
+                                struct result *results, struct pd_error *err)
+{
+    struct sim *s = (struct sim *)driver;
+    if (s->status)
+        return error_set(err, s->status, "the pipeline has failed before");
+    s->arrivals = arrivals;
+    s->results = results;
+    s->total = (struct result){0};
+    memset(results, 0, (size_t)n * sizeof *results);
+    s->err = err;
+    s->n_jobs = n;
+    s->n_waiting = s->n_begun = s->n_finished = 0;
+    s->first_id = s->next_id + 1;
+    s->next_id += (uint32_t)n;
+    s->timer_ns = -1;
+    free(s->jobs);
+    s->jobs = mem_new((size_t)n, sizeof *s->jobs);
+    for (int i = 0; i < n; i++) {
+        uint32_t id = s->first_id + (uint32_t)i;
+        schedule(s, (struct sim_event){.what = WHAT_ARRIVE, .id = id}, s->now_ns + arrivals[i].at_ns);
+        if (arrivals[i].cancel_at_ns > 0)
+            schedule(s, (struct sim_event){.what = WHAT_CANCEL, .id = id, .finish = PD_REASON_CANCELLED},
+                     s->now_ns + arrivals[i].cancel_at_ns);
+    }
+    run(s);
     if (!s->status) {
-        for (int i = 0; i < s->n_heap; i++)
-            free(s->heap[i].rows);
-        s->n_heap = s->n_local = 0;
         check_clean(s);
         sim_summary(s);
     }
+    s->arrivals = NULL;
+    s->n_jobs = 0;
     return s->status;
+}
+
+static enum pd_status sim_generate(struct driver *driver, const struct request *r, const struct sink *sink,
+                                   struct result *out, struct pd_error *err)
+{
+    struct arrival one = {.cancel_at_ns = ((struct sim *)driver)->o.cancel_at_ns, .request = r, .sink = sink};
+    return sim_generate_all(driver, &one, 1, out, err);
 }
 
 static int sim_kept(struct driver *driver)
 {
-    return drafter_kept(((struct sim *)driver)->drafter);
+    return ((struct sim *)driver)->kept;
 }
 
 static void sim_free(struct driver *driver)
@@ -575,10 +683,10 @@ static void sim_free(struct driver *driver)
     for (int i = 0; i < s->n_heap; i++)
         free(s->heap[i].rows);
     for (int i = 0; i < s->n; i++)
-        stage_deinit(&s->stages[i]);
+        stage_free(s->stages[i]);
     for (int i = 1; i <= s->n_hidden; i++)
         free(s->hidden[i]);
-    verifier_deinit(&s->verifier);
+    verifier_free(s->verifier);
     drafter_free(s->drafter);
     free(s->heap);
     free(s->stages);
@@ -592,6 +700,7 @@ static void sim_free(struct driver *driver)
     free(s->count);
     free(s->tokens);
     free(s->logp);
+    free(s->jobs);
     free(s);
 }
 
@@ -616,15 +725,21 @@ enum pd_status sim_new(struct driver **out, const struct driver_options *o, cons
     d.cost_ns = s->cost_ns;
     d.cost_n = BATCH_ROWS;
     d.have_draft = d.have_draft && c->draft.self;
+    d.copies = c->stage[0].copy && (!c->draft.self || c->draft.copy);
     s->drafter = drafter_new(&d);
     s->stages = mem_new((size_t)s->n, sizeof *s->stages);
     s->devices = mem_new((size_t)s->n + 1, sizeof *s->devices);
     for (int i = 0; i < s->n; i++)
-        stage_init(&s->stages[i], &(struct stage_options){.index = i,
-                                                          .n_stages = s->n,
+        s->stages[i] = stage_new(&(struct stage_options){.index = i,
+                                                         .n_stages = s->n,
+                                                         .lanes = d.lanes,
+                                                         .live_rows_max = d.live_rows_max,
+                                                         .batch_rows = BATCH_ROWS});
+    s->verifier = verifier_new(&(struct verifier_options){.n_stages = s->n,
+                                                          .lanes = d.lanes,
                                                           .live_rows_max = d.live_rows_max,
-                                                          .batch_rows = BATCH_ROWS});
-    verifier_init(&s->verifier, s->n, d.live_rows_max, d.ctx);
+                                                          .ctx = d.ctx,
+                                                          .heads_max = d.lanes});
     s->link_free_ns = mem_new((size_t)s->n + 2, sizeof *s->link_free_ns);
     s->delivered_ns = mem_new((size_t)(s->n + 2) * (size_t)(s->n + 2) * 2, sizeof *s->delivered_ns);
     s->gather = mem_new((size_t)BATCH_ROWS * (size_t)PD_MAX(c->stage[0].n_embd, 1), sizeof *s->gather);

@@ -1,4 +1,4 @@
-/* link: how parcels (a message, its rows and hidden states) get from one rank to another.
+/* link: how parcels (a message, its rows and hidden states; or a note) get from one rank to another.
  *
  *   link_local   the ranks are threads of one process; a parcel is handed over as it is, waking is immediate
  *   link_mpi     the ranks are processes; data and control travel on communicators of their own (link_mpi.h)
@@ -25,13 +25,15 @@ struct parcel {
     int from, to;        /* roles */
     int from_rank;       /* set by the link */
     enum link_channel channel;
-    int64_t due_ns; /* link_clock: not to be acted on before; 0: at once */
-    struct msg msg; /* msg.rows.rows and .hidden point into this allocation */
+    int64_t due_ns;    /* link_clock: not to be acted on before; 0: at once */
+    struct msg msg;    /* msg.rows.rows and .hidden point into this allocation */
+    struct note *note; /* within this allocation; NULL: `msg` it is */
     struct row *rows;
     float *hidden; /* [n_embd, n]; NULL: none */
 };
 /* A parcel with a copy of *m. `n_embd` floats a row are made room for, not filled; 0: no hidden states. */
 struct parcel *parcel_new(const struct msg *m, int n_embd);
+struct parcel *parcel_new_note(const struct note *n);
 void parcel_free(struct parcel *p);
 
 struct link {

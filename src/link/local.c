@@ -37,6 +37,15 @@ struct parcel *parcel_new(const struct msg *m, int n_embd)
     return p;
 }
 
+struct parcel *parcel_new_note(const struct note *n)
+{
+    struct parcel *p = malloc(sizeof *p + sizeof *n);
+    PD_ASSERT(p);
+    *p = (struct parcel){.note = (struct note *)(p + 1)};
+    *p->note = *n;
+    return p;
+}
+
 void parcel_free(struct parcel *p)
 {
     free(p);

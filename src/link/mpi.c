@@ -106,9 +106,12 @@ static enum pd_status send_parcel(struct link *link, int to_rank, enum link_chan
 {
     struct link_mpi *l = (struct link_mpi *)link;
     struct wire_envelope e = {p->from, p->to, p->due_ns};
-    size_t size = wire_size(&p->msg, l->o.limits.n_embd, l->o.hidden);
+    size_t size = p->note ? note_size(p->note) : wire_size(&p->msg, l->o.limits.n_embd, l->o.hidden);
     struct buffer *b = buffer_take(l, size);
-    wire_encode(b->bytes, b->room, &e, &p->msg, l->o.limits.n_embd, l->o.hidden);
+    if (p->note)
+        note_encode(b->bytes, b->room, &e, p->note);
+    else
+        wire_encode(b->bytes, b->room, &e, &p->msg, l->o.limits.n_embd, l->o.hidden);
     parcel_free(p);
     pthread_mutex_lock(l->o.lock);
     int code = MPI_Isend(b->bytes, (int)size, MPI_BYTE, to_rank, 0, l->o.channel[channel], &b->request);
@@ -193,10 +196,14 @@ static struct parcel *decode(struct link_mpi *l, const struct incoming *i)
         refuse(l, i->source, &why);
         return NULL;
     }
-    struct msg shape = {.type = (uint8_t)head.type};
+    struct msg shape = {.type = head.is_note ? 0 : (uint8_t)head.type};
     shape.rows.n = head.n_rows;
-    struct parcel *p = parcel_new(&shape, head.has_hidden ? l->o.limits.n_embd : 0);
-    if (wire_decode(&p->msg, p->rows, p->hidden, data, i->size, &l->o.limits, &why)) {
+    struct parcel *p = head.is_note ? parcel_new_note(&(struct note){0})
+                                    : parcel_new(&shape, head.has_hidden ? l->o.limits.n_embd : 0);
+    enum pd_status status = head.is_note
+                                ? note_decode(p->note, data, i->size, &l->o.limits, &why)
+                                : wire_decode(&p->msg, p->rows, p->hidden, data, i->size, &l->o.limits, &why);
+    if (status) {
         refuse(l, i->source, &why);
         parcel_free(p);
         return NULL;

@@ -3,6 +3,8 @@
 #include <math.h>
 #include <string.h>
 
+enum { POLICY_ROWS_MAX = 128, POLICY_VIEWS_MAX = 64 }; /* BATCH_ROWS and LANES_MAX of role.h */
+
 static const char *const names[] = {"auto", "pp", "chain", "stpp", "rounds", "layer", "best"};
 
 const char *pd_mode_name(enum pd_mode mode)
@@ -209,22 +211,6 @@ static int submit_layer(struct tree *t, int max, int32_t *out)
     return kept;
 }
 
-/* How many of the best nodes are worth their row: probability x step > stages x the time the row adds to each. */
-static int worth(const struct policy *p, const struct tree *t, const struct policy_cost *cost,
-                 const int32_t *nodes, int n)
-{
-    if (!cost || !cost->n)
-        return PD_MIN(n, p->o.width_max);
-    int k = 1;
-    for (; k < n && k < cost->n; k++) {
-        double chance = exp(t->nodes[nodes[k]].path - t->nodes[t->root].path);
-        double added = cost->rows_ns[k] - cost->rows_ns[k - 1];
-        if (chance * cost->rows_ns[k - 1] <= PD_MAX(cost->n_stages, 1) * added)
-            break;
-    }
-    return PD_MIN(k, n);
-}
-
 /* A round's tree with the root in front, once it is complete. */
 static int submit_round(struct policy *p, struct tree *t, int max, int32_t *out)
 {
@@ -268,8 +254,120 @@ int policy_submit(struct policy *p, struct tree *t, const struct policy_cost *co
         out[0] = t->root;
         return fresh ? 1 : submit_layer(t, max, out);
     default: {
-        int n = tree_best(t, TREE_SUBMITTED, 0, max, out);
-        return p->o.width ? n : worth(p, t, cost, out, n);
+        struct policy_view view = {p, t, max};
+        struct policy_pick picks[POLICY_ROWS_MAX];
+        int n = policy_submit_all(&view, 1, 0, cost, PD_MIN(max, POLICY_ROWS_MAX), picks);
+        for (int i = 0; i < n; i++)
+            out[i] = picks[i].node;
+        return n;
     }
     }
+}
+
+/* ---- several requests ---- */
+
+/* The best nodes of each tree, best first, and how far they are taken. */
+struct merge {
+    const struct policy_view *views;
+    int n, at[POLICY_VIEWS_MAX], end[POLICY_VIEWS_MAX];
+};
+
+static double odds(const struct tree *t, int node)
+{
+    return t->nodes[node].path - t->nodes[t->root].path;
+}
+
+/* The view whose next node is the best of all; -1: none is left. */
+static int merge_next(const struct merge *m, double *best)
+{
+    int found = -1;
+    for (int i = 0; i < m->n; i++) {
+        const struct tree *t = m->views[i].tree;
+        if (m->at[i] == m->end[i])
+            continue;
+        double x = odds(t, t->stack[m->at[i]]);
+        if (found < 0 || x > *best) {
+            found = i;
+            *best = x;
+        }
+    }
+    return found;
+}
+
+/* Row number k (from 0) is worth its place: probability x step > requests x stages x the time that it adds to each. */
+static bool worth(const struct policy *p, const struct policy_cost *cost, int k, double chance)
+{
+    if (p->o.width)
+        return k < p->o.width;
+    if (!cost || !cost->n)
+        return k < p->o.width_max;
+    if (k == 0)
+        return true;
+    if (k >= cost->n)
+        return false;
+    double added = cost->rows_ns[k] - cost->rows_ns[k - 1];
+    return chance * cost->rows_ns[k - 1] > PD_MAX(cost->requests, 1) * PD_MAX(cost->n_stages, 1) * added;
+}
+
+static int submit_best(const struct policy_view *views, int n, const struct policy_cost *cost, int max,
+                       struct policy_pick *out)
+{
+    struct merge m = {.views = views, .n = n};
+    int k = 0, view;
+    double x;
+    for (int i = 0; i < n; i++) {
+        struct tree *t = views[i].tree;
+        m.end[i] = t->root < 0 ? 0 : tree_best(t, TREE_SUBMITTED, 0, PD_MIN(views[i].max, max), t->stack);
+    }
+    while (k < max && (view = merge_next(&m, &x)) >= 0) {
+        const struct tree *t = views[view].tree;
+        int node = t->stack[m.at[view]++];
+        if (node != t->root && !worth(views[0].policy, cost, k, exp(x)))
+            break;
+        out[k++] = (struct policy_pick){view, node};
+    }
+    return k;
+}
+
+int policy_submit_all(const struct policy_view *views, int n, int turn, const struct policy_cost *cost,
+                      int max, struct policy_pick *out)
+{
+    int32_t nodes[POLICY_ROWS_MAX];
+    PD_ASSERT(n <= POLICY_VIEWS_MAX);
+    max = PD_MIN(max, POLICY_ROWS_MAX);
+    if (n < 1)
+        return 0;
+    if (views[0].policy->o.mode == PD_MODE_BEST)
+        return submit_best(views, n, cost, max, out);
+    int k = 0;
+    for (int i = 0; i < n && k < max; i++) {
+        int v = (turn + i) % n;
+        int got = policy_submit(views[v].policy, views[v].tree, cost, PD_MIN(views[v].max, max - k), nodes);
+        for (int j = 0; j < got; j++)
+            out[k++] = (struct policy_pick){v, nodes[j]};
+    }
+    return k;
+}
+
+int policy_expand_all(const struct policy_view *views, int n, int turn, int max, struct policy_pick *out)
+{
+    struct merge m = {.views = views, .n = n};
+    int32_t nodes[POLICY_ROWS_MAX];
+    PD_ASSERT(n <= POLICY_VIEWS_MAX);
+    if (n < 1)
+        return 0;
+    max = PD_MIN(PD_MIN(max, views[0].policy->o.expand), POLICY_ROWS_MAX);
+    int k = 0, view;
+    double x;
+    for (int i = 0; i < n; i++) {
+        int v = (turn + i) % n, room = views[0].policy->o.mode == PD_MODE_BEST ? max : max - k;
+        m.end[v] = policy_expand(views[v].policy, views[v].tree, PD_MIN(views[v].max, room), nodes);
+        for (int j = 0; j < m.end[v]; j++)
+            views[v].tree->stack[j] = nodes[j];
+        for (; views[0].policy->o.mode != PD_MODE_BEST && m.at[v] < m.end[v]; m.at[v]++)
+            out[k++] = (struct policy_pick){v, nodes[m.at[v]]};
+    }
+    while (k < max && (view = merge_next(&m, &x)) >= 0)
+        out[k++] = (struct policy_pick){view, views[view].tree->stack[m.at[view]++]};
+    return k;
 }

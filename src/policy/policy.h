@@ -39,6 +39,7 @@ void policy_defaults(struct policy_options *o);
  * leaves the pipeline after it leaves so much later. */
 struct policy_cost {
     int n_stages;          /* 0: 1 */
+    int requests;          /* in the pipeline: so many are delayed; 0: 1 */
     const double *rows_ns; /* [n] time of a step with i + 1 rows; beyond n: no row is worth it */
     int n;                 /* 0: unknown, as if flat up to width_max */
 };
@@ -58,5 +59,23 @@ int policy_expand(struct policy *p, struct tree *t, int max, int32_t *out);
 void policy_drafted(struct policy *p);
 /* Nodes to submit now, parents before children, at most max. 0: nothing (wait for the draft or a verdict). */
 int policy_submit(struct policy *p, struct tree *t, const struct policy_cost *cost, int max, int32_t *out);
+
+/* ---- several requests: one batch, one draft pass ---- */
+
+struct policy_view { /* one request's */
+    struct policy *policy;
+    struct tree *tree;
+    int max; /* rows it may have */
+};
+struct policy_pick {
+    int view; /* index */
+    int32_t node;
+};
+/* The same for `n` requests of one mode, best first across all their trees by the probability of a node given its
+ * root. `turn` says whose turn it is where requests are served one after the other. A root that has not been submitted
+ * always is, so that no request starves. A request's picks keep parents before children. */
+int policy_submit_all(const struct policy_view *views, int n, int turn, const struct policy_cost *cost,
+                      int max, struct policy_pick *out);
+int policy_expand_all(const struct policy_view *views, int n, int turn, int max, struct policy_pick *out);
 
 #endif

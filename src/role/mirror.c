@@ -1,6 +1,5 @@
 #include "role/mirror.h"
 
-#include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
 
@@ -10,6 +9,8 @@ void mirror_init(struct mirror *m, int capacity)
     m->rows = mem_new((size_t)capacity, sizeof *m->rows);
     m->state = mem_new((size_t)capacity, 1);
     m->dead = mem_new((size_t)capacity, 1);
+    m->hint = mem_new(MIRROR_HINTS, sizeof *m->hint);
+    PD_ASSERT(capacity <= UINT16_MAX);
 }
 
 void mirror_deinit(struct mirror *m)
@@ -17,12 +18,13 @@ void mirror_deinit(struct mirror *m)
     free(m->rows);
     free(m->state);
     free(m->dead);
+    free(m->hint);
     *m = (struct mirror){0};
 }
 
 void mirror_begin(struct mirror *m, int32_t root_token)
 {
-    m->n = 0;
+    m->n = m->n_queued = 0;
     m->tip = NODE_NONE;
     m->tip_here = false;
     m->pending = true;
@@ -31,12 +33,31 @@ void mirror_begin(struct mirror *m, int32_t root_token)
     m->over = false;
 }
 
-int mirror_find(const struct mirror *m, node_id node)
+static uint16_t *hint_of(const struct mirror *m, node_id node)
 {
-    for (int i = m->n - 1; i >= 0; i--)
+    return &m->hint[node.v % MIRROR_HINTS];
+}
+
+static int find_down(const struct mirror *m, node_id node, int from, int to)
+{
+    for (int i = from; i >= to; i--)
         if (m->rows[i].node.v == node.v)
             return i;
     return -1;
+}
+
+/* Near the hint as a rule; a hint may be another row's of the same low bits, so in the end all are asked. */
+int mirror_find(const struct mirror *m, node_id node)
+{
+    int hint = PD_MIN(*hint_of(m, node), m->n - 1), near = PD_MAX(hint - 8, 0);
+    int found = find_down(m, node, hint, near);
+    return found >= 0 ? found : find_down(m, node, m->n - 1, 0);
+}
+
+void mirror_set(struct mirror *m, int index, enum row_state state)
+{
+    m->n_queued += (state == ROW_QUEUED) - (m->state[index] == ROW_QUEUED);
+    m->state[index] = (uint8_t)state;
 }
 
 enum mirror_answer mirror_add(struct mirror *m, const struct row *row)
@@ -55,8 +76,10 @@ enum mirror_answer mirror_add(struct mirror *m, const struct row *row)
     }
     if (m->n == m->capacity)
         return MIRROR_FULL;
+    *hint_of(m, row->node) = (uint16_t)m->n;
     m->rows[m->n] = *row;
     m->state[m->n++] = ROW_QUEUED;
+    m->n_queued++;
     if (chosen) {
         m->tip = row->node;
         m->tip_here = true;
@@ -88,10 +111,11 @@ bool mirror_advance(struct mirror *m, int32_t token)
             m->dead[i] = i != chosen;
             continue;
         }
-        int p = i - 1;
-        while (m->rows[p].node.v != m->rows[i].parent.v)
-            p--;
-        m->dead[i] = m->dead[p];
+        /* the nearest before it, for ids of a dishonest peer may come twice */
+        int p = mirror_find(m, m->rows[i].parent);
+        if (p >= i || p < 0)
+            p = find_down(m, m->rows[i].parent, i - 1, 0);
+        m->dead[i] = p < 0 || m->dead[p];
     }
     return true;
 }
@@ -106,10 +130,13 @@ void mirror_over(struct mirror *m)
 void mirror_sweep(struct mirror *m)
 {
     int n = 0;
+    m->n_queued = 0;
     for (int i = 0; i < m->n; i++) {
         if (m->dead[i])
             continue;
         m->rows[n] = m->rows[i];
+        m->n_queued += m->state[i] == ROW_QUEUED;
+        *hint_of(m, m->rows[n].node) = (uint16_t)n;
         m->state[n++] = m->state[i];
     }
     m->n = n;
@@ -119,27 +146,9 @@ void mirror_remove(struct mirror *m, int index)
 {
     if (m->rows[index].node.v == m->tip.v)
         m->tip_here = false;
+    m->n_queued -= m->state[index] == ROW_QUEUED;
     size_t after = (size_t)(m->n - index - 1);
     memmove(&m->rows[index], &m->rows[index + 1], after * sizeof *m->rows);
     memmove(&m->state[index], &m->state[index + 1], after);
     m->n--;
-}
-
-struct effect *effect_new(struct effects *out, enum effect_type type)
-{
-    PD_ASSERT(out->n < EFFECTS_MAX);
-    struct effect *e = &out->e[out->n++];
-    memset(e, 0, sizeof *e);
-    e->type = type;
-    return e;
-}
-
-void fault_set(struct role_fault *f, const char *fmt, ...)
-{
-    va_list args;
-    va_start(args, fmt);
-    if (!f->set) /* the first fault is the cause */
-        vsnprintf(f->text, sizeof f->text, fmt, args);
-    va_end(args);
-    f->set = true;
 }

@@ -7,7 +7,24 @@
 #ifndef PD_ROLE_MIRROR_H
 #define PD_ROLE_MIRROR_H
 
-#include "role/role.h"
+#include "role/machine.h"
+
+enum row_state { ROW_QUEUED, ROW_RUNNING, ROW_DONE };
+enum { MIRROR_HINTS = 1024 };
+struct mirror {
+    struct row *rows; /* [capacity], live, parents before children */
+    uint8_t *state;   /* [capacity] enum row_state */
+    uint8_t *dead;    /* [capacity] scratch of an advance */
+    uint16_t *hint;   /* [MIRROR_HINTS] by the id's low bits: where the row was; rows only ever move down */
+    int n, capacity;
+    int n_queued;
+    node_id tip;   /* the newest chosen node that is known here */
+    bool tip_here; /* its row is in rows[] (not yet computed or not yet used) */
+    bool pending;  /* a token was chosen after the tip whose row has not come yet */
+    int32_t pending_token;
+    uint32_t advances; /* seen */
+    bool over;         /* nothing lives any more */
+};
 
 enum mirror_answer { MIRROR_LIVE, MIRROR_DEAD, MIRROR_FULL, MIRROR_BAD }; /* BAD: not after its parent */
 
@@ -27,9 +44,7 @@ void mirror_sweep(struct mirror *m);
 /* Forget one row (the tip, once it is committed or verified). */
 void mirror_remove(struct mirror *m, int index);
 
-/* Next effect of `type`, zeroed. */
-struct effect *effect_new(struct effects *out, enum effect_type type);
-/* Record what no honest peer sends. */
-void fault_set(struct role_fault *f, const char *fmt, ...) PD_PRINTF(2, 3);
+/* A row's way: QUEUED, RUNNING, DONE. */
+void mirror_set(struct mirror *m, int index, enum row_state state);
 
 #endif

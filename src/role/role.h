@@ -1,20 +1,29 @@
 /* role: the three state machines of the pipeline, and the messages between them. Pure: no I/O, clock, threads,
  * randomness or allocation in a step; everything comes in with the event and goes out as effects.
  *
- *   drafter   (role 0)     owns the tree's growth: draft model, policy, requests
+ *   drafter   (role 0)     owns the trees' growth: draft model, policy, lanes
  *   stage i   (role i + 1) computes its layers for the rows that live
  *   verifier  (role n + 1) lives beside the last stage; turns final hidden states into tokens
  *
- * A driver pulls an event, calls the machine's step, and carries out the effects in order. Arrays that effects
- * point to belong to the machine and are good until its next step. Messages between two roles over one channel
- * arrive in order: BEGIN, ROWS and END travel the chain drafter -> stage 0 -> ... -> verifier; ADVANCE, REPORT,
+ * Each machine is a device, which computes one batch at a time, and an array of request states, one a lane: a lane is a
+ * place in every K/V cache, and holds one request at a time. Messages and rows carry the request's id, which the
+ * caller chooses and never uses twice; BEGIN says which lane it gets, END gives the lane back. A batch mixes rows of
+ * several requests; nothing that a request gets depends on its neighbours.
+ *
+ * A driver pulls an event, calls the machine's step, and carries out the effects in order. Effects stand alone: nobody
+ * looks into a machine. What they point to belongs to the machine: messages and lists are good until its next step,
+ * what belongs to a batch (rows, histories, sampling) until that batch is over. Messages between two roles over one
+ * channel arrive in order: BEGIN, ROWS and END travel the chain drafter -> stage 0 -> ... -> verifier; ADVANCE, REPORT,
  * ENDED go directly and may overtake anything on the chain.
  *
  * What a device does is asked for, not pushed: when it is free the driver steps EV_READY and the machine answers
  * with EFF_RUN (or EFF_HEAD, EFF_DRAFT) or with nothing.
  *
- *     stage_step(&s, &(struct event){.type = EV_MSG, .msg = &m, .now_ns = now}, &fx);
+ *     stage_step(s, &(struct event){.type = EV_MSG, .msg = &m, .now_ns = now}, &fx);
  *     for (int i = 0; i < fx.n; i++) carry_out(&fx.e[i]);
+ *
+ * A machine that gets something no honest peer sends answers with EFF_FAULT alone and ignores events from then on; the
+ * driver ends the engine with that text.
  */
 #ifndef PD_ROLE_H
 #define PD_ROLE_H
@@ -28,9 +37,10 @@ enum {
     ROLE_DRAFTER = 0,
     END_TOKENS_MAX = 16,
     STAGES_MAX = 128,
-    CHUNK_ROWS = 64,  /* rows of a full prefill chunk */
+    LANES_MAX = 64,
+    CHUNK_ROWS = 64,  /* rows of prompts in one message and in one batch, at most */
     BATCH_ROWS = 128, /* rows one batch may hold; also the largest message's */
-    EFFECTS_MAX = STAGES_MAX + 16
+    EFFECTS_MAX = 4 * LANES_MAX + 16
 };
 static inline int role_stage(int index)
 {
@@ -41,7 +51,8 @@ static inline int role_verifier(int n_stages)
     return n_stages + 1;
 }
 
-/* Rows that a stage may have to hold: those the drafter keeps alive, and batches whose death it has not heard of. */
+/* Rows of a request that a stage may have to hold: those the drafter keeps alive, and batches whose death it has not
+ * heard of. */
 static inline int rows_bound(int live_rows_max)
 {
     return live_rows_max + 16 * BATCH_ROWS;
@@ -54,15 +65,13 @@ enum msg_type {
     MSG_ADVANCE,   /* verifier -> drafter and every stage */
     MSG_REPORT,    /* stage -> drafter: credit and step times */
     MSG_ENDED,     /* verifier -> drafter: the chain is clean */
-    MSG_HEARTBEAT, /* drivers only, from here on */
-    MSG_HELLO,
-    MSG_FAULT,
-    MSG_QUIT,
     MSG_TYPE_COUNT
 };
 
 struct msg_begin {
-    int32_t keep;       /* committed positions kept from the request before (chat turns) */
+    int32_t lane; /* free until now */
+    int32_t from; /* lane whose committed positions it starts from; its own, or another's, to be copied */
+    int32_t keep; /* so many of them */
     int32_t root_token; /* the prompt's last token, the first root */
     int32_t root_pos;
     int32_t max_tokens; /* to produce, > 0 */
@@ -71,9 +80,11 @@ struct msg_begin {
     int32_t end_tokens[END_TOKENS_MAX];
     int32_t n_end_tokens;
 };
-struct msg_rows {
-    bool prefill; /* one chunk of the prompt; its rows have no node */
+struct msg_rows { /* of any requests */
     int32_t n;    /* 1..BATCH_ROWS */
+    int32_t
+        n_prompt; /* the first so many are of prompts (CHUNK_ROWS at most): they have no node, and positions of a
+                         request in order; the others are nodes, parents first */
     const struct row *rows;
     const float *hidden; /* [n_embd, n], filled and read by drivers; NULL before stage 0 and without models */
 };
@@ -88,19 +99,20 @@ struct msg_advance {
 };
 struct msg_report {
     int32_t stage;
-    int32_t rows;       /* of the batch that ended; 0: none, rows were dropped */
-    int32_t rows_live;  /* of them when it ended */
-    bool prefill, idle; /* idle: nothing waits here */
-    uint32_t taken;     /* ROWS messages of this request no longer waiting */
-    int64_t busy_ns;    /* the batch's duration */
+    int32_t rows;      /* of the batch that ended; 0: none, rows were dropped */
+    int32_t rows_live; /* of them when it ended */
+    int32_t n_prompt;  /* of them of prompts */
+    bool idle;         /* nothing waits here */
+    uint32_t taken;    /* ROWS messages, ever, of which nothing waits any longer */
+    int64_t busy_ns;   /* the batch's duration */
 };
 struct msg_ended {
     uint32_t heads;  /* head rows computed */
     int64_t head_ns; /* what they took; filled by wall-clock drivers */
 };
-struct msg { /* a tagged union; `request` counts from 1 */
+struct msg { /* a tagged union */
     uint8_t type;
-    uint32_t request;
+    uint32_t request; /* from 1 on; 0: ROWS; of REPORT that of the batch's last prompt row, or 0 */
     union {
         struct msg_begin begin;
         struct msg_rows rows;
@@ -108,30 +120,7 @@ struct msg { /* a tagged union; `request` counts from 1 */
         struct msg_advance advance;
         struct msg_report report;
         struct msg_ended ended;
-        struct {
-            uint64_t digest;   /* of model header and options */
-            uint32_t protocol; /* version */
-            int32_t stage, n_stages;
-            char host[64];
-            char text[128]; /* program version */
-        } hello;
-        struct {
-            int32_t role;
-            int32_t status; /* enum pd_status */
-            char host[64];
-            char text[256];
-        } fault;
     };
-};
-
-enum event_type {
-    EV_MSG,   /* msg */
-    EV_READY, /* the device is free: is there work? */
-    EV_DONE,  /* the batch (or draft pass, or head) in hand is done; busy_ns; token (head); draft (drafter) */
-    EV_STOPPED, /* it was stopped before its end, nothing of it was kept */
-    EV_TIMER,   /* the time asked for by EFF_TIMER has come */
-    EV_REQUEST, /* drafter: request */
-    EV_CANCEL   /* drafter: finish as `finish` says (PD_REASON_STOP or PD_REASON_CANCELLED) */
 };
 
 /* Does it travel the chain from role to role, in order? The others go directly. */
@@ -140,13 +129,28 @@ static inline bool msg_on_chain(const struct msg *m)
     return m->type == MSG_BEGIN || m->type == MSG_ROWS || m->type == MSG_END;
 }
 
+/* ---- events ---- */
+
+enum event_type {
+    EV_MSG,   /* msg */
+    EV_READY, /* the device is free: is there work? */
+    EV_DONE, /* the batch (or draft pass, or heads) in hand is done; busy_ns; tokens (heads); draft (drafter) */
+    EV_STOPPED, /* it was stopped before its end, nothing of it was kept */
+    EV_TIMER,   /* the time asked for by EFF_TIMER has come */
+    EV_REQUEST, /* drafter: request; only while a lane is free (fewer begun than finished + lanes) */
+    EV_CANCEL   /* drafter: finish request `id` as `finish` says (PD_REASON_STOP or PD_REASON_CANCELLED) */
+};
+
 struct request {           /* what the drafter is asked for; borrowed for the step */
+    uint32_t id;           /* from 1 on, never used twice */
     const int32_t *tokens; /* [n_tokens] the whole sequence: kept positions too */
     int32_t n_tokens;
-    int32_t keep; /* positions whose K/V every stage still holds, < n_tokens */
-    int32_t
-        n_prompt; /* tokens from here on were generated before (a request built up again): they are computed
-                         with the exact kernels, as they were then; 0: all are prompt */
+    /* At most so many positions are taken over from what lanes hold (the longest shared prefix), < n_tokens; -1: as
+     * many as there are. */
+    int32_t keep;
+    /* Tokens from here on were generated before (a request built up again): they are computed with the exact kernels,
+     * as they were then; 0: all are prompt. */
+    int32_t n_prompt;
     int32_t max_tokens;
     struct pd_sampling sample;
     int32_t end_tokens[END_TOKENS_MAX];
@@ -167,24 +171,31 @@ struct event {
     int64_t now_ns;
     const struct msg *msg;
     int64_t busy_ns;
-    int32_t token; /* EV_DONE of a head */
+    const int32_t *tokens; /* EV_DONE of heads: in the order of EFF_HEAD's rows */
+    uint32_t id;           /* EV_CANCEL */
     uint8_t finish;
     const struct request *request;
     const struct draft_result *draft;
 };
 
+/* ---- effects ---- */
+
 enum effect_type {
-    EFF_SEND,    /* msg to role `to` */
-    EFF_RUN,     /* rows[n], prefill: compute one batch; answer EV_DONE or EV_STOPPED */
-    EFF_HEAD,    /* rows[0]: head and sampler for the token after it; answer EV_DONE with token */
-    EFF_DRAFT,   /* rows[n]: draft pass, or prefill chunk; candidates wanted for rows[n_behind..n) */
-    EFF_STOP,    /* the batch or pass in hand is all dead */
-    EFF_KV,      /* commit[n_commit] in order, then drop[n_drop] */
-    EFF_KEEP,    /* truncate the kv to `keep` positions, drop its tree */
-    EFF_RELEASE, /* hidden[n_hidden]: handles no longer needed */
-    EFF_TOKEN,   /* drafter: token, pos, verdict to the user */
-    EFF_TIMER,   /* step EV_TIMER at `at_ns` (replaces the timer set before; at_ns < 0: none) */
-    EFF_FINISHED /* drafter: the request is over everywhere; finish, stats */
+    EFF_SEND, /* msg to the roles to..to_last */
+    EFF_RUN,  /* rows[n], the first n_prompt of prompts: compute one batch; answer EV_DONE or EV_STOPPED */
+    EFF_HEAD, /* rows[n], heads[n]: head and sampler for the token after each; answer EV_DONE with tokens */
+    EFF_DRAFT, /* rows[n]: draft pass, or prefill chunk; candidates wanted for rows[n_behind..n), asks[n - n_behind];
+                      answer EV_DONE with draft, or EV_STOPPED */
+    EFF_STOP,      /* the batch or pass in hand is all dead */
+    EFF_KV,        /* lane: commit[n_commit] in order, then drop[n_drop] */
+    EFF_KEEP,      /* lane: truncate the kv to `keep` positions, drop its tree */
+    EFF_COPY,      /* the first `keep` positions of lane `from` become all that `lane` holds */
+    EFF_RELEASE,   /* hidden[n_hidden]: handles no longer needed */
+    EFF_TOKEN,     /* drafter: token, pos, verdict to the user; tree: as it is now */
+    EFF_SUBMITTED, /* drafter: n rows of this request's tree have just been sent; tree: as it is now */
+    EFF_TIMER,     /* step EV_TIMER at `at_ns` (replaces the timer set before; at_ns < 0: none) */
+    EFF_FINISHED,  /* drafter: the request is over everywhere; finish, stats, kept */
+    EFF_FAULT      /* text: the machine has stopped for good */
 };
 
 struct stats { /* of one request, kept by the drafter */
@@ -200,135 +211,124 @@ struct stats { /* of one request, kept by the drafter */
     double logp_sum; /* of hits, as the draft saw them */
 };
 
+/* Tokens up to a row, in two pieces: base[n_base], then path[n_path]. */
+struct history {
+    const int32_t *base, *path;
+    int32_t n_base, n_path;
+};
+/* The last `max` of them, oldest first. Returns how many. */
+int history_copy(const struct history *h, int32_t *out, int max);
+
+struct draft_ask { /* of a row that wants candidates */
+    const struct pd_sampling *sample;
+    struct history history; /* up to and with the row */
+};
+struct head_ask {
+    const struct pd_sampling *sample;
+    const int32_t *history; /* [row's pos + 1] tokens by position */
+};
+
 struct effect {
     enum effect_type type;
-    int to;
-    struct msg msg;
-    const struct row *rows;
-    int n, n_behind;
-    bool prefill;
-    const node_id *commit, *drop;
-    int n_commit, n_drop;
-    int keep;
-    const uint32_t *hidden;
-    int n_hidden;
-    int32_t token, pos;
-    enum tree_verdict verdict;
-    int64_t at_ns;
-    enum pd_reason finish;
-    const struct stats *stats;
+    uint32_t request; /* whose; 0: nobody's in particular */
+    int32_t lane;     /* of that request */
+    int n;            /* rows */
+    union {
+        struct {
+            const struct msg *msg;
+            int to, to_last;
+        };
+        struct {
+            const struct row *rows;
+            int n_prompt, n_behind;
+            bool prefill; /* of EFF_DRAFT: nobody's candidates are wanted, rows have no nodes */
+            const struct head_ask *heads;
+            const struct draft_ask *asks;
+        };
+        struct {
+            const node_id *commit, *drop;
+            int n_commit, n_drop;
+        };
+        struct {
+            int32_t keep, from;
+        };
+        struct {
+            const uint32_t *hidden;
+            int n_hidden;
+        };
+        struct {
+            const struct tree *tree;
+            int32_t token, pos;
+            enum tree_verdict verdict;
+        };
+        struct {
+            const struct stats *stats;
+            enum pd_reason finish;
+            int32_t kept; /* positions of the sequence whose K/V every stage holds now */
+        };
+        int64_t at_ns;
+        const char *text;
+    };
 };
 struct effects {
     int n;
     struct effect e[EFFECTS_MAX];
 };
 
-/* A machine that gets something no honest peer sends sets `fault` and ignores events from then on; the driver ends
- * the engine with that text. */
-struct role_fault {
-    bool set;
-    char text[160];
-};
-
-/* ---- mirror: the part of the tree that a stage or the verifier needs (used by both) ---- */
-
-enum row_state { ROW_QUEUED, ROW_RUNNING, ROW_DONE };
-struct mirror {
-    struct row *rows; /* [capacity], live, parents before children */
-    uint8_t *state;   /* [capacity] enum row_state */
-    uint8_t *dead;    /* [capacity] scratch of an advance */
-    int n, capacity;
-    node_id tip;   /* the newest chosen node that is known here */
-    bool tip_here; /* its row is in rows[] (not yet computed or not yet used) */
-    bool pending;  /* a token was chosen after the tip whose row has not come yet */
-    int32_t pending_token;
-    uint32_t advances; /* seen */
-    bool over;         /* nothing lives any more */
-};
-
 /* ---- stage ---- */
 
 struct stage_options {
     int index, n_stages;
-    int live_rows_max; /* the drafter's; the mirror holds rows_bound of it */
+    int lanes;         /* 1..LANES_MAX */
+    int live_rows_max; /* the drafter's, of a request; a lane holds rows_bound of it */
     int batch_rows;    /* <= BATCH_ROWS */
 };
-struct stage {
-    struct stage_options o;
-    struct mirror m;
-    uint32_t request;
-    struct role_fault fault;
-    /* prompt chunks that wait: ring of rows, and of their lengths */
-    struct row *chunk_rows;
-    int32_t *chunk_len;
-    int chunk_head, n_chunks, chunks_max;
-    bool busy, stopping, busy_prefill;
-    struct row batch[BATCH_ROWS]; /* in hand */
-    int n_batch;
-    bool end_waits;
-    struct msg_end end;
-    uint32_t taken, reported;
-    uint32_t waiting_msgs;
-    /* what the next effects point to */
-    struct row *out_rows;
-    node_id *commit, *drop;
-    uint32_t *release;
-    int n_commit, n_drop, n_release;
-};
-void stage_init(struct stage *s, const struct stage_options *o);
-void stage_deinit(struct stage *s);
+struct stage;
+struct stage *stage_new(const struct stage_options *o);
+void stage_free(struct stage *s);
 void stage_step(struct stage *s, const struct event *in, struct effects *out);
+/* No request is here, no row waits, nothing is owed to the kv; for checks between requests. */
+bool stage_idle(const struct stage *s);
 
 /* ---- verifier ---- */
 
-struct verifier {
+struct verifier_options {
     int n_stages;
-    struct mirror m;
-    uint32_t request;
-    struct role_fault fault;
-    struct msg_begin begin;
-    int32_t *history; /* [ctx_max] tokens by position */
-    int32_t ctx_max;
-    int32_t tip_pos, produced;
-    bool head_busy;
-    uint32_t heads;
-    bool end_waits;
-    uint32_t *release;
-    int n_release;
-    struct row head_row;
+    int lanes;
+    int live_rows_max;
+    int ctx;
+    int heads_max; /* heads computed at once; 0: 1 */
 };
-void verifier_init(struct verifier *v, int n_stages, int live_rows_max, int ctx_max);
-void verifier_deinit(struct verifier *v);
+struct verifier;
+struct verifier *verifier_new(const struct verifier_options *o);
+void verifier_free(struct verifier *v);
 void verifier_step(struct verifier *v, const struct event *in, struct effects *out);
+bool verifier_idle(const struct verifier *v);
 
 /* ---- drafter ---- */
 
 struct drafter_options {
     int n_stages;
+    int lanes; /* requests at once, 1..LANES_MAX; 0: 1 */
     struct policy_options policy;
-    int tree_nodes;    /* the tree's size */
-    int live_rows_max; /* rows in flight and alive */
+    int tree_nodes;    /* the size of a request's tree */
+    int live_rows_max; /* rows of a request in flight and alive */
     int ctx;
     int draft_rows;  /* rows of a draft pass, <= BATCH_ROWS */
+    int chunk_rows;  /* rows of a prompt chunk, <= CHUNK_ROWS; 0: chosen by the costs */
+    bool copies;     /* K/V can be copied from lane to lane */
     bool have_draft; /* false: mode pp only */
     double grace;    /* of a step: how long to hold a submission for an advance that is due */
-    const double
-        *cost_ns; /* [cost_n] time of a step with i + 1 rows, from a profile; NULL: measured; borrowed */
+    /* [cost_n] time of a step with i + 1 rows, from a profile; NULL: measured; borrowed */
+    const double *cost_ns;
     int cost_n;
-    bool
-        doubtful; /* without cost_ns: devices share cores, so speculation starts at rest until it is seen to pay */
+    /* without cost_ns: devices share cores, so speculation starts at rest until it is seen to pay */
+    bool doubtful;
 };
 struct drafter;
 struct drafter *drafter_new(const struct drafter_options *o);
 void drafter_free(struct drafter *d);
 void drafter_step(struct drafter *d, const struct event *in, struct effects *out);
-const struct role_fault *drafter_fault(const struct drafter *d);
-const struct tree *drafter_tree(const struct drafter *d);
-bool drafter_active(const struct drafter *d);
-/* The last `max` tokens before and including the node of the draft row `row` (for penalties and oracles), oldest
- * first. Returns how many. Good while the draft pass that holds the row is in hand. */
-int drafter_history(const struct drafter *d, int row, int32_t *out, int max);
-/* Positions whose K/V every stage holds once the request is over: what the next request may keep. */
-int drafter_kept(const struct drafter *d);
+bool drafter_idle(const struct drafter *d);
 
 #endif

@@ -3,29 +3,88 @@
 #include <stdlib.h>
 #include <string.h>
 
-void stage_init(struct stage *s, const struct stage_options *o)
+struct lane {         /* what a request has here */
+    uint32_t request; /* 0: free */
+    struct mirror m;
+    int prompt_waits; /* rows of its prompt in chunks that wait */
+    int running;      /* rows in the batch in hand */
+    bool end_waits;
+    struct msg_end end;
+    node_id *commit, *drop; /* to be told to the kv */
+    int n_commit, n_drop;
+};
+struct chunk { /* a message's rows of prompts; computed in one batch, whole */
+    struct row rows[CHUNK_ROWS];
+    int n;
+};
+
+struct stage {
+    struct stage_options o;
+    struct fault fault;
+    struct lane *lanes;   /* [o.lanes] */
+    struct chunk *chunks; /* ring [chunks_max] */
+    int chunk_head, n_chunks, chunks_max;
+    struct kv_ops ops; /* that wait for the device */
+    int turn;          /* lane whose rows go first next time */
+    /* in hand */
+    bool busy, stopping;
+    struct row batch[BATCH_ROWS];
+    int n_batch, n_prompt;
+    uint32_t received, taken, reported; /* ROWS messages */
+    /* what the next effects point to */
+    struct row out_rows[BATCH_ROWS];
+    struct handles_out release;
+    struct outbox box;
+};
+
+struct stage *stage_new(const struct stage_options *o)
 {
     PD_ASSERT(o->batch_rows >= 1 && o->batch_rows <= BATCH_ROWS);
-    *s = (struct stage){.o = *o, .chunks_max = 256};
-    mirror_init(&s->m, rows_bound(o->live_rows_max));
-    size_t lists = (size_t)rows_bound(o->live_rows_max) + BATCH_ROWS + (size_t)s->chunks_max * CHUNK_ROWS;
-    s->chunk_rows = mem_new((size_t)s->chunks_max * CHUNK_ROWS, sizeof *s->chunk_rows);
-    s->chunk_len = mem_new((size_t)s->chunks_max, sizeof *s->chunk_len);
-    s->out_rows = mem_new(BATCH_ROWS, sizeof *s->out_rows);
-    s->commit = mem_new(lists, sizeof *s->commit);
-    s->drop = mem_new(lists, sizeof *s->drop);
-    s->release = mem_new(lists, sizeof *s->release);
+    struct stage *s = mem_new(1, sizeof *s);
+    s->o = *o;
+    s->o.lanes = PD_MAX(o->lanes, 1);
+    PD_ASSERT(s->o.lanes <= LANES_MAX);
+    s->chunks_max = 256;
+    int bound = rows_bound(o->live_rows_max);
+    s->lanes = mem_new((size_t)s->o.lanes, sizeof *s->lanes);
+    kv_ops_init(&s->ops, s->o.lanes);
+    s->chunks = mem_new((size_t)s->chunks_max, sizeof *s->chunks);
+    for (int i = 0; i < s->o.lanes; i++) {
+        struct lane *l = &s->lanes[i];
+        mirror_init(&l->m, bound);
+        l->commit = mem_new((size_t)bound + BATCH_ROWS, sizeof *l->commit);
+        l->drop = mem_new((size_t)bound + BATCH_ROWS, sizeof *l->drop);
+    }
+    handles_init(&s->release, s->o.lanes * bound + BATCH_ROWS + s->chunks_max * CHUNK_ROWS);
+    outbox_init(&s->box, s->o.lanes + 4);
+    return s;
 }
 
-void stage_deinit(struct stage *s)
+void stage_free(struct stage *s)
 {
-    mirror_deinit(&s->m);
-    free(s->chunk_rows);
-    free(s->chunk_len);
-    free(s->out_rows);
-    free(s->commit);
-    free(s->drop);
-    free(s->release);
+    if (!s)
+        return;
+    for (int i = 0; i < s->o.lanes; i++) {
+        mirror_deinit(&s->lanes[i].m);
+        free(s->lanes[i].commit);
+        free(s->lanes[i].drop);
+    }
+    free(s->lanes);
+    free(s->ops.op);
+    free(s->chunks);
+    free(s->release.handle);
+    outbox_deinit(&s->box);
+    free(s);
+}
+
+bool stage_idle(const struct stage *s)
+{
+    for (int i = 0; i < s->o.lanes; i++) {
+        const struct lane *l = &s->lanes[i];
+        if (l->request || l->m.n || l->n_commit || l->n_drop)
+            return false;
+    }
+    return !s->busy && !s->n_chunks && !s->ops.n;
 }
 
 static int next_role(const struct stage *s)
@@ -33,278 +92,366 @@ static int next_role(const struct stage *s)
     return s->o.index + 1 < s->o.n_stages ? role_stage(s->o.index + 1) : role_verifier(s->o.n_stages);
 }
 
-static struct msg *send(const struct stage *s, struct effects *out, int to, enum msg_type type)
+static struct lane *lane_of(struct stage *s, uint32_t request)
 {
-    struct effect *e = effect_new(out, EFF_SEND);
-    e->to = to;
-    e->msg.type = (uint8_t)type;
-    e->msg.request = s->request;
-    return &e->msg;
-}
-
-static void release(struct stage *s, uint32_t hidden)
-{
-    if (hidden)
-        s->release[s->n_release++] = hidden;
+    for (int i = 0; i < s->o.lanes && request; i++)
+        if (s->lanes[i].request == request)
+            return &s->lanes[i];
+    return NULL;
 }
 
 static int queued(const struct stage *s)
 {
     int n = 0;
-    for (int i = 0; i < s->m.n; i++)
-        n += s->m.state[i] == ROW_QUEUED;
+    for (int i = 0; i < s->o.lanes; i++)
+        n += s->lanes[i].request ? s->lanes[i].m.n_queued : 0;
     return n;
 }
 
 /* What waits to be told to the kv goes out as soon as no batch is in hand. */
 static void flush(struct stage *s, struct effects *out)
 {
-    if (s->n_release) {
-        struct effect *e = effect_new(out, EFF_RELEASE);
-        e->hidden = s->release;
-        e->n_hidden = s->n_release;
-        s->n_release = 0;
-    }
-    if (s->busy || !(s->n_commit || s->n_drop))
+    handles_flush(&s->release, out);
+    if (s->busy)
         return;
-    struct effect *e = effect_new(out, EFF_KV);
-    e->commit = s->commit;
-    e->n_commit = s->n_commit;
-    e->drop = s->drop;
-    e->n_drop = s->n_drop;
-    s->n_commit = s->n_drop = 0;
+    for (int i = 0; i < s->o.lanes; i++) {
+        struct lane *l = &s->lanes[i];
+        if (!l->n_commit && !l->n_drop)
+            continue;
+        struct effect *e = effect_new(out, EFF_KV);
+        e->request = l->request;
+        e->lane = i;
+        e->commit = l->commit;
+        e->n_commit = l->n_commit;
+        e->drop = l->drop;
+        e->n_drop = l->n_drop;
+        l->n_commit = l->n_drop = 0;
+    }
+    kv_ops_flush(&s->ops, out);
+}
+
+static bool row_lives(struct stage *s, const struct row *row, bool prompt)
+{
+    const struct lane *l = &s->lanes[row->lane];
+    return prompt ? !l->m.over : mirror_find(&l->m, row->node) >= 0;
 }
 
 /* Rows that mirror marked dead: forget them, and stop the batch in hand if none of it is left. */
-static void bury(struct stage *s, struct effects *out)
+static void bury(struct stage *s, struct lane *l, struct effects *out)
 {
-    for (int i = 0; i < s->m.n; i++) {
-        if (!s->m.dead[i])
+    for (int i = 0; i < l->m.n; i++) {
+        if (!l->m.dead[i])
             continue;
-        if (s->m.state[i] == ROW_DONE)
-            s->drop[s->n_drop++] = s->m.rows[i].node;
-        else if (s->m.state[i] == ROW_QUEUED)
-            release(s, s->m.rows[i].hidden);
+        if (l->m.state[i] == ROW_DONE)
+            l->drop[l->n_drop++] = l->m.rows[i].node;
+        else if (l->m.state[i] == ROW_QUEUED)
+            handles_drop(&s->release, l->m.rows[i].hidden);
     }
-    mirror_sweep(&s->m);
-    if (!s->busy || s->stopping || (s->busy_prefill && !s->m.over))
+    mirror_sweep(&l->m);
+    if (!s->busy || s->stopping || !l->running)
         return;
-    for (int i = 0; i < s->n_batch && !s->busy_prefill; i++)
-        if (mirror_find(&s->m, s->batch[i].node) >= 0)
+    for (int i = 0; i < s->n_batch; i++)
+        if (row_lives(s, &s->batch[i], i < s->n_prompt))
             return;
     s->stopping = true;
     effect_new(out, EFF_STOP);
 }
 
 /* The tip is computed here and chosen: it belongs to the committed level now. */
-static void commit_tip(struct stage *s)
+static void commit_tip(struct lane *l)
 {
-    if (!s->m.tip_here)
+    if (!l->m.tip_here)
         return;
-    int i = mirror_find(&s->m, s->m.tip);
-    if (s->m.state[i] != ROW_DONE)
+    int i = mirror_find(&l->m, l->m.tip);
+    if (l->m.state[i] != ROW_DONE)
         return;
-    s->commit[s->n_commit++] = s->m.tip;
-    mirror_remove(&s->m, i);
+    l->commit[l->n_commit++] = l->m.tip;
+    mirror_remove(&l->m, i);
 }
 
-static void report(struct stage *s, struct effects *out, int rows, int live, int64_t busy_ns)
+struct batch_end { /* what a report tells of a batch */
+    int rows, live, n_prompt;
+    uint32_t request;
+    int64_t busy_ns;
+};
+
+static void report(struct stage *s, struct effects *out, const struct batch_end *b)
 {
     int waiting = queued(s);
-    s->taken = s->waiting_msgs - (uint32_t)s->n_chunks - (waiting > 0);
+    s->taken = s->received - (uint32_t)s->n_chunks - (waiting > 0);
     bool idle = !s->busy && !waiting && !s->n_chunks;
-    if (!rows && (!idle || s->reported == s->taken))
+    if (!b->rows && (!idle || s->reported == s->taken))
         return;
     s->reported = s->taken;
-    struct msg_report *r = &send(s, out, ROLE_DRAFTER, MSG_REPORT)->report;
+    struct msg_report *r = &effect_send(out, &s->box, ROLE_DRAFTER, MSG_REPORT, b->request)->report;
     r->stage = s->o.index;
-    r->rows = rows;
-    r->rows_live = live;
-    r->prefill = rows && s->busy_prefill;
+    r->rows = b->rows;
+    r->rows_live = b->live;
+    r->n_prompt = b->n_prompt;
     r->idle = idle;
     r->taken = s->taken;
-    r->busy_ns = busy_ns;
+    r->busy_ns = b->busy_ns;
 }
 
-/* END takes effect once every advance that the drafter knew of has come, and the device is free. */
-static void try_end(struct stage *s, struct effects *out)
+/* The rows of an ended request's prompt that wait. */
+static void drop_chunks(struct stage *s, struct lane *l)
 {
-    if (!s->end_waits || s->m.advances < s->end.advances)
-        return;
-    mirror_over(&s->m);
-    for (int i = 0; i < s->n_chunks; i++) {
-        int slot = (s->chunk_head + i) % s->chunks_max;
-        for (int k = 0; k < s->chunk_len[slot]; k++)
-            release(s, s->chunk_rows[slot * CHUNK_ROWS + k].hidden);
+    int kept = 0;
+    for (int i = 0; i < s->n_chunks && l->prompt_waits; i++) {
+        struct chunk *c = &s->chunks[(s->chunk_head + i) % s->chunks_max];
+        int n = 0;
+        for (int k = 0; k < c->n; k++) {
+            if (c->rows[k].request == l->request)
+                handles_drop(&s->release, c->rows[k].hidden);
+            else
+                c->rows[n++] = c->rows[k];
+        }
+        c->n = n;
     }
-    s->n_chunks = 0;
-    bury(s, out);
-    if (s->busy)
+    for (int i = 0; i < s->n_chunks; i++) {
+        struct chunk *c = &s->chunks[(s->chunk_head + i) % s->chunks_max],
+                     *to = &s->chunks[(s->chunk_head + kept) % s->chunks_max];
+        if (!c->n)
+            continue;
+        if (c != to)
+            *to = *c;
+        kept++;
+    }
+    s->n_chunks = kept;
+    l->prompt_waits = 0;
+}
+
+/* END takes effect once every advance that the drafter knew of has come, and no row of the request is in hand. */
+static void try_end(struct stage *s, struct lane *l, struct effects *out)
+{
+    if (!l->end_waits || l->m.advances < l->end.advances)
         return;
-    flush(s, out);
-    s->end_waits = false;
-    send(s, out, next_role(s), MSG_END)->end = s->end;
+    mirror_over(&l->m);
+    drop_chunks(s, l);
+    bury(s, l, out);
+    if (l->running)
+        return;
+    effect_send(out, &s->box, next_role(s), MSG_END, l->request)->end = l->end;
+    l->end_waits = false;
+    l->request = 0;
+    report(s, out, &(struct batch_end){0});
 }
 
 static void on_begin(struct stage *s, const struct msg *msg, struct effects *out)
 {
-    if (s->busy || s->end_waits || s->m.n || s->n_chunks) {
-        fault_set(&s->fault, "request %u begins before the one before has ended", msg->request);
+    const struct msg_begin *b = &msg->begin;
+    if (b->lane < 0 || b->lane >= s->o.lanes || b->from < 0 || b->from >= s->o.lanes || !msg->request ||
+        lane_of(s, msg->request) || s->lanes[b->lane].request) {
+        fault_set(&s->fault,
+                  "request %u begins in lane %d of %d, from lane %d, before the one before has ended",
+                  msg->request, b->lane, s->o.lanes, b->from);
         return;
     }
-    s->request = msg->request;
-    s->taken = s->reported = s->waiting_msgs = 0;
-    mirror_begin(&s->m, msg->begin.root_token);
-    effect_new(out, EFF_KEEP)->keep = msg->begin.keep;
-    send(s, out, next_role(s), MSG_BEGIN)->begin = msg->begin;
+    struct lane *l = &s->lanes[b->lane];
+    l->request = msg->request;
+    mirror_begin(&l->m, b->root_token);
+    if (!kv_ops_add(&s->ops, (struct kv_op){msg->request, b->lane, b->from, b->keep}))
+        fault_set(&s->fault, "request %u: too many begin while one batch is in hand", msg->request);
+    effect_send(out, &s->box, next_role(s), MSG_BEGIN, msg->request)->begin = *b;
 }
 
-static void on_chunk(struct stage *s, const struct msg_rows *in)
+static void on_chunk(struct stage *s, const struct row *rows, int n)
 {
-    if (s->n_chunks == s->chunks_max || in->n > CHUNK_ROWS || s->m.over) {
-        for (int i = 0; i < in->n; i++)
-            release(s, in->rows[i].hidden);
-        if (!s->m.over)
-            fault_set(&s->fault, "too many or too long prompt chunks wait here");
+    if (s->n_chunks == s->chunks_max || n > CHUNK_ROWS) {
+        fault_set(&s->fault, "too many or too long prompt chunks wait here");
         return;
     }
-    int slot = (s->chunk_head + s->n_chunks++) % s->chunks_max;
-    memcpy(&s->chunk_rows[slot * CHUNK_ROWS], in->rows, (size_t)in->n * sizeof *in->rows);
-    s->chunk_len[slot] = in->n;
+    struct chunk *c = &s->chunks[(s->chunk_head + s->n_chunks) % s->chunks_max];
+    c->n = 0;
+    for (int i = 0; i < n; i++) {
+        struct lane *l = lane_of(s, rows[i].request);
+        if (!l || l->m.over) {
+            handles_drop(&s->release, rows[i].hidden);
+            continue;
+        }
+        l->prompt_waits++;
+        c->rows[c->n] = rows[i];
+        c->rows[c->n++].lane = (int32_t)(l - s->lanes);
+    }
+    s->n_chunks += c->n > 0;
+}
+
+static void on_row(struct stage *s, const struct row *in)
+{
+    struct lane *l = lane_of(s, in->request);
+    struct row row = *in;
+    row.lane = l ? (int32_t)(l - s->lanes) : 0;
+    enum mirror_answer a = l ? mirror_add(&l->m, &row) : MIRROR_DEAD;
+    if (a == MIRROR_LIVE)
+        return;
+    handles_drop(&s->release, in->hidden);
+    if (a == MIRROR_FULL)
+        fault_set(&s->fault, "more than %d live rows", l->m.capacity);
+    if (a == MIRROR_BAD)
+        fault_set(&s->fault, "node %u does not come after its parent", in->node.v);
 }
 
 static void on_rows(struct stage *s, const struct msg_rows *in, struct effects *out)
 {
-    if (in->n < 1 || in->n > BATCH_ROWS) {
-        fault_set(&s->fault, "a message of %d rows", in->n);
+    if (in->n < 1 || in->n > BATCH_ROWS || in->n_prompt < 0 || in->n_prompt > in->n) {
+        fault_set(&s->fault, "a message of %d rows, %d of them of prompts", in->n, in->n_prompt);
         return;
     }
-    s->waiting_msgs++;
-    if (in->prefill)
-        on_chunk(s, in);
-    for (int i = 0; i < in->n && !in->prefill; i++) {
-        enum mirror_answer a = mirror_add(&s->m, &in->rows[i]);
-        if (a == MIRROR_LIVE)
-            continue;
-        release(s, in->rows[i].hidden);
-        if (a == MIRROR_FULL)
-            fault_set(&s->fault, "more than %d live rows", s->m.capacity);
-        if (a == MIRROR_BAD)
-            fault_set(&s->fault, "node %u does not come after its parent", in->rows[i].node.v);
-    }
-    report(s, out, 0, 0, 0);
+    s->received++;
+    if (in->n_prompt)
+        on_chunk(s, in->rows, in->n_prompt);
+    for (int i = in->n_prompt; i < in->n; i++)
+        on_row(s, &in->rows[i]);
+    report(s, out, &(struct batch_end){0});
 }
 
-static void on_advance(struct stage *s, const struct msg_advance *in, struct effects *out)
+static void on_advance(struct stage *s, struct lane *l, const struct msg_advance *in, struct effects *out)
 {
-    if (s->m.over)
+    if (l->m.over)
         return;
-    if (in->seq != s->m.advances + 1 || !mirror_advance(&s->m, in->token)) {
+    if (in->seq != l->m.advances + 1 || !mirror_advance(&l->m, in->token)) {
         fault_set(&s->fault, "advance %u comes out of order", in->seq);
         return;
     }
     if (in->finish)
-        mirror_over(&s->m);
-    bury(s, out);
-    commit_tip(s);
-    report(s, out, 0, 0, 0);
+        mirror_over(&l->m);
+    bury(s, l, out);
+    commit_tip(l);
+    report(s, out, &(struct batch_end){0});
+    try_end(s, l, out);
 }
 
 static void on_msg(struct stage *s, const struct msg *msg, struct effects *out)
 {
-    if (msg->type == MSG_BEGIN) {
-        on_begin(s, msg, out);
-        return;
-    }
-    if (msg->request != s->request) /* late news of a request that is over */
-        return;
+    struct lane *l = lane_of(s, msg->request); /* NULL: late news of a request that is over */
     switch (msg->type) {
+    case MSG_BEGIN:
+        on_begin(s, msg, out);
+        break;
     case MSG_ROWS:
         on_rows(s, &msg->rows, out);
         break;
     case MSG_ADVANCE:
-        on_advance(s, &msg->advance, out);
+        if (l)
+            on_advance(s, l, &msg->advance, out);
         break;
     case MSG_END:
-        s->end_waits = true;
-        s->end = msg->end;
+        if (!l)
+            break;
+        l->end_waits = true;
+        l->end = msg->end;
+        try_end(s, l, out);
         break;
     default:
         fault_set(&s->fault, "message of type %d is not for a stage", msg->type);
     }
 }
 
+static void batch_add(struct stage *s, const struct row *row)
+{
+    s->batch[s->n_batch++] = *row;
+    s->lanes[row->lane].running++;
+}
+
+static void take_chunk(struct stage *s)
+{
+    const struct chunk *c = &s->chunks[s->chunk_head];
+    for (int i = 0; i < c->n; i++) {
+        batch_add(s, &c->rows[i]);
+        s->lanes[c->rows[i].lane].prompt_waits--;
+    }
+    s->chunk_head = (s->chunk_head + 1) % s->chunks_max;
+    s->n_chunks--;
+}
+
+/* One chunk, then the rows that wait, of each lane in their order. No node before its whole prompt. */
 static void on_ready(struct stage *s, struct effects *out)
 {
-    if (s->busy || s->end_waits)
+    if (s->busy)
         return;
     s->n_batch = 0;
-    s->busy_prefill = s->n_chunks > 0;
-    if (s->busy_prefill) {
-        s->n_batch = s->chunk_len[s->chunk_head];
-        memcpy(s->batch, &s->chunk_rows[s->chunk_head * CHUNK_ROWS], (size_t)s->n_batch * sizeof *s->batch);
-        s->chunk_head = (s->chunk_head + 1) % s->chunks_max;
-        s->n_chunks--;
-    }
-    for (int i = 0; i < s->m.n && !s->busy_prefill && s->n_batch < s->o.batch_rows; i++) {
-        if (s->m.state[i] != ROW_QUEUED)
+    if (s->n_chunks)
+        take_chunk(s);
+    s->n_prompt = s->n_batch;
+    for (int k = 0; k < s->o.lanes; k++) {
+        struct lane *l = &s->lanes[(s->turn + k) % s->o.lanes];
+        if (!l->request || l->prompt_waits || l->end_waits)
             continue;
-        s->m.state[i] = ROW_RUNNING;
-        s->batch[s->n_batch++] = s->m.rows[i];
+        for (int i = 0; i < l->m.n && l->m.n_queued && s->n_batch < s->o.batch_rows; i++) {
+            if (l->m.state[i] != ROW_QUEUED)
+                continue;
+            mirror_set(&l->m, i, ROW_RUNNING);
+            batch_add(s, &l->m.rows[i]);
+        }
     }
+    s->turn = (s->turn + 1) % s->o.lanes;
     if (!s->n_batch)
         return;
     s->busy = true;
     struct effect *e = effect_new(out, EFF_RUN);
     e->rows = s->batch;
     e->n = s->n_batch;
-    e->prefill = s->busy_prefill;
+    e->n_prompt = s->n_prompt;
 }
 
 /* Rows that still live go on to the next stage. */
-static int pass_on(struct stage *s)
+static void pass_on(struct stage *s, struct effects *out, struct batch_end *end)
 {
-    int n = 0;
+    int n = 0, n_prompt = 0;
     for (int i = 0; i < s->n_batch; i++) {
-        int k = s->busy_prefill ? -1 : mirror_find(&s->m, s->batch[i].node);
+        const struct row *row = &s->batch[i];
+        struct lane *l = &s->lanes[row->lane];
+        bool prompt = i < s->n_prompt;
+        int k = prompt ? -1 : mirror_find(&l->m, row->node);
         if (k >= 0) {
-            s->m.state[k] = ROW_DONE;
-            s->m.rows[k].hidden = 0;
+            mirror_set(&l->m, k, ROW_DONE);
+            l->m.rows[k].hidden = 0;
         }
-        if (k >= 0 || (s->busy_prefill && !s->m.over)) {
-            s->out_rows[n++] = s->batch[i];
+        if (k >= 0 || (prompt && !l->m.over)) {
+            s->out_rows[n++] = *row;
+            n_prompt += prompt;
         } else {
-            if (!s->busy_prefill)
-                s->drop[s->n_drop++] = s->batch[i].node;
-            release(s, s->batch[i].hidden);
+            if (!prompt)
+                l->drop[l->n_drop++] = row->node;
+            handles_drop(&s->release, row->hidden);
         }
     }
-    return n;
+    end->live = n;
+    if (!n)
+        return;
+    struct msg_rows *r = &effect_send(out, &s->box, next_role(s), MSG_ROWS, 0)->rows;
+    r->n_prompt = n_prompt;
+    r->rows = s->out_rows;
+    r->n = n;
+    end->request = n_prompt ? s->out_rows[n_prompt - 1].request : 0;
 }
 
 static void on_done(struct stage *s, const struct event *in, struct effects *out)
 {
-    int live = 0, rows = s->n_batch;
+    struct batch_end end = {.rows = s->n_batch, .n_prompt = s->n_prompt, .busy_ns = in->busy_ns};
     if (!s->busy)
         return;
     s->busy = s->stopping = false;
-    if (in->type == EV_STOPPED) { /* only a batch that is all dead is stopped */
+    if (in->type == EV_STOPPED) /* only a batch that is all dead is stopped */
         for (int i = 0; i < s->n_batch; i++)
-            release(s, s->batch[i].hidden);
-    } else if ((live = pass_on(s)) > 0) {
-        struct msg_rows *r = &send(s, out, next_role(s), MSG_ROWS)->rows;
-        r->prefill = s->busy_prefill;
-        r->rows = s->out_rows;
-        r->n = live;
-    }
-    commit_tip(s);
-    report(s, out, rows, live, in->busy_ns);
+            handles_drop(&s->release, s->batch[i].hidden);
+    else
+        pass_on(s, out, &end);
     s->n_batch = 0;
+    for (int i = 0; i < s->o.lanes; i++) {
+        s->lanes[i].running = 0;
+        if (s->lanes[i].request)
+            commit_tip(&s->lanes[i]);
+    }
+    report(s, out, &end);
+    for (int i = 0; i < s->o.lanes; i++)
+        if (s->lanes[i].request)
+            try_end(s, &s->lanes[i], out);
 }
 
 void stage_step(struct stage *s, const struct event *in, struct effects *out)
 {
-    out->n = 0;
+    out->n = s->box.n = 0;
     if (s->fault.set)
         return;
     switch (in->type) {
@@ -321,6 +468,6 @@ void stage_step(struct stage *s, const struct event *in, struct effects *out)
     default:
         return;
     }
-    try_end(s, out); /* one flush a step: a second would write over what the first one's effects point to */
-    flush(s, out);
+    flush(s, out); /* once a step: a second would write over what the first one's effects point to */
+    fault_tell(&s->fault, out);
 }

@@ -3,182 +3,261 @@
 #include <stdlib.h>
 #include <string.h>
 
-void verifier_init(struct verifier *v, int n_stages, int live_rows_max, int ctx_max)
+struct lane {         /* what a request has here */
+    uint32_t request; /* 0: free */
+    struct mirror m;
+    struct msg_begin begin;
+    int32_t
+        *history; /* [ctx + 1] tokens by position; outlives the request, for the next one that keeps some */
+    int32_t tip_pos, produced;
+    bool in_hand; /* its head is being computed */
+    uint32_t heads;
+    bool end_waits;
+};
+
+struct verifier {
+    struct verifier_options o;
+    struct fault fault;
+    struct lane *lanes; /* [o.lanes] */
+    int turn;           /* lane whose head goes first next time */
+    int n_heads;        /* in hand */
+    struct row head_rows[LANES_MAX];
+    struct head_ask head_asks[LANES_MAX];
+    struct handles_out release;
+    struct outbox box;
+};
+
+struct verifier *verifier_new(const struct verifier_options *o)
 {
-    *v = (struct verifier){.n_stages = n_stages, .ctx_max = ctx_max};
-    mirror_init(&v->m, rows_bound(live_rows_max));
-    v->history = mem_new((size_t)ctx_max + 1, sizeof *v->history);
-    v->release = mem_new((size_t)rows_bound(live_rows_max) + BATCH_ROWS + 1, sizeof *v->release);
+    struct verifier *v = mem_new(1, sizeof *v);
+    v->o = *o;
+    v->o.lanes = PD_MAX(o->lanes, 1);
+    PD_ASSERT(v->o.lanes <= LANES_MAX);
+    v->o.heads_max = PD_MIN(PD_MAX(o->heads_max, 1), v->o.lanes);
+    v->lanes = mem_new((size_t)v->o.lanes, sizeof *v->lanes);
+    int bound = rows_bound(o->live_rows_max);
+    for (int i = 0; i < v->o.lanes; i++) {
+        mirror_init(&v->lanes[i].m, bound);
+        v->lanes[i].history = mem_new((size_t)o->ctx + 1, sizeof *v->lanes[i].history);
+    }
+    handles_init(&v->release, v->o.lanes * bound + BATCH_ROWS + 1);
+    outbox_init(&v->box, 2 * v->o.lanes + 1);
+    return v;
 }
 
-void verifier_deinit(struct verifier *v)
+void verifier_free(struct verifier *v)
 {
-    mirror_deinit(&v->m);
-    free(v->history);
-    free(v->release);
-}
-
-static void release(struct verifier *v, uint32_t hidden)
-{
-    if (hidden)
-        v->release[v->n_release++] = hidden;
-}
-
-static void flush(struct verifier *v, struct effects *out)
-{
-    if (!v->n_release)
+    if (!v)
         return;
-    struct effect *e = effect_new(out, EFF_RELEASE);
-    e->hidden = v->release;
-    e->n_hidden = v->n_release;
-    v->n_release = 0;
+    for (int i = 0; i < v->o.lanes; i++) {
+        mirror_deinit(&v->lanes[i].m);
+        free(v->lanes[i].history);
+    }
+    free(v->lanes);
+    free(v->release.handle);
+    outbox_deinit(&v->box);
+    free(v);
 }
 
-static void bury(struct verifier *v)
+bool verifier_idle(const struct verifier *v)
 {
-    for (int i = 0; i < v->m.n; i++)
-        if (v->m.dead[i])
-            release(v, v->m.rows[i].hidden);
-    mirror_sweep(&v->m);
+    for (int i = 0; i < v->o.lanes; i++)
+        if (v->lanes[i].request || v->lanes[i].m.n)
+            return false;
+    return !v->n_heads;
 }
 
-static void try_end(struct verifier *v, struct effects *out)
+static struct lane *lane_of(struct verifier *v, uint32_t request)
 {
-    if (!v->end_waits || v->head_busy)
+    for (int i = 0; i < v->o.lanes && request; i++)
+        if (v->lanes[i].request == request)
+            return &v->lanes[i];
+    return NULL;
+}
+
+static void bury(struct verifier *v, struct lane *l)
+{
+    for (int i = 0; i < l->m.n; i++)
+        if (l->m.dead[i])
+            handles_drop(&v->release, l->m.rows[i].hidden);
+    mirror_sweep(&l->m);
+}
+
+static void try_end(struct verifier *v, struct lane *l, struct effects *out)
+{
+    if (!l->end_waits || l->in_hand)
         return;
-    mirror_over(&v->m);
-    bury(v);
-    v->end_waits = false;
-    struct effect *e = effect_new(out, EFF_SEND);
-    e->to = ROLE_DRAFTER;
-    e->msg.type = MSG_ENDED;
-    e->msg.request = v->request;
-    e->msg.ended.heads = v->heads;
+    mirror_over(&l->m);
+    bury(v, l);
+    l->end_waits = false;
+    effect_send(out, &v->box, ROLE_DRAFTER, MSG_ENDED, l->request)->ended.heads = l->heads;
+    l->request = 0;
 }
 
 static void on_begin(struct verifier *v, const struct msg *msg)
 {
     const struct msg_begin *b = &msg->begin;
-    if (b->ctx > v->ctx_max || b->root_pos < 0 || b->root_pos >= b->ctx || v->head_busy || v->m.n) {
-        fault_set(&v->fault, "request %u begins wrongly (root at %d of %d)", msg->request, b->root_pos,
-                  b->ctx);
+    if (b->lane < 0 || b->lane >= v->o.lanes || b->from < 0 || b->from >= v->o.lanes || b->ctx > v->o.ctx ||
+        b->root_pos < 0 || b->root_pos >= b->ctx || b->keep < 0 || b->keep > b->root_pos || !msg->request ||
+        lane_of(v, msg->request) || v->lanes[b->lane].request) {
+        fault_set(&v->fault, "request %u begins wrongly (lane %d of %d, root at %d of %d)", msg->request,
+                  b->lane, v->o.lanes, b->root_pos, b->ctx);
         return;
     }
-    v->request = msg->request;
-    v->begin = *b;
-    v->produced = 0;
-    v->heads = 0;
-    v->end_waits = false;
-    v->history[b->root_pos] = b->root_token;
-    v->tip_pos = b->root_pos;
-    mirror_begin(&v->m, b->root_token);
+    struct lane *l = &v->lanes[b->lane];
+    if (b->from != b->lane)
+        memcpy(l->history, v->lanes[b->from].history, (size_t)b->keep * sizeof *l->history);
+    l->request = msg->request;
+    l->begin = *b;
+    l->produced = 0;
+    l->heads = 0;
+    l->history[b->root_pos] = b->root_token;
+    l->tip_pos = b->root_pos;
+    mirror_begin(&l->m, b->root_token);
+}
+
+static void on_row(struct verifier *v, const struct row *r, bool prompt)
+{
+    struct lane *l = lane_of(v, r->request);
+    enum mirror_answer a = MIRROR_DEAD;
+    if (l && (r->pos < 0 || r->pos >= l->begin.ctx)) {
+        fault_set(&v->fault, "row at position %d outside the context", r->pos);
+        return;
+    }
+    if (l && prompt)
+        l->history[r->pos] = r->token;
+    else if (l)
+        a = mirror_add(&l->m, r);
+    if (a != MIRROR_LIVE)
+        handles_drop(&v->release, r->hidden);
+    if (a == MIRROR_FULL)
+        fault_set(&v->fault, "more than %d live rows", l->m.capacity);
+    if (a == MIRROR_BAD)
+        fault_set(&v->fault, "node %u does not come after its parent", r->node.v);
 }
 
 static void on_rows(struct verifier *v, const struct msg_rows *in)
 {
-    if (in->n < 1 || in->n > BATCH_ROWS) {
-        fault_set(&v->fault, "a message of %d rows", in->n);
+    if (in->n < 1 || in->n > BATCH_ROWS || in->n_prompt < 0 || in->n_prompt > in->n) {
+        fault_set(&v->fault, "a message of %d rows, %d of them of prompts", in->n, in->n_prompt);
         return;
     }
-    for (int i = 0; i < in->n; i++) {
-        const struct row *r = &in->rows[i];
-        if (r->pos < 0 || r->pos >= v->begin.ctx) {
-            fault_set(&v->fault, "row at position %d outside the context", r->pos);
-            return;
-        }
-        enum mirror_answer a = MIRROR_DEAD;
-        if (in->prefill)
-            v->history[r->pos] = r->token;
-        else
-            a = mirror_add(&v->m, r);
-        if (a != MIRROR_LIVE)
-            release(v, r->hidden);
-        if (a == MIRROR_FULL)
-            fault_set(&v->fault, "more than %d live rows", v->m.capacity);
-        if (a == MIRROR_BAD)
-            fault_set(&v->fault, "node %u does not come after its parent", r->node.v);
-    }
+    for (int i = 0; i < in->n && !v->fault.set; i++)
+        on_row(v, &in->rows[i], i < in->n_prompt);
 }
 
-static enum pd_reason finished(const struct verifier *v, int32_t token, int32_t pos)
+static enum pd_reason finished(const struct lane *l, int32_t token, int32_t pos)
 {
-    for (int i = 0; i < v->begin.n_end_tokens; i++)
-        if (v->begin.end_tokens[i] == token)
+    for (int i = 0; i < l->begin.n_end_tokens; i++)
+        if (l->begin.end_tokens[i] == token)
             return PD_REASON_END;
-    if (v->produced >= v->begin.max_tokens)
+    if (l->produced >= l->begin.max_tokens)
         return PD_REASON_LENGTH;
-    return pos >= v->begin.ctx ? PD_REASON_CONTEXT : PD_REASON_NONE;
+    return pos >= l->begin.ctx ? PD_REASON_CONTEXT : PD_REASON_NONE;
 }
 
 /* The target has chosen: tell the drafter and every stage at once, not down the chain. */
-static void advance(struct verifier *v, int32_t token, struct effects *out)
+static void advance(struct verifier *v, struct lane *l, int32_t token, struct effects *out)
 {
-    int tip = mirror_find(&v->m, v->m.tip);
-    release(v, v->m.rows[tip].hidden);
-    mirror_remove(&v->m, tip);
-    v->produced++;
-    v->tip_pos++;
-    v->history[v->tip_pos] = token;
-    enum pd_reason finish = finished(v, token, v->tip_pos);
-    bool ok = mirror_advance(&v->m, token);
+    int tip = mirror_find(&l->m, l->m.tip);
+    handles_drop(&v->release, l->m.rows[tip].hidden);
+    mirror_remove(&l->m, tip);
+    l->produced++;
+    l->tip_pos++;
+    l->history[l->tip_pos] = token;
+    enum pd_reason finish = finished(l, token, l->tip_pos);
+    bool ok = mirror_advance(&l->m, token);
     PD_ASSERT(ok);
     if (finish)
-        mirror_over(&v->m);
-    bury(v);
-    for (int role = ROLE_DRAFTER; role <= v->n_stages; role++) {
-        struct effect *e = effect_new(out, EFF_SEND);
-        e->to = role;
-        e->msg.type = MSG_ADVANCE;
-        e->msg.request = v->request;
-        e->msg.advance = (struct msg_advance){v->m.advances, token, v->tip_pos, (uint8_t)finish};
+        mirror_over(&l->m);
+    bury(v, l);
+    struct msg *m = effect_send(out, &v->box, ROLE_DRAFTER, MSG_ADVANCE, l->request);
+    out->e[out->n - 1].to_last = role_stage(v->o.n_stages - 1);
+    m->advance = (struct msg_advance){l->m.advances, token, l->tip_pos, (uint8_t)finish};
+}
+
+static void on_msg(struct verifier *v, const struct msg *msg, struct effects *out)
+{
+    struct lane *l = lane_of(v, msg->request);
+    switch (msg->type) {
+    case MSG_BEGIN:
+        on_begin(v, msg);
+        break;
+    case MSG_ROWS:
+        on_rows(v, &msg->rows);
+        break;
+    case MSG_END:
+        if (!l)
+            break;
+        l->end_waits = true;
+        try_end(v, l, out);
+        break;
+    default:
+        fault_set(&v->fault, "message of type %d is not for the verifier", msg->type);
     }
 }
 
-static void on_msg(struct verifier *v, const struct msg *msg)
+/* One head row for each token: only the roots'. */
+static void on_ready(struct verifier *v, struct effects *out)
 {
-    if (msg->type == MSG_BEGIN)
-        on_begin(v, msg);
-    else if (msg->request != v->request)
+    if (v->n_heads)
         return;
-    else if (msg->type == MSG_ROWS)
-        on_rows(v, &msg->rows);
-    else if (msg->type == MSG_END)
-        v->end_waits = true;
-    else
-        fault_set(&v->fault, "message of type %d is not for the verifier", msg->type);
+    for (int k = 0; k < v->o.lanes && v->n_heads < v->o.heads_max; k++) {
+        int lane = (v->turn + k) % v->o.lanes;
+        struct lane *l = &v->lanes[lane];
+        if (!l->request || !l->m.tip_here || l->end_waits)
+            continue;
+        struct row row = l->m.rows[mirror_find(&l->m, l->m.tip)];
+        if (row.pos != l->tip_pos) {
+            fault_set(&v->fault, "the root comes at position %d, not %d", row.pos, l->tip_pos);
+            return;
+        }
+        row.lane = lane;
+        l->in_hand = true;
+        l->heads++;
+        v->head_asks[v->n_heads] = (struct head_ask){&l->begin.sample, l->history};
+        v->head_rows[v->n_heads++] = row;
+    }
+    v->turn = (v->turn + 1) % v->o.lanes;
+    if (!v->n_heads)
+        return;
+    struct effect *e = effect_new(out, EFF_HEAD);
+    e->rows = v->head_rows;
+    e->heads = v->head_asks;
+    e->n = v->n_heads;
+}
+
+static void on_done(struct verifier *v, const struct event *in, struct effects *out)
+{
+    int n = v->n_heads;
+    v->n_heads = 0;
+    for (int i = 0; i < n; i++) {
+        struct lane *l = &v->lanes[v->head_rows[i].lane];
+        l->in_hand = false;
+        if (!l->m.over && !l->end_waits)
+            advance(v, l, in->tokens[i], out);
+        try_end(v, l, out);
+    }
 }
 
 void verifier_step(struct verifier *v, const struct event *in, struct effects *out)
 {
-    out->n = 0;
+    out->n = v->box.n = 0;
     if (v->fault.set)
         return;
     switch (in->type) {
     case EV_MSG:
-        on_msg(v, in->msg);
+        on_msg(v, in->msg, out);
         break;
-    case EV_READY: /* one head row for each token: only the root's */
-        if (!v->head_busy && v->m.tip_here && !v->end_waits) {
-            v->head_row = v->m.rows[mirror_find(&v->m, v->m.tip)];
-            if (v->head_row.pos != v->tip_pos) {
-                fault_set(&v->fault, "the root comes at position %d, not %d", v->head_row.pos, v->tip_pos);
-                return;
-            }
-            v->head_busy = true;
-            v->heads++;
-            struct effect *e = effect_new(out, EFF_HEAD);
-            e->rows = &v->head_row;
-            e->n = 1;
-        }
-        return;
+    case EV_READY:
+        on_ready(v, out);
+        break;
     case EV_DONE:
-        v->head_busy = false;
-        if (!v->m.over && !v->end_waits)
-            advance(v, in->token, out);
+        on_done(v, in, out);
         break;
     default:
         return;
     }
-    try_end(v, out);
-    flush(v, out);
+    handles_flush(&v->release, out);
+    fault_tell(&v->fault, out);
 }

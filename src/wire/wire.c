@@ -1,17 +1,11 @@
 #include "wire/wire_impl.h"
 
-#include <stdio.h>
-
 enum {
-    MAGIC = 0x50444350, /* "PCDP" */
-    FLAG_PREFILL = 4,
     FLAG_HIDDEN = 8,
     FLAG_FORMAT = 3, /* enum wire_hidden */
-    BEGIN_BYTES = 5 * 4 + 6 * 4 + 8 + 4 + 4 * END_TOKENS_MAX,
-    REPORT_BYTES = 4 * 4 + 4 + 8,
-    HOST_BYTES = 64,
-    HELLO_TEXT_BYTES = 128,
-    FAULT_TEXT_BYTES = 256
+    BEGIN_BYTES = 7 * 4 + 6 * 4 + 8 + 4 + 4 * END_TOKENS_MAX,
+    ROWS_BYTES = 8,
+    REPORT_BYTES = 6 * 4 + 8
 };
 
 /* ---- sizes ---- */
@@ -22,6 +16,7 @@ static size_t fixed_bytes(int type)
     case MSG_BEGIN:
         return BEGIN_BYTES;
     case MSG_ROWS:
+        return ROWS_BYTES;
     case MSG_END:
         return 4;
     case MSG_ADVANCE:
@@ -30,10 +25,6 @@ static size_t fixed_bytes(int type)
         return REPORT_BYTES;
     case MSG_ENDED:
         return 12;
-    case MSG_HELLO:
-        return 20 + HOST_BYTES + HELLO_TEXT_BYTES;
-    case MSG_FAULT:
-        return 8 + HOST_BYTES + FAULT_TEXT_BYTES;
     default:
         return 0;
     }
@@ -49,23 +40,16 @@ size_t wire_size(const struct msg *m, int n_embd, enum wire_hidden h)
 
 size_t wire_size_max(int n_embd)
 {
-    size_t rows = 4 + BATCH_ROWS * (WIRE_ROW_BYTES + hidden_bytes(n_embd, WIRE_F32));
-    size_t fault = fixed_bytes(MSG_FAULT);
-    return WIRE_HEADER_BYTES + PD_MAX(rows, fault);
+    size_t rows = ROWS_BYTES + BATCH_ROWS * (WIRE_ROW_BYTES + hidden_bytes(n_embd, WIRE_F32));
+    return WIRE_HEADER_BYTES + PD_MAX(rows, (size_t)NOTE_BYTES_MAX);
 }
 
 /* ---- encode ---- */
 
-static uint8_t *put_text(uint8_t *p, const char *text, size_t room)
-{
-    size_t n = strnlen(text, room - 1);
-    memset(p, 0, room);
-    memcpy(p, text, n);
-    return p + room;
-}
-
 static uint8_t *put_begin(uint8_t *p, const struct msg_begin *b)
 {
+    p = put32(p, (uint32_t)b->lane);
+    p = put32(p, (uint32_t)b->from);
     p = put32(p, (uint32_t)b->keep);
     p = put32(p, (uint32_t)b->root_token);
     p = put32(p, (uint32_t)b->root_pos);
@@ -86,9 +70,10 @@ static uint8_t *put_begin(uint8_t *p, const struct msg_begin *b)
 
 static uint8_t *put_rows(uint8_t *p, const struct msg_rows *r, int n_embd, enum wire_hidden h)
 {
-    p = put32(p, (uint32_t)r->n);
+    p = put32(put32(p, (uint32_t)r->n), (uint32_t)r->n_prompt);
     for (int i = 0; i < r->n; i++) {
         const struct row *row = &r->rows[i];
+        p = put32(p, row->request);
         p = put32(p, row->node.v);
         p = put32(p, row->parent.v);
         p = put32(p, (uint32_t)row->token);
@@ -104,7 +89,8 @@ static uint8_t *put_report(uint8_t *p, const struct msg_report *r)
     p = put32(p, (uint32_t)r->stage);
     p = put32(p, (uint32_t)r->rows);
     p = put32(p, (uint32_t)r->rows_live);
-    p = put32(p, (r->prefill ? 1u : 0) | (r->idle ? 2u : 0));
+    p = put32(p, (uint32_t)r->n_prompt);
+    p = put32(p, r->idle ? 1u : 0);
     p = put32(p, r->taken);
     return put64(p, (uint64_t)r->busy_ns);
 }
@@ -127,13 +113,6 @@ static uint8_t *put_payload(uint8_t *p, const struct msg *m, int n_embd, enum wi
         return put_report(p, &m->report);
     case MSG_ENDED:
         return put64(put32(p, m->ended.heads), (uint64_t)m->ended.head_ns);
-    case MSG_HELLO:
-        p = put32(put64(p, m->hello.digest), m->hello.protocol);
-        p = put32(put32(p, (uint32_t)m->hello.stage), (uint32_t)m->hello.n_stages);
-        return put_text(put_text(p, m->hello.host, HOST_BYTES), m->hello.text, HELLO_TEXT_BYTES);
-    case MSG_FAULT:
-        p = put32(put32(p, (uint32_t)m->fault.role), (uint32_t)m->fault.status);
-        return put_text(put_text(p, m->fault.host, HOST_BYTES), m->fault.text, FAULT_TEXT_BYTES);
     default:
         return p;
     }
@@ -145,94 +124,14 @@ size_t wire_encode(uint8_t *out, size_t room, const struct wire_envelope *e, con
     size_t size = wire_size(m, n_embd, h);
     PD_ASSERT(size <= room && m->type > 0 && m->type < MSG_TYPE_COUNT);
     bool rows = m->type == MSG_ROWS;
-    uint8_t *p = put32(out, MAGIC);
-    p = put16(p, WIRE_VERSION);
-    *p++ = m->type;
-    *p++ = (uint8_t)(rows ? (m->rows.prefill ? FLAG_PREFILL : 0) |
-                                (m->rows.hidden ? FLAG_HIDDEN | (unsigned)h : 0)
-                          : 0);
-    p = put32(p, (uint32_t)size);
-    p = put32(p, m->request);
-    p = put32(p, (uint32_t)e->from);
-    p = put32(p, (uint32_t)e->to);
-    p = put64(p, (uint64_t)e->due_ns);
-    p = put32(p, 0); /* reserved */
+    unsigned flags = rows && m->rows.hidden ? FLAG_HIDDEN | (unsigned)h : 0;
+    uint8_t *p = put_header(out, m->type, flags, size, m->request, e);
     p = put_payload(p, m, n_embd, h);
     PD_ASSERT((size_t)(p - out) == size);
     return size;
 }
 
 /* ---- decode ---- */
-
-/* One peer's message being read. Every check goes through here, so that the message names the field. */
-struct reader {
-    const uint8_t *p;
-    const struct wire_limits *l;
-    struct pd_error *err;
-    bool bad;
-};
-
-static bool reject(struct reader *r, const char *field, int64_t value, int64_t min, int64_t max)
-{
-    if (!r->bad)
-        error_set(r->err, PD_ERR_PEER, "message from a peer: %s is %lld, not in %lld..%lld", field,
-                  (long long)value, (long long)min, (long long)max);
-    r->bad = true;
-    return false;
-}
-
-static int32_t take(struct reader *r, const char *field, int64_t min, int64_t max)
-{
-    int32_t x = (int32_t)get32(r->p);
-    r->p += 4;
-    if (x < min || x > max)
-        reject(r, field, x, min, max);
-    return x;
-}
-
-static uint32_t take_unsigned(struct reader *r, const char *field, int64_t min, int64_t max)
-{
-    uint32_t x = get32(r->p);
-    r->p += 4;
-    if (x < min || x > max)
-        reject(r, field, x, min, max);
-    return x;
-}
-
-static int64_t take_time(struct reader *r, const char *field)
-{
-    int64_t x = (int64_t)get64(r->p);
-    r->p += 8;
-    if (x < 0)
-        reject(r, field, x, 0, INT64_MAX);
-    return x;
-}
-
-static float take_float(struct reader *r, const char *field, float min, float max)
-{
-    float x = get_float(r->p);
-    r->p += 4;
-    if (!(x >= min && x <= max)) { /* NaN fails too */
-        if (!r->bad)
-            error_set(r->err, PD_ERR_PEER, "message from a peer: %s is %g, not in %g..%g", field, (double)x,
-                      (double)min, (double)max);
-        r->bad = true;
-    }
-    return x;
-}
-
-static void take_text(struct reader *r, const char *field, char *out, size_t room)
-{
-    if (!memchr(r->p, 0, room)) {
-        if (!r->bad)
-            error_set(r->err, PD_ERR_PEER, "message from a peer: %s has no end", field);
-        r->bad = true;
-        out[0] = 0;
-    } else {
-        memcpy(out, r->p, room);
-    }
-    r->p += room;
-}
 
 static int32_t token_max(const struct reader *r)
 {
@@ -246,6 +145,8 @@ static int32_t ctx_max(const struct reader *r)
 
 static void get_begin(struct reader *r, struct msg_begin *b)
 {
+    b->lane = take(r, "begin.lane", 0, LANES_MAX - 1);
+    b->from = take(r, "begin.from", 0, LANES_MAX - 1);
     b->keep = take(r, "begin.keep", 0, ctx_max(r) - 1);
     b->root_token = take(r, "begin.root_token", 0, token_max(r));
     b->root_pos = take(r, "begin.root_pos", b->keep, ctx_max(r) - 1);
@@ -266,10 +167,12 @@ static void get_begin(struct reader *r, struct msg_begin *b)
 
 static void get_row(struct reader *r, struct row *row, bool prefill)
 {
+    row->request = take_unsigned(r, "row.request", 1, UINT32_MAX);
     row->node.v = take_unsigned(r, "row.node", prefill ? 0 : 1, prefill ? 0 : UINT32_MAX);
     row->parent.v = take_unsigned(r, "row.parent", 0, prefill ? 0 : (int64_t)row->node.v - 1);
     row->token = take(r, "row.token", 0, token_max(r));
     row->pos = take(r, "row.pos", 0, ctx_max(r) - 1);
+    row->lane = 0;
     row->hidden = 0;
 }
 
@@ -278,9 +181,8 @@ static void get_report(struct reader *r, struct msg_report *m)
     m->stage = take(r, "report.stage", 0, r->l->n_stages - 1);
     m->rows = take(r, "report.rows", 0, BATCH_ROWS);
     m->rows_live = take(r, "report.rows_live", 0, m->rows);
-    uint32_t flags = take_unsigned(r, "report.flags", 0, 3);
-    m->prefill = flags & 1;
-    m->idle = flags >> 1 & 1;
+    m->n_prompt = take(r, "report.n_prompt", 0, m->rows);
+    m->idle = take(r, "report.idle", 0, 1);
     m->taken = take_unsigned(r, "report.taken", 0, UINT32_MAX);
     m->busy_ns = take_time(r, "report.busy_ns");
 }
@@ -314,21 +216,6 @@ static void get_payload(struct reader *r, struct msg *m)
         m->ended.heads = take_unsigned(r, "ended.heads", 0, UINT32_MAX);
         m->ended.head_ns = take_time(r, "ended.head_ns");
         break;
-    case MSG_HELLO:
-        m->hello.digest = get64(r->p);
-        r->p += 8;
-        m->hello.protocol = take_unsigned(r, "hello.protocol", 0, UINT32_MAX);
-        m->hello.stage = take(r, "hello.stage", 0, STAGES_MAX - 1);
-        m->hello.n_stages = take(r, "hello.n_stages", 1, STAGES_MAX);
-        take_text(r, "hello.host", m->hello.host, HOST_BYTES);
-        take_text(r, "hello.text", m->hello.text, HELLO_TEXT_BYTES);
-        break;
-    case MSG_FAULT:
-        m->fault.role = take(r, "fault.role", 0, role_verifier(r->l->n_stages));
-        m->fault.status = take(r, "fault.status", 0, PD_ERR_PROFILE);
-        take_text(r, "fault.host", m->fault.host, HOST_BYTES);
-        take_text(r, "fault.text", m->fault.text, FAULT_TEXT_BYTES);
-        break;
     default:
         break;
     }
@@ -347,7 +234,7 @@ static void peek_rows(struct reader *r, struct wire_head *out, unsigned flags, s
         return;
     size_t each =
         WIRE_ROW_BYTES + (out->has_hidden ? hidden_bytes(r->l->n_embd, (enum wire_hidden)format) : 0);
-    size_t want = WIRE_HEADER_BYTES + 4 + (size_t)out->n_rows * each;
+    size_t want = WIRE_HEADER_BYTES + ROWS_BYTES + (size_t)out->n_rows * each;
     if (size != want)
         reject(r, "size", (int64_t)size, (int64_t)want, (int64_t)want);
 }
@@ -369,13 +256,14 @@ enum pd_status wire_peek(struct wire_head *out, const uint8_t *data, size_t size
             get16(data + 4), WIRE_VERSION);
     int type = data[6];
     unsigned flags = data[7];
-    if (type < 1 || type >= MSG_TYPE_COUNT)
+    out->is_note = type >= NOTE_HELLO && type < NOTE_TYPE_END;
+    if (!out->is_note && (type < 1 || type >= MSG_TYPE_COUNT))
         reject(&r, "type", type, 1, MSG_TYPE_COUNT - 1);
-    if (flags > (type == MSG_ROWS ? 15u : 0u))
-        reject(&r, "flags", flags, 0, type == MSG_ROWS ? 15 : 0);
+    if ((flags & (FLAG_HIDDEN | FLAG_FORMAT)) != flags || (flags && type != MSG_ROWS))
+        reject(&r, "flags", flags, 0, type == MSG_ROWS ? FLAG_HIDDEN | FLAG_FORMAT : 0);
     uint32_t said = take_unsigned(&r, "size", (int64_t)size, (int64_t)size);
     (void)said;
-    out->type = (enum msg_type)type;
+    out->type = type;
     out->request = take_unsigned(&r, "request", 0, UINT32_MAX);
     out->envelope.from = take(&r, "from", 0, role_verifier(l->n_stages));
     out->envelope.to = take(&r, "to", 0, role_verifier(l->n_stages));
@@ -383,7 +271,7 @@ enum pd_status wire_peek(struct wire_head *out, const uint8_t *data, size_t size
     take_unsigned(&r, "reserved", 0, 0);
     if (r.bad)
         return PD_ERR_PEER;
-    size_t want = WIRE_HEADER_BYTES + fixed_bytes(type);
+    size_t want = WIRE_HEADER_BYTES + (out->is_note ? note_payload_bytes(type) : fixed_bytes(type));
     if (type == MSG_ROWS && size >= want)
         peek_rows(&r, out, flags, size);
     else if (size != want)
@@ -398,6 +286,8 @@ enum pd_status wire_decode(struct msg *out, struct row *rows, float *hidden, con
     enum pd_status status = wire_peek(&head, data, size, l, err);
     if (status)
         return status;
+    if (head.is_note)
+        return error_set(err, PD_ERR_PEER, "message from a peer: type %d is a note, no message", head.type);
     struct reader r = {.p = data + WIRE_HEADER_BYTES, .l = l, .err = err};
     memset(out, 0, sizeof *out);
     out->type = (uint8_t)head.type;
@@ -409,12 +299,12 @@ enum pd_status wire_decode(struct msg *out, struct row *rows, float *hidden, con
     PD_ASSERT(rows && (hidden || !head.has_hidden));
     unsigned flags = data[7];
     r.p += 4;
-    out->rows = (struct msg_rows){.prefill = flags & FLAG_PREFILL,
-                                  .n = head.n_rows,
+    out->rows = (struct msg_rows){.n = head.n_rows,
+                                  .n_prompt = take(&r, "rows.n_prompt", 0, head.n_rows),
                                   .rows = rows,
                                   .hidden = head.has_hidden ? hidden : NULL};
     for (int i = 0; i < head.n_rows; i++)
-        get_row(&r, &rows[i], out->rows.prefill);
+        get_row(&r, &rows[i], i < out->rows.n_prompt);
     for (int i = 0; i < head.n_rows && head.has_hidden; i++)
         r.p = hidden_get(r.p, hidden + (size_t)i * (size_t)l->n_embd, l->n_embd,
                          (enum wire_hidden)(flags & FLAG_FORMAT));

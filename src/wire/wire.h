@@ -15,7 +15,7 @@
 
 #include "role/role.h"
 
-enum { WIRE_VERSION = 1, WIRE_HEADER_BYTES = 36, WIRE_ROW_BYTES = 16, WIRE_Q8_BLOCK = 32 };
+enum { WIRE_VERSION = 2, WIRE_HEADER_BYTES = 36, WIRE_ROW_BYTES = 20, WIRE_Q8_BLOCK = 32 };
 
 /* How hidden states travel. Only f32 keeps the output's bits; decoding gives f32 always. */
 enum wire_hidden { WIRE_F32, WIRE_F16, WIRE_Q8, WIRE_HIDDEN_COUNT };
@@ -35,7 +35,8 @@ struct wire_limits { /* what an honest peer of this pipeline stays within */
 };
 
 struct wire_head {
-    enum msg_type type;
+    int type; /* enum msg_type, or enum note_type */
+    bool is_note;
     uint32_t request;
     struct wire_envelope envelope;
     int n_rows; /* of MSG_ROWS, else 0 */
@@ -58,6 +59,39 @@ enum pd_status wire_peek(struct wire_head *out, const uint8_t *data, size_t size
  * message has none); out->rows points to them. On an error what `out` holds means nothing. */
 enum pd_status wire_decode(struct msg *out, struct row *rows, float *hidden, const uint8_t *data, size_t size,
                            const struct wire_limits *l, struct pd_error *err);
+
+/* ---- notes: what ranks tell each other beside the roles' messages ---- */
+
+enum note_type {
+    NOTE_HELLO = 32, /* a stage's rank has loaded its layers */
+    NOTE_FAULT,      /* to rank 0: this rank has to give up, and why */
+    NOTE_QUIT,       /* from rank 0: leave */
+    NOTE_HEARTBEAT,  /* from rank 0: a request begins, listen eagerly */
+    NOTE_TYPE_END
+};
+enum { NOTE_HOST_BYTES = 64, NOTE_VERSION_BYTES = 128, NOTE_TEXT_BYTES = 256 };
+struct note {
+    uint8_t type;
+    union {
+        struct {
+            uint64_t digest;  /* of the model's header */
+            uint32_t options; /* digest of the options */
+            uint32_t protocol;
+            int32_t stage, n_stages;
+            char host[NOTE_HOST_BYTES], version[NOTE_VERSION_BYTES];
+        } hello;
+        struct {
+            int32_t role;
+            int32_t status; /* enum pd_status */
+            char host[NOTE_HOST_BYTES], text[NOTE_TEXT_BYTES];
+        } fault;
+    };
+};
+size_t note_size(const struct note *n);
+size_t note_encode(uint8_t *out, size_t room, const struct wire_envelope *e, const struct note *n);
+/* After wire_peek has said that it is a note. */
+enum pd_status note_decode(struct note *out, const uint8_t *data, size_t size, const struct wire_limits *l,
+                           struct pd_error *err);
 
 /* IEEE half precision, round to nearest even. */
 uint16_t wire_half(float x);

@@ -46,6 +46,25 @@ static inline float get_float(const uint8_t *p)
     return x;
 }
 
+/* One peer's message being read. Every check goes through here, so that the message names the field. */
+struct reader {
+    const uint8_t *p;
+    const struct wire_limits *l;
+    struct pd_error *err;
+    bool bad;
+};
+bool reject(struct reader *r, const char *field, int64_t value, int64_t min, int64_t max); /* false */
+int32_t take(struct reader *r, const char *field, int64_t min, int64_t max);
+uint32_t take_unsigned(struct reader *r, const char *field, int64_t min, int64_t max);
+int64_t take_time(struct reader *r, const char *field);
+float take_float(struct reader *r, const char *field, float min, float max);
+void take_text(struct reader *r, const char *field, char *out, size_t room);
+
+enum { MAGIC = 0x50444350, /* "PCDP" */ NOTE_BYTES_MAX = 512 };
+uint8_t *put_header(uint8_t *out, int type, unsigned flags, size_t size, uint32_t request,
+                    const struct wire_envelope *e);
+size_t note_payload_bytes(int type);
+
 size_t hidden_bytes(int n_embd, enum wire_hidden h); /* of one row */
 uint8_t *hidden_put(uint8_t *p, const float *x, int n, enum wire_hidden h);
 const uint8_t *hidden_get(const uint8_t *p, float *x, int n, enum wire_hidden h);

@@ -14,42 +14,41 @@ struct counter {
     int committed, tree;
 };
 
-static enum pd_status counter_run(void *self, const struct row *rows, int n, int n_behind, bool prefill,
-                                  int k, const struct pd_sampling *sample,
-                                  int (*history)(void *user, int row, int32_t *out, int max),
-                                  void *history_user, int32_t *count, int32_t *tokens, float *logp,
-                                  stop_fn stop, void *stop_user, struct pd_error *err)
+static enum pd_status counter_run(void *self, const struct draft_job *job, struct pd_error *err)
 {
     struct counter *c = self;
-    (void)sample, (void)stop, (void)stop_user, (void)err;
-    assert_int_equal(rows[0].pos, c->committed);
-    if (prefill) {
-        c->committed += n;
+    (void)err;
+    assert_int_equal(job->rows[0].pos, c->committed);
+    if (job->prefill) {
+        c->committed += job->n;
         return PD_OK;
     }
-    c->tree += n;
-    for (int i = n_behind; i < n; i++) {
+    c->tree += job->n;
+    assert_int_equal(job->n_behind, 0);
+    for (int i = 0; i < job->n; i++) {
         int32_t before[2];
-        assert_int_equal(history(history_user, i, before, 2), PD_MIN(2, rows[i].pos + 1));
-        count[i] = PD_MIN(k, 3);
-        for (int j = 0; j < count[i]; j++) {
-            tokens[i * k + j] = rows[i].token + 1 + j;
-            logp[i * k + j] = -0.5f - (float)j;
+        int have = history_copy(&job->asks[i].history, before, 2);
+        assert_int_equal(have, PD_MIN(2, job->rows[i].pos + 1));
+        assert_int_equal(before[have - 1], job->rows[i].token);
+        job->count[i] = PD_MIN(job->k, 3);
+        for (int j = 0; j < job->count[i]; j++) {
+            job->tokens[i * job->k + j] = job->rows[i].token + 1 + j;
+            job->logp[i * job->k + j] = -0.5f - (float)j;
         }
     }
     return PD_OK;
 }
 
-static void counter_kv(void *self, const node_id *commit, int n_commit, const node_id *drop, int n_drop)
+static void counter_kv(void *self, const struct kv_job *job)
 {
     struct counter *c = self;
-    (void)commit, (void)drop;
-    c->committed += n_commit;
-    c->tree -= n_commit + n_drop;
+    c->committed += job->n_commit;
+    c->tree -= job->n_commit + job->n_drop;
 }
 
-static void counter_keep(void *self, int keep)
+static void counter_keep(void *self, int lane, int keep)
 {
+    assert_int_equal(lane, 0);
     *(struct counter *)self = (struct counter){.committed = keep};
 }
 
@@ -62,7 +61,7 @@ static void test_record(void **state)
 {
     (void)state;
     struct counter c = {9, 3};
-    struct draft_ops d = {&c, 4, counter_run, counter_kv, counter_keep, counter_rows};
+    struct draft_ops d = {&c, 4, counter_run, counter_kv, counter_keep, NULL, counter_rows};
     int32_t prompt[10], reply[] = {1, 3, 6, 10, 11, 12, 14};
     const int ranks[] = {0, 1, 2, -1, 0, 0, 1};
     for (int i = 0; i < 10; i++)
@@ -141,12 +140,12 @@ static void test_playback(void **state)
     playback_tokens(&set.traces[0], truth);
     struct playback *p = playback_new(&set.traces[0]);
     struct draft_ops d = playback_draft(p);
-    const struct row rows[4] = {{{1}, {0}, truth[2], 2, 0},
-                                {{2}, {1}, truth[3], 3, 0},
-                                {{3}, {2}, truth[4], 4, 0},
-                                {{4}, {1}, 5, 3, 0}};
-    assert_int_equal(
-        d.run(d.self, rows, 4, 0, false, 8, NULL, NULL, NULL, count, tokens, logp, NULL, NULL, NULL), PD_OK);
+    const struct row rows[4] = {{.node = {1}, .parent = {0}, .token = truth[2], .pos = 2},
+                                {.node = {2}, .parent = {1}, .token = truth[3], .pos = 3},
+                                {.node = {3}, .parent = {2}, .token = truth[4], .pos = 4},
+                                {.node = {4}, .parent = {1}, .token = 5, .pos = 3}};
+    struct draft_job job = {.rows = rows, .n = 4, .k = 8, .count = count, .tokens = tokens, .logp = logp};
+    assert_int_equal(d.run(d.self, &job, NULL), PD_OK);
     assert_int_equal(d.tree_rows(d.self), 4);
     const int counts[] = {2, 1, 3}, ranks[] = {1, -1, 0};
     for (int i = 0; i < 4; i++)
@@ -158,7 +157,7 @@ static void test_playback(void **state)
                 assert_int_not_equal(tokens[i * 8 + c], truth[t]);
         }
     const node_id ids[] = {{1}, {2}, {3}, {4}};
-    d.kv(d.self, ids, 1, ids + 1, 3);
+    d.kv(d.self, &(struct kv_job){.commit = ids, .n_commit = 1, .drop = ids + 1, .n_drop = 3});
     assert_int_equal(d.tree_rows(d.self), 0);
     playback_free(p);
     acceptance_free(&set);

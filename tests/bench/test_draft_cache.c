@@ -60,50 +60,46 @@ static void fake_add(struct fake *f, const struct row *r)
     f->tree[f->n_tree++].pos = r->pos;
 }
 
-static enum pd_status fake_run(void *self, const struct row *rows, int n, int n_behind, bool prefill, int k,
-                               const struct pd_sampling *sample,
-                               int (*history)(void *user, int row, int32_t *out, int max), void *history_user,
-                               int32_t *count, int32_t *tokens, float *logp, stop_fn stop, void *stop_user,
-                               struct pd_error *err)
+static enum pd_status fake_run(void *self, const struct draft_job *job, struct pd_error *err)
 {
     struct fake *f = self;
-    (void)stop, (void)stop_user, (void)err;
+    (void)err;
     if (f->stop_in && --f->stop_in == 0)
         return PD_ERR_CANCELLED;
-    f->rows += n;
-    if (prefill) {
-        assert_true(n_behind == n && n <= CHUNK && f->n_tree == 0);
-        for (int i = 0; i < n; i++) {
-            assert_int_equal(rows[i].pos, f->n);
-            f->committed[f->n++] = rows[i].token;
+    f->rows += job->n;
+    if (job->prefill) {
+        assert_true(job->n_behind == job->n && job->n <= CHUNK && f->n_tree == 0);
+        for (int i = 0; i < job->n; i++) {
+            assert_int_equal(job->rows[i].pos, f->n);
+            f->committed[f->n++] = job->rows[i].token;
         }
         return PD_OK;
     }
-    for (int i = 0; i < n; i++)
-        fake_add(f, &rows[i]);
-    for (int i = n_behind; i < n; i++) {
+    for (int i = 0; i < job->n; i++)
+        fake_add(f, &job->rows[i]);
+    for (int i = job->n_behind; i < job->n; i++) {
         int32_t before[4];
-        int have = history(history_user, i, before, 4);
-        assert_true(have == PD_MIN(4, rows[i].pos + 1) && before[have - 1] == rows[i].token);
-        uint64_t h = fake_path(f, rows[i].node) ^ (sample->temperature > 0 ? sample->seed : 0);
-        int at = i - n_behind;
-        count[at] = PD_MIN(k, 1 + (int)(h % DRAFT_TOP));
-        for (int c = 0; c < count[at]; c++) {
-            tokens[at * k + c] = (int32_t)(rng_u64(h, (uint64_t)c, 1, 0) % 50);
-            logp[at * k + c] = -(float)rng_uniform(h, (uint64_t)c, 2, 0);
+        int at = i - job->n_behind, k = job->k, have = history_copy(&job->asks[at].history, before, 4);
+        const struct pd_sampling *sample = job->asks[at].sample;
+        assert_true(have == PD_MIN(4, job->rows[i].pos + 1) && before[have - 1] == job->rows[i].token);
+        uint64_t h = fake_path(f, job->rows[i].node) ^ (sample->temperature > 0 ? sample->seed : 0);
+        job->count[at] = PD_MIN(k, 1 + (int)(h % DRAFT_TOP));
+        for (int c = 0; c < job->count[at]; c++) {
+            job->tokens[at * k + c] = (int32_t)(rng_u64(h, (uint64_t)c, 1, 0) % 50);
+            job->logp[at * k + c] = -(float)rng_uniform(h, (uint64_t)c, 2, 0);
         }
     }
     return PD_OK;
 }
 
-static void fake_kv(void *self, const node_id *commit, int n_commit, const node_id *drop, int n_drop)
+static void fake_kv(void *self, const struct kv_job *job)
 {
     struct fake *f = self;
-    for (int i = 0; i < n_commit + n_drop; i++) {
-        node_id id = i < n_commit ? commit[i] : drop[i - n_commit];
+    for (int i = 0; i < job->n_commit + job->n_drop; i++) {
+        node_id id = i < job->n_commit ? job->commit[i] : job->drop[i - job->n_commit];
         int at = fake_find(f, id);
         assert_true(at >= 0);
-        if (i < n_commit) {
+        if (i < job->n_commit) {
             assert_int_equal(f->tree[at].pos, f->n);
             assert_true(fake_find(f, f->tree[at].parent) < 0);
             f->committed[f->n++] = f->tree[at].token;
@@ -112,10 +108,10 @@ static void fake_kv(void *self, const node_id *commit, int n_commit, const node_
     }
 }
 
-static void fake_keep(void *self, int keep)
+static void fake_keep(void *self, int lane, int keep)
 {
     struct fake *f = self;
-    assert_true(keep <= f->n);
+    assert_true(lane == 0 && keep <= f->n);
     f->n = keep;
     f->n_tree = 0;
 }
@@ -127,7 +123,7 @@ static int fake_tree_rows(void *self)
 
 static struct draft_ops fake_ops(struct fake *f)
 {
-    return (struct draft_ops){f, CHUNK, fake_run, fake_kv, fake_keep, fake_tree_rows};
+    return (struct draft_ops){f, CHUNK, fake_run, fake_kv, fake_keep, NULL, fake_tree_rows};
 }
 
 /* ---- a drafter of sorts: the same decisions for both drafts ---- */
@@ -158,9 +154,8 @@ static int live_find(const struct play *p, node_id id)
     return -1;
 }
 
-static int play_history(void *user, int row, int32_t *out, int max)
+static int play_history(const struct play *p, int row, int32_t *out, int max)
 {
-    struct play *p = user;
     int32_t all[FAKE_MAX];
     int n = 0;
     all[n++] = p->asked[row].token;
@@ -203,15 +198,29 @@ static void expand(struct play *p, const struct pd_sampling *sample)
         p->asked[i] =
             (struct row){.node = {p->next_id++}, .parent = parent, .token = (int32_t)draw(p, 3), .pos = pos};
     }
+    struct draft_ask asks[16];
+    int32_t paths[16][FAKE_MAX];
+    for (int i = 0; i < n - behind; i++)
+        asks[i] =
+            (struct draft_ask){sample, {NULL, paths[i], 0, play_history(p, behind + i, paths[i], FAKE_MAX)}};
+    struct draft_job job = {.rows = p->asked,
+                            .n = n,
+                            .n_behind = behind,
+                            .k = K,
+                            .asks = asks,
+                            .count = count[1],
+                            .tokens = tokens[1],
+                            .logp = logp[1]};
     p->cached_fake->stop_in = draw(p, 12) == 0 ? 1 + (int)draw(p, 2) : 0;
-    enum pd_status s = p->cached.run(p->cached.self, p->asked, n, behind, false, K, sample, play_history, p,
-                                     count[1], tokens[1], logp[1], NULL, NULL, NULL);
+    enum pd_status s = p->cached.run(p->cached.self, &job, NULL);
     p->cached_fake->stop_in = 0;
     if (s == PD_ERR_CANCELLED) /* nothing of it is kept; the drafter asks again or not */
         return;
     assert_int_equal(s, PD_OK);
-    s = p->plain.run(p->plain.self, p->asked, n, behind, false, K, sample, play_history, p, count[0],
-                     tokens[0], logp[0], NULL, NULL, NULL);
+    job.count = count[0];
+    job.tokens = tokens[0];
+    job.logp = logp[0];
+    s = p->plain.run(p->plain.self, &job, NULL);
     assert_int_equal(s, PD_OK);
     for (int i = 0; i < n - behind; i++) {
         assert_int_equal(count[0][i], count[1][i]);
@@ -254,8 +263,9 @@ static void advance(struct play *p)
     p->n_live = keep;
     p->path[p->n] = c.token;
     p->path_ids[p->n++] = c.node;
-    p->plain.kv(p->plain.self, &c.node, 1, drop, n_drop);
-    p->cached.kv(p->cached.self, &c.node, 1, drop, n_drop);
+    struct kv_job job = {.commit = &c.node, .n_commit = 1, .drop = drop, .n_drop = n_drop};
+    p->plain.kv(p->plain.self, &job);
+    p->cached.kv(p->cached.self, &job);
 }
 
 /* A new request: some positions kept, then a prompt that often is one seen before. */
@@ -264,8 +274,8 @@ static void restart(struct play *p)
     int keep = (int)draw(p, (uint64_t)p->n + 1), length = 1 + (int)draw(p, 20);
     p->n = draw(p, 2) ? 0 : keep;
     p->n_live = 0;
-    p->plain.keep(p->plain.self, p->n);
-    p->cached.keep(p->cached.self, p->n);
+    p->plain.keep(p->plain.self, 0, p->n);
+    p->cached.keep(p->cached.self, 0, p->n);
     uint64_t prompt = draw(p, 3);
     while (length) {
         struct row rows[CHUNK];
@@ -278,9 +288,8 @@ static void restart(struct play *p)
         }
         for (int which = 0; which < 2; which++) {
             const struct draft_ops *d = which ? &p->cached : &p->plain;
-            assert_int_equal(
-                d->run(d->self, rows, n, n, true, 0, NULL, NULL, NULL, NULL, NULL, NULL, NULL, NULL, NULL),
-                PD_OK);
+            struct draft_job job = {.rows = rows, .n = n, .n_behind = n, .prefill = true};
+            assert_int_equal(d->run(d->self, &job, NULL), PD_OK);
         }
         length -= n;
     }

@@ -35,36 +35,41 @@ static inline int64_t checked_clock(void)
     return (int64_t)t.tv_sec * 1000000000 + t.tv_nsec;
 }
 
-static inline enum pd_status checked_run(void *self, const struct row *rows, int n, bool prefill,
-                                         float *hidden, stop_fn stop, void *stop_user, struct pd_error *err)
+static inline enum pd_status checked_run(void *self, const struct stage_job *job, struct pd_error *err)
 {
     struct checked_stage *s = self;
-    for (int i = 0; i < n * RUN_EMBD; i++) {
-        float want = checked_value(&rows[i / RUN_EMBD], i % RUN_EMBD) + (float)s->index;
-        if (s->index && hidden[i] != want)
+    for (int i = 0; i < job->n * RUN_EMBD; i++) {
+        float want = checked_value(&job->rows[i / RUN_EMBD], i % RUN_EMBD) + (float)s->index;
+        if (s->index && job->hidden[i] != want)
             return error_set(err, PD_ERR_INTERNAL, "row %d: hidden state %g, not %g", i / RUN_EMBD,
-                             (double)hidden[i], (double)want);
-        hidden[i] = want + 1;
+                             (double)job->hidden[i], (double)want);
+        job->hidden[i] = want + 1;
     }
-    int64_t end = checked_clock() + s->all->row_ns * n;
+    int64_t end = checked_clock() + s->all->row_ns * job->n;
     while (s->all->row_ns && checked_clock() < end)
-        if (stop && stop(stop_user))
+        if (job->stop && job->stop(job->stop_user))
             return PD_ERR_CANCELLED;
     const struct stage_ops *inner = &s->all->inner.stage[s->index];
-    return inner->run(inner->self, rows, n, prefill, NULL, NULL, NULL, err);
+    struct stage_job rest = {.rows = job->rows, .n = job->n, .n_prompt = job->n_prompt};
+    return inner->run(inner->self, &rest, err);
 }
 
-static inline void checked_kv(void *self, const node_id *commit, int n_commit, const node_id *drop,
-                              int n_drop)
+static inline void checked_kv(void *self, const struct kv_job *job)
 {
     struct checked_stage *s = self;
-    s->all->inner.stage[s->index].kv(s->all->inner.stage[s->index].self, commit, n_commit, drop, n_drop);
+    s->all->inner.stage[s->index].kv(s->all->inner.stage[s->index].self, job);
 }
 
-static inline void checked_keep(void *self, int keep)
+static inline void checked_keep(void *self, int lane, int keep)
 {
     struct checked_stage *s = self;
-    s->all->inner.stage[s->index].keep(s->all->inner.stage[s->index].self, keep);
+    s->all->inner.stage[s->index].keep(s->all->inner.stage[s->index].self, lane, keep);
+}
+
+static inline void checked_copy(void *self, int lane, int from, int keep)
+{
+    struct checked_stage *s = self;
+    s->all->inner.stage[s->index].copy(s->all->inner.stage[s->index].self, lane, from, keep);
 }
 
 static inline int checked_tree_rows(void *self)
@@ -73,16 +78,18 @@ static inline int checked_tree_rows(void *self)
     return s->all->inner.stage[s->index].tree_rows(s->all->inner.stage[s->index].self);
 }
 
-static inline enum pd_status checked_token(void *self, const float *hidden, int32_t pos,
-                                           const int32_t *history, const struct pd_sampling *sample,
-                                           int32_t *token, struct pd_error *err)
+static inline enum pd_status checked_heads(void *self, const struct head_job *job, struct pd_error *err)
 {
     struct checked *c = self;
-    struct row row = {.token = history[pos], .pos = pos};
-    for (int k = 0; k < RUN_EMBD && hidden; k++)
-        if (hidden[k] != checked_value(&row, k) + (float)c->n_stages)
-            return error_set(err, PD_ERR_INTERNAL, "head at %d: hidden state %g", pos, (double)hidden[k]);
-    return c->inner.head.token(c->inner.head.self, hidden, pos, history, sample, token, err);
+    for (int i = 0; i < job->n; i++) {
+        const struct head_row *r = &job->rows[i];
+        struct row row = {.token = r->history[r->pos], .pos = r->pos};
+        for (int k = 0; k < RUN_EMBD && r->hidden; k++)
+            if (r->hidden[k] != checked_value(&row, k) + (float)c->n_stages)
+                return error_set(err, PD_ERR_INTERNAL, "head at %d: hidden state %g", r->pos,
+                                 (double)r->hidden[k]);
+    }
+    return c->inner.head.run(c->inner.head.self, job, err);
 }
 
 static inline void checked_free(struct compute *c)
@@ -107,10 +114,10 @@ static inline enum pd_status checked_new(struct compute *out, const struct oracl
     for (int i = 0; i < n_stages; i++) {
         c->stage[i].all = c;
         c->stage[i].index = i;
-        out->stage[i] = (struct stage_ops){&c->stage[i], RUN_EMBD,     checked_run,
-                                           checked_kv,   checked_keep, checked_tree_rows};
+        out->stage[i] = (struct stage_ops){&c->stage[i], RUN_EMBD,     checked_run,      checked_kv,
+                                           checked_keep, checked_copy, checked_tree_rows};
     }
-    out->head = (struct head_ops){c, checked_token};
+    out->head = (struct head_ops){c, checked_heads};
     out->self = c;
     out->free = checked_free;
     return PD_OK;
@@ -133,6 +140,7 @@ static inline struct driver_options run_options(int n_stages, enum pd_mode mode)
                                          .ctx = RUN_CTX,
                                          .tree_nodes = 1024,
                                          .live_rows_max = 256,
+                                         .chunk_rows = CHUNK_ROWS,
                                          .draft_rows = 16,
                                          .have_draft = mode != PD_MODE_PP,
                                          .grace = 0.1};
@@ -164,7 +172,8 @@ static inline void run_expected(const struct compute *c, const struct request *r
     x->n = 0;
     for (int pos = r->n_tokens - 1;; pos++) {
         int32_t token;
-        c->head.token(c->head.self, NULL, pos, history, &r->sample, &token, NULL);
+        head_one(&c->head, &(struct head_row){.pos = pos, .history = history, .sample = &r->sample}, &token,
+                 NULL);
         history[pos + 1] = x->tokens[x->n++] = token;
         if ((r->n_end_tokens && token == r->end_tokens[0]) || x->n == r->max_tokens || pos + 1 >= RUN_CTX)
             return;

@@ -68,8 +68,7 @@ static void send_rubbish(void)
     pthread_mutex_unlock(&world->lock);
 }
 
-static enum pd_status misbehaving_run(void *self, const struct row *rows, int n, bool prefill, float *hidden,
-                                      stop_fn stop, void *stop_user, struct pd_error *err)
+static enum pd_status misbehaving_run(void *self, const struct stage_job *job, struct pd_error *err)
 {
     if (++batches == args.at) {
         if (!strcmp(args.action, "kill"))
@@ -81,7 +80,7 @@ static enum pd_status misbehaving_run(void *self, const struct row *rows, int n,
         if (!strcmp(args.action, "fail"))
             return error_set(err, PD_ERR_MEMORY, "the tree area is full");
     }
-    return checked_run(self, rows, n, prefill, hidden, stop, stop_user, err);
+    return checked_run(self, job, err);
 }
 
 static struct profile emulated(int n_stages)

@@ -67,6 +67,7 @@ static void run_on(bool virtual_clock, int n_stages, enum pd_mode mode, int n, s
                                          .tree_nodes = 4096,
                                          .live_rows_max = 512,
                                          .ctx = CTX,
+                                         .chunk_rows = CHUNK_ROWS,
                                          .draft_rows = 32,
                                          .have_draft = mode != PD_MODE_PP,
                                          .grace = 0.1};

@@ -4,8 +4,8 @@
  * tokens, rows leave the tree level once, the draft's history is the path. Conversations of several turns with any kept
  * length, tiny trees and batches, 28 stages with 64 rows a step; delays, reorderings, cancels.
  *
- *   drive_flow            400 seeds
- *   drive_flow SEED       that one
+ *   drive_flow            400 conversations, 1,000 crowds
+ *   drive_flow SEED       that one of each
  */
 #include "drive/drive.h"
 
@@ -17,24 +17,27 @@
 
 #include <cmocka.h>
 
-enum { CTX = 160, EMBD = 3, TURNS = 4, HISTORY = 12, NODES = 8192, WRONG = 0xffff };
+enum { CTX = 160, EMBD = 3, TURNS = 4, HISTORY = 12, NODES = 8192 };
 
-struct level { /* one device's kv */
-    struct pretend *p;
-    int index; /* stage, or n for the draft */
+struct place { /* a lane of one device's kv */
     struct row tree[NODES];
     int n_tree;
     int32_t tokens[CTX + 1]; /* [n] committed */
     int n;
     uint32_t newest; /* node committed last; 0: not known (a prompt's) */
 };
+struct level { /* one device */
+    struct pretend *p;
+    int index;           /* stage, or n for the draft */
+    struct place *place; /* [lanes] */
+};
 struct pretend {
     struct compute inner; /* oracle */
-    int n_stages;
+    int n_stages, lanes;
     struct level *levels; /* [n_stages + 1] */
 };
 
-static const struct row *tree_find(const struct level *l, node_id id)
+static const struct row *tree_find(const struct place *l, node_id id)
 {
     for (int i = l->n_tree - 1; i >= 0; i--)
         if (l->tree[i].node.v == id.v)
@@ -43,8 +46,9 @@ static const struct row *tree_find(const struct level *l, node_id id)
 }
 
 /* What attention would read: all committed rows and this row's ancestors. */
-static void level_write(struct level *l, const struct row *row, bool prefill)
+static void level_write(struct level *level, const struct row *row, bool prefill)
 {
+    struct place *l = &level->place[row->lane];
     if (prefill) {
         assert_int_equal(row->pos, l->n);
         l->tokens[l->n++] = row->token;
@@ -55,7 +59,6 @@ static void level_write(struct level *l, const struct row *row, bool prefill)
     const struct row *parent = tree_find(l, row->parent);
     if (parent) {
         assert_int_equal(row->pos, parent->pos + 1);
-        assert_true(parent->hidden != WRONG);
     } else {
         assert_int_equal(row->pos, l->n);
         assert_true(!l->newest || l->newest == row->parent.v);
@@ -64,82 +67,104 @@ static void level_write(struct level *l, const struct row *row, bool prefill)
     l->tree[l->n_tree++].hidden = 0;
 }
 
-static struct row level_take(struct level *l, node_id id)
+static struct row level_take(struct place *l, node_id id)
 {
     const struct row *found = tree_find(l, id);
     if (!found)
-        fail_msg("level %d: node %u is not in the tree", l->index, id.v);
+        fail_msg("node %u is not in the tree", id.v);
     struct row row = *found;
     l->tree[found - l->tree] = l->tree[--l->n_tree];
     return row;
 }
 
-static void level_kv(void *self, const node_id *commit, int n_commit, const node_id *drop, int n_drop)
+static void level_kv(void *self, const struct kv_job *job)
 {
-    struct level *l = self;
-    for (int i = 0; i < n_commit; i++) {
-        struct row row = level_take(l, commit[i]);
+    struct level *level = self;
+    struct place *l = &level->place[job->lane];
+    for (int i = 0; i < job->n_commit; i++) {
+        struct row row = level_take(l, job->commit[i]);
         assert_int_equal(row.pos, l->n);
-        assert_true(row.hidden != WRONG);
         assert_true(!l->newest || l->newest == row.parent.v);
         l->tokens[l->n++] = row.token;
         l->newest = row.node.v;
     }
-    for (int i = 0; i < n_drop; i++)
-        level_take(l, drop[i]);
-    if (l->index == l->p->n_stages)
-        l->p->inner.draft.kv(l->p->inner.draft.self, commit, n_commit, drop, n_drop);
+    for (int i = 0; i < job->n_drop; i++)
+        level_take(l, job->drop[i]);
+    if (level->index == level->p->n_stages)
+        level->p->inner.draft.kv(level->p->inner.draft.self, job);
 }
 
-static void level_keep(void *self, int keep)
+static void level_keep(void *self, int lane, int keep)
 {
-    struct level *l = self;
+    struct level *level = self;
+    struct place *l = &level->place[lane];
     assert_in_range(keep, 0, l->n);
     l->n = keep;
     l->n_tree = 0;
     l->newest = 0;
-    if (l->index == l->p->n_stages)
-        l->p->inner.draft.keep(l->p->inner.draft.self, keep);
+    if (level->index == level->p->n_stages)
+        level->p->inner.draft.keep(level->p->inner.draft.self, lane, keep);
+}
+
+static void level_copy(void *self, int lane, int from, int keep)
+{
+    struct level *level = self;
+    struct place *l = &level->place[lane];
+    const struct place *other = &level->place[from];
+    assert_true(lane != from);
+    assert_in_range(keep, 0, other->n); /* it is there, and computed */
+    memcpy(l->tokens, other->tokens, (size_t)keep * sizeof *l->tokens);
+    l->n = keep;
+    l->n_tree = 0;
+    l->newest = 0;
+    if (level->index == level->p->n_stages)
+        level->p->inner.draft.copy(level->p->inner.draft.self, lane, from, keep);
 }
 
 static int level_rows(void *self)
 {
-    return ((struct level *)self)->n_tree;
+    const struct level *level = self;
+    int n = 0;
+    for (int i = 0; i < level->p->lanes; i++)
+        n += level->place[i].n_tree;
+    return n;
 }
 
-static enum pd_status stage_run(void *self, const struct row *rows, int n, bool prefill, float *hidden,
-                                stop_fn stop, void *stop_user, struct pd_error *err)
+static enum pd_status stage_run(void *self, const struct stage_job *job, struct pd_error *err)
 {
     struct level *l = self;
-    (void)stop, (void)stop_user, (void)err;
-    for (int i = 0; i < n; i++) {
-        float *h = &hidden[i * EMBD];
+    (void)err;
+    for (int i = 0; i < job->n; i++) {
+        const struct row *row = &job->rows[i];
+        float *h = &job->hidden[i * EMBD];
         if (l->index) {
-            assert_true(h[0] == (float)rows[i].token && h[1] == (float)rows[i].pos);
+            assert_true(h[0] == (float)row->token && h[1] == (float)row->pos);
             assert_true(h[2] == (float)(l->index - 1));
         }
-        h[0] = (float)rows[i].token;
-        h[1] = (float)rows[i].pos;
+        h[0] = (float)row->token;
+        h[1] = (float)row->pos;
         h[2] = (float)l->index;
-        level_write(l, &rows[i], prefill);
+        level_write(l, row, i < job->n_prompt);
     }
     return PD_OK;
 }
 
-static enum pd_status head_token(void *self, const float *hidden, int32_t pos, const int32_t *history,
-                                 const struct pd_sampling *sample, int32_t *token, struct pd_error *err)
+static enum pd_status head_run(void *self, const struct head_job *job, struct pd_error *err)
 {
     struct pretend *p = self;
-    assert_true(hidden[0] == (float)history[pos] && hidden[1] == (float)pos);
-    assert_true(hidden[2] == (float)(p->n_stages - 1));
-    const struct level *last = &p->levels[p->n_stages - 1];
-    assert_true(last->n <= pos + 1); /* the history is what the cache was made from */
-    assert_memory_equal(last->tokens, history, (size_t)last->n * sizeof *history);
-    return p->inner.head.token(p->inner.head.self, hidden, pos, history, sample, token, err);
+    for (int i = 0; i < job->n; i++) {
+        const struct head_row *r = &job->rows[i];
+        const struct place *last = &p->levels[p->n_stages - 1].place[r->lane];
+        assert_true(r->hidden[0] == (float)r->history[r->pos] && r->hidden[1] == (float)r->pos);
+        assert_true(r->hidden[2] == (float)(p->n_stages - 1));
+        assert_true(last->n <= r->pos + 1); /* the history is what the cache was made from */
+        assert_memory_equal(last->tokens, r->history, (size_t)last->n * sizeof *r->history);
+    }
+    return p->inner.head.run(p->inner.head.self, job, err);
 }
 
 /* The tokens up to the row, as the cache has them. */
-static bool history_is_right(const struct level *l, const struct row *row, const int32_t *got, int n)
+static bool history_is_right(const struct place *l, const struct row *row, const int32_t *got, int n)
 {
     int32_t want[HISTORY];
     int at = 0;
@@ -155,41 +180,39 @@ static bool history_is_right(const struct level *l, const struct row *row, const
     return same;
 }
 
-static enum pd_status draft_run(void *self, const struct row *rows, int n, int n_behind, bool prefill, int k,
-                                const struct pd_sampling *sample,
-                                int (*history)(void *user, int row, int32_t *out, int max),
-                                void *history_user, int32_t *count, int32_t *tokens, float *logp,
-                                stop_fn stop, void *stop_user, struct pd_error *err)
+static enum pd_status draft_run(void *self, const struct draft_job *job, struct pd_error *err)
 {
     struct level *l = self;
     const struct draft_ops *inner = &l->p->inner.draft;
-    for (int i = 0; i < n; i++)
-        level_write(l, &rows[i], prefill);
-    for (int i = n_behind; i < n && !prefill; i++) {
+    for (int i = 0; i < job->n; i++)
+        level_write(l, &job->rows[i], job->prefill);
+    for (int i = job->n_behind; i < job->n && !job->prefill; i++) {
         int32_t got[HISTORY];
-        int have = history(history_user, i, got, HISTORY);
-        if (!history_is_right(l, &rows[i], got, have))
-            l->tree[l->n_tree - n + i].hidden = WRONG; /* fine if it has died meanwhile, and only then */
+        int have = history_copy(&job->asks[i - job->n_behind].history, got, HISTORY);
+        assert_true(history_is_right(&l->place[job->rows[i].lane], &job->rows[i], got, have));
     }
-    return inner->run(inner->self, rows, n, n_behind, prefill, k, sample, history, history_user, count,
-                      tokens, logp, stop, stop_user, err);
+    return inner->run(inner->self, job, err);
 }
 
-static void pretend_new(struct compute *out, struct pretend *p, const struct oracle_options *o, int n_stages)
+static void pretend_new(struct compute *out, struct pretend *p, const struct oracle_options *o, int n_stages,
+                        int lanes)
 {
     p->n_stages = n_stages;
+    p->lanes = lanes;
     assert_int_equal(oracle_new(&p->inner, o, n_stages, NULL), PD_OK);
     p->levels = mem_new((size_t)n_stages + 1, sizeof *p->levels);
-    *out = (struct compute){.n_stages = n_stages, .head = {p, head_token}};
+    *out = (struct compute){.n_stages = n_stages, .head = {p, head_run}};
     for (int i = 0; i <= n_stages; i++) {
         p->levels[i].p = p;
         p->levels[i].index = i;
+        p->levels[i].place = mem_new((size_t)lanes, sizeof(struct place));
         if (i < n_stages)
             out->stage[i] = (struct stage_ops){.self = &p->levels[i],
                                                .n_embd = EMBD,
                                                .run = stage_run,
                                                .kv = level_kv,
                                                .keep = level_keep,
+                                               .copy = level_copy,
                                                .tree_rows = level_rows};
     }
     out->draft = (struct draft_ops){.self = &p->levels[n_stages],
@@ -197,7 +220,16 @@ static void pretend_new(struct compute *out, struct pretend *p, const struct ora
                                     .run = draft_run,
                                     .kv = level_kv,
                                     .keep = level_keep,
+                                    .copy = level_copy,
                                     .tree_rows = level_rows};
+}
+
+static void pretend_free(struct pretend *p)
+{
+    compute_free(&p->inner);
+    for (int i = 0; i <= p->n_stages; i++)
+        free(p->levels[i].place);
+    free(p->levels);
 }
 
 static unsigned pick(uint64_t seed, unsigned what, unsigned n)
@@ -270,7 +302,7 @@ static struct driver_options some_options(uint64_t seed, int n_stages, const str
 static void check_kept(const struct pretend *p, const int32_t *sequence, int kept)
 {
     for (int i = 0; i <= p->n_stages; i++) {
-        const struct level *l = &p->levels[i];
+        const struct place *l = &p->levels[i].place[0];
         assert_true(i == p->n_stages || l->n >= kept); /* the draft may lag */
         assert_memory_equal(l->tokens, sequence, (size_t)PD_MIN(l->n, kept) * sizeof *sequence);
     }
@@ -292,7 +324,7 @@ static void conversation(uint64_t seed)
     struct compute c;
     struct driver *d;
     struct pd_error err = {0};
-    pretend_new(&c, &p, &oo, n_stages);
+    pretend_new(&c, &p, &oo, n_stages, 1);
     assert_int_equal(sim_new(&d, &o, &c, &err), PD_OK);
     int32_t sequence[2 * CTX + 2] = {0};
     int known = 0; /* of sequence: the newest request's prompt and text */
@@ -320,19 +352,114 @@ static void conversation(uint64_t seed)
         known = n + x.n;
         for (int i = n; i < known; i++) { /* the target's own text, whatever the pipeline did */
             int32_t token;
-            p.inner.head.token(p.inner.head.self, NULL, i - 1, sequence, &r.sample, &token, NULL);
+            struct head_row row = {.pos = i - 1, .history = sequence, .sample = &r.sample};
+            head_one(&p.inner.head, &row, &token, NULL);
             assert_int_equal(sequence[i], token);
         }
         check_kept(&p, sequence, d->kept(d));
         assert_true(d->kept(d) >= PD_MIN(r.keep, n) && d->kept(d) < known);
     }
     d->free(d);
-    compute_free(&p.inner);
-    free(p.levels);
+    pretend_free(&p);
+}
+
+/* ---- several requests that arrive, end and are cancelled at random ---- */
+
+enum { CROWD = 12 };
+
+struct guest {
+    int32_t tokens[CTX + 1];
+    int n;
+    struct request request;
+    struct text text;
+    struct sink sink;
+};
+
+/* Prompts of three families, so that prefixes are shared with running and with finished requests. */
+static void invite(uint64_t seed, struct guest *g, struct arrival *a)
+{
+    unsigned family = pick(seed, 1, 3);
+    g->n = 1 + (int)pick(seed, 2, pick(seed, 3, 3) ? 30 : CTX);
+    int common = (int)pick(seed, 4, (unsigned)g->n + 1);
+    for (int i = 0; i < g->n; i++)
+        g->tokens[i] = 4 + (int32_t)(rng_u64(i < common ? family : seed, (uint64_t)i, 5, 6) % 290);
+    g->request = (struct request){.tokens = g->tokens,
+                                  .n_tokens = g->n,
+                                  .keep = pick(seed, 7, 4) ? -1 : (int)pick(seed, 8, (unsigned)g->n),
+                                  .n_prompt = pick(seed, 9, 3) ? 0 : 1 + (int)pick(seed, 10, (unsigned)g->n),
+                                  .max_tokens = 1 + (int)pick(seed, 11, 60),
+                                  .sample = sample_defaults(),
+                                  .end_tokens = {3},
+                                  .n_end_tokens = 1};
+    g->text = (struct text){.stop_after = pick(seed, 12, 4) ? 0 : 1 + (int)pick(seed, 13, 20)};
+    g->sink = (struct sink){.user = &g->text, .on_token = collect};
+    *a = (struct arrival){.at_ns = (int64_t)pick(seed, 14, 2) * pick(seed, 15, 900) * 1000000,
+                          .request = &g->request,
+                          .sink = &g->sink};
+    if (pick(seed, 16, 4) == 0)
+        a->cancel_at_ns = a->at_ns + 1 + (int64_t)pick(seed, 17, 700) * 1000000;
+}
+
+/* Alone or in company: the target's own text, as far as it came. */
+static void check_guest(const struct pretend *p, struct guest *g, const struct arrival *a,
+                        const struct result *r)
+{
+    int32_t all[2 * CTX + 2];
+    memcpy(all, g->tokens, (size_t)g->n * sizeof *all);
+    memcpy(all + g->n, g->text.tokens, (size_t)g->text.n * sizeof *all);
+    for (int i = g->n; i < g->n + g->text.n; i++) {
+        int32_t token;
+        struct head_row row = {.pos = i - 1, .history = all, .sample = &g->request.sample};
+        head_one(&p->inner.head, &row, &token, NULL);
+        assert_int_equal(all[i], token);
+    }
+    assert_int_equal(r->stats.tokens, g->text.n);
+    if (r->finish == PD_REASON_LENGTH)
+        assert_int_equal(g->text.n, g->request.max_tokens);
+    assert_true(r->finish != PD_REASON_CANCELLED || a->cancel_at_ns);
+    assert_true(r->finish != PD_REASON_NONE && r->finish != PD_REASON_FAULT);
+}
+
+static void crowd(uint64_t seed)
+{
+    static const int stages[] = {1, 2, 3, 5, 8, 14};
+    int n_stages = stages[pick(seed, 40, 6)], lanes = 1 + (int)pick(seed, 41, 8);
+    struct profile profile = some_profile(seed, n_stages);
+    struct driver_options o = some_options(seed, n_stages, &profile);
+    double top = 0.3 + 0.068 * pick(seed, 42, 11);
+    struct oracle_options oo = {.seed = seed, .n_vocab = 300, .end_token = 3, .end_percent = 10, .n_top = 4};
+    for (int i = 0; i < oo.n_top; i++)
+        oo.top[i] = PD_MIN(1, 1 - (1 - top) * pow(0.5, i));
+    o.drafter.lanes = lanes;
+    o.drafter.chunk_rows = pick(seed, 43, 2) ? 0 : 1 + (int)pick(seed, 44, CHUNK_ROWS);
+    o.drafter.chunk_rows += o.drafter.chunk_rows == 1;
+    o.drafter.have_draft = pick(seed, 45, 8) > 0;
+    struct pretend p = {0};
+    struct compute c;
+    struct driver *d;
+    struct pd_error err = {0};
+    pretend_new(&c, &p, &oo, n_stages, lanes);
+    if (pick(seed, 46, 4) == 0)
+        c.stage[0].copy = NULL; /* a backend without */
+    assert_int_equal(sim_new(&d, &o, &c, &err), PD_OK);
+    static struct guest guests[CROWD];
+    for (unsigned wave = 0; wave < 2; wave++) { /* the second finds what the first left */
+        struct arrival arrivals[CROWD];
+        struct result results[CROWD];
+        int n = 1 + (int)pick(seed, 50 + wave, pick(seed, 52, 3) ? 8 : CROWD);
+        for (int i = 0; i < n; i++)
+            invite(rng_u64(seed, wave, (uint64_t)i, 3), &guests[i], &arrivals[i]);
+        if (sim_generate_all(d, arrivals, n, results, &err))
+            fail_msg("%s", err.text);
+        for (int i = 0; i < n; i++)
+            check_guest(&p, &guests[i], &arrivals[i], &results[i]);
+    }
+    d->free(d);
+    pretend_free(&p);
 }
 
 static uint64_t first_seed = 1;
-static int n_seeds = 400;
+static int n_seeds = 400, n_crowds = 1000;
 
 static void sweep(void **state)
 {
@@ -345,12 +472,23 @@ static void sweep(void **state)
     fprintf(stderr, "\n");
 }
 
+static void crowds(void **state)
+{
+    (void)state;
+    for (int i = 0; i < n_crowds; i++) {
+        fprintf(stderr, "\rcrowd %llu (again: drive_flow %llu)   ",
+                (unsigned long long)first_seed + (unsigned)i, (unsigned long long)first_seed + (unsigned)i);
+        crowd(first_seed + (uint64_t)i);
+    }
+    fprintf(stderr, "\n");
+}
+
 int main(int argc, char **argv)
 {
     if (argc > 1) {
         first_seed = strtoull(argv[1], NULL, 10);
-        n_seeds = argc > 2 ? atoi(argv[2]) : 1;
+        n_seeds = n_crowds = argc > 2 ? atoi(argv[2]) : 1;
     }
-    const struct CMUnitTest tests[] = {cmocka_unit_test(sweep)};
+    const struct CMUnitTest tests[] = {cmocka_unit_test(sweep), cmocka_unit_test(crowds)};
     return cmocka_run_group_tests(tests, NULL, NULL);
 }

@@ -39,6 +39,7 @@ static void generate(int stages, struct text *x, struct result *res)
                                          .tree_nodes = 2048,
                                          .live_rows_max = PAIR_LIVE_ROWS,
                                          .ctx = CTX,
+                                         .chunk_rows = CHUNK_ROWS,
                                          .draft_rows = BATCH_ROWS,
                                          .have_draft = pair,
                                          .grace = 0.1};

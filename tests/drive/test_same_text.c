@@ -107,6 +107,7 @@ static struct driver *driver_open(const struct compute *c, enum pd_mode mode, in
                                          .tree_nodes = 2048,
                                          .live_rows_max = MODEL_LIVE_ROWS,
                                          .ctx = CTX,
+                                         .chunk_rows = CHUNK_ROWS,
                                          .draft_rows = BATCH_ROWS,
                                          .have_draft = c->draft.self && mode != PD_MODE_PP,
                                          .grace = 0.1};

@@ -111,7 +111,8 @@ static void expected(struct compute *c, const struct request *r, struct text *x)
     memcpy(history, r->tokens, (size_t)r->n_tokens * sizeof *history);
     for (int pos = r->n_tokens - 1;; pos++) {
         int32_t token;
-        c->head.token(c->head.self, NULL, pos, history, &r->sample, &token, NULL);
+        head_one(&c->head, &(struct head_row){.pos = pos, .history = history, .sample = &r->sample}, &token,
+                 NULL);
         history[pos + 1] = x->tokens[x->n++] = token;
         if (token == r->end_tokens[0] || x->n == r->max_tokens || pos + 1 >= CTX)
             return;

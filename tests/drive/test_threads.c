@@ -149,12 +149,11 @@ static void cancels(void **state)
 }
 
 /* A stage whose computing fails ends the request with its name, and free does not hang. */
-static enum pd_status failing_run(void *self, const struct row *rows, int n, bool prefill, float *hidden,
-                                  stop_fn stop, void *stop_user, struct pd_error *err)
+static enum pd_status failing_run(void *self, const struct stage_job *job, struct pd_error *err)
 {
-    if (rows[0].pos > 40)
+    if (job->rows[0].pos > 40)
         return error_set(err, PD_ERR_MEMORY, "the tree area is full");
-    return checked_run(self, rows, n, prefill, hidden, stop, stop_user, err);
+    return checked_run(self, job, err);
 }
 
 static void a_stage_fails(void **state)

@@ -52,20 +52,20 @@ static inline void toy_take(struct toy_draft *t, node_id id)
     t->tree[at] = t->tree[--t->n_tree];
 }
 
-static inline void toy_kv(void *self, const node_id *commit, int n_commit, const node_id *drop, int n_drop)
+static inline void toy_kv(void *self, const struct kv_job *job)
 {
     struct toy_draft *t = self;
-    for (int i = 0; i < n_commit; i++)
-        toy_take(t, commit[i]);
-    for (int i = 0; i < n_drop; i++)
-        toy_take(t, drop[i]);
-    t->committed += n_commit;
+    for (int i = 0; i < job->n_commit; i++)
+        toy_take(t, job->commit[i]);
+    for (int i = 0; i < job->n_drop; i++)
+        toy_take(t, job->drop[i]);
+    t->committed += job->n_commit;
 }
 
-static inline void toy_keep(void *self, int keep)
+static inline void toy_keep(void *self, int lane, int keep)
 {
     struct toy_draft *t = self;
-    PD_ASSERT(keep >= 0 && keep <= t->committed);
+    PD_ASSERT(lane == 0 && keep >= 0 && keep <= t->committed);
     t->committed = keep;
     t->n_tree = 0;
 }
@@ -136,35 +136,32 @@ static inline int toy_rank(struct toy_named *x, int k, int32_t *tokens, float *l
     return n;
 }
 
-static inline enum pd_status toy_run(void *self, const struct row *rows, int n, int n_behind, bool prefill,
-                                     int k, const struct pd_sampling *sample,
-                                     int (*history)(void *user, int row, int32_t *out, int max),
-                                     void *history_user, int32_t *count, int32_t *tokens, float *logp,
-                                     stop_fn stop, void *stop_user, struct pd_error *err)
+static inline enum pd_status toy_run(void *self, const struct draft_job *job, struct pd_error *err)
 {
     struct toy_draft *t = self;
-    (void)sample;
-    if (stop && stop(stop_user))
+    const int k = job->k;
+    if (job->stop && job->stop(job->stop_user))
         return error_set(err, PD_ERR_CANCELLED, "stopped");
     t->passes++;
-    if (prefill) {
-        PD_ASSERT(rows[0].pos == t->committed);
-        t->committed += n;
+    if (job->prefill) {
+        PD_ASSERT(job->rows[0].pos == t->committed);
+        t->committed += job->n;
         return PD_OK;
     }
-    for (int i = 0; i < n; i++) {
-        PD_ASSERT(t->n_tree < TOY_ROWS && toy_find(t, rows[i].node) < 0);
-        t->tree[t->n_tree++] = rows[i].node;
+    for (int i = 0; i < job->n; i++) {
+        PD_ASSERT(t->n_tree < TOY_ROWS && toy_find(t, job->rows[i].node) < 0);
+        t->tree[t->n_tree++] = job->rows[i].node;
     }
-    for (int i = n_behind; i < n; i++) {
+    for (int i = job->n_behind; i < job->n; i++) {
         struct toy_named named = {.n = 0};
         int32_t text[TOY_HISTORY];
-        int have = history(history_user, i, text, TOY_HISTORY), at = i - n_behind;
+        int at = i - job->n_behind, have = history_copy(&job->asks[at].history, text, TOY_HISTORY);
+        PD_ASSERT(have > 0 && text[have - 1] == job->rows[i].token);
         if (t->kind == TOY_NGRAM)
             toy_ngrams(&named, text, have);
         else
-            toy_guesses(t, &named, rows[i].node, k);
-        count[at] = toy_rank(&named, k, tokens + at * k, logp + at * k);
+            toy_guesses(t, &named, job->rows[i].node, k);
+        job->count[at] = toy_rank(&named, k, job->tokens + at * k, job->logp + at * k);
     }
     return PD_OK;
 }

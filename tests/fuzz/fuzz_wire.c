@@ -17,6 +17,9 @@ int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size)
     struct wire_head head;
     struct msg m, again;
     struct pd_error err = {0};
+    struct note note;
+    if (!note_decode(&note, data, size, &l, &err))
+        PD_ASSERT(note_encode(bytes, sizeof bytes, &(struct wire_envelope){0}, &note) == size);
     if (wire_decode(&m, rows[0], hidden[0], data, size, &l, &err)) {
         if (!err.text[0])
             abort();

@@ -31,8 +31,8 @@ static inline void link_send_one(struct link *l, int to, enum link_channel chann
     struct row rows[BATCH_ROWS];
     struct msg m = {.type = channel == LINK_DATA ? MSG_ROWS : MSG_END, .request = (uint32_t)serial};
     for (int i = 0; i < n_rows; i++)
-        rows[i] =
-            (struct row){.node = {(uint32_t)i + 2}, .parent = {(uint32_t)i + 1}, .token = serial, .pos = i};
+        rows[i] = (struct row){
+            .node = {(uint32_t)i + 2}, .parent = {(uint32_t)i + 1}, .token = serial, .pos = i, .request = 1};
     if (channel == LINK_DATA)
         m.rows = (struct msg_rows){.n = n_rows, .rows = rows};
     else

@@ -13,9 +13,10 @@
 
 #include <cmocka.h>
 
+/* A row of request 1. */
 static inline struct row row_make(uint32_t node, uint32_t parent, int32_t token, int32_t pos)
 {
-    return (struct row){.node = {node}, .parent = {parent}, .token = token, .pos = pos};
+    return (struct row){.node = {node}, .parent = {parent}, .token = token, .pos = pos, .request = 1};
 }
 
 static inline struct msg msg_begin_make(uint32_t request, int32_t keep, int32_t root_token, int32_t root_pos)
@@ -48,12 +49,12 @@ static inline struct msg msg_end_make(uint32_t request, uint32_t advances)
     return m;
 }
 
-static inline struct msg msg_rows_make(uint32_t request, const struct row *rows, int n, bool prefill)
+static inline struct msg msg_rows_make(const struct row *rows, int n, bool prefill)
 {
-    struct msg m = {.type = MSG_ROWS, .request = request};
+    struct msg m = {.type = MSG_ROWS};
     m.rows.rows = rows;
     m.rows.n = n;
-    m.rows.prefill = prefill;
+    m.rows.n_prompt = prefill ? n : 0;
     return m;
 }
 
@@ -78,7 +79,7 @@ static inline const struct effect *effect_find(const struct effects *fx, enum ef
 static inline const struct effect *sent_find(const struct effects *fx, enum msg_type type)
 {
     for (int i = 0; i < fx->n; i++)
-        if (fx->e[i].type == EFF_SEND && fx->e[i].msg.type == type)
+        if (fx->e[i].type == EFF_SEND && fx->e[i].msg->type == type)
             return &fx->e[i];
     return NULL;
 }

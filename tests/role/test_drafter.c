@@ -1,7 +1,6 @@
 /* needs: sample */
 /* The drafter against a pretended stage 0, verifier and draft device: chunking, one batch in hand, the draft's cache
  * (every position committed once, in order), stopped passes, timers, the end of a request, and peers' nonsense. */
-#include "role/mirror.h"
 #include "role_test.h"
 
 enum { STAGES = 4, CTX = 600, K = 4 };
@@ -11,6 +10,7 @@ struct world {
     struct effects fx;
     int64_t now_ns, timer_ns;
     uint32_t request, sent, seq;
+    uint32_t before; /* messages of earlier requests */
     int32_t root_pos;
     struct kv_model kv; /* the draft's */
     int32_t draft_n;    /* positions committed in it */
@@ -22,6 +22,9 @@ struct world {
     int32_t chunk_pos[64], chunk_n[64];
     int n_chunks, tokens, finished;
     enum pd_reason finish;
+    int kept;
+    bool failed;
+    int32_t text[CTX + 1]; /* by position */
     enum tree_verdict verdict;
 };
 
@@ -38,11 +41,14 @@ static void on_kv(struct world *w, const struct effect *e)
 
 static void on_send(struct world *w, const struct msg *m)
 {
-    assert_int_equal(m->request, w->request);
+    assert_int_equal(m->request, m->type == MSG_ROWS ? 0 : w->request);
     if (m->type != MSG_ROWS)
         return;
+    for (int i = 0; i < m->rows.n; i++)
+        assert_int_equal(m->rows.rows[i].request, w->request);
     w->sent++;
-    if (m->rows.prefill) {
+    if (m->rows.n_prompt) {
+        assert_int_equal(m->rows.n_prompt, m->rows.n);
         w->chunk_pos[w->n_chunks] = m->rows.rows[0].pos;
         w->chunk_n[w->n_chunks++] = m->rows.n;
         return;
@@ -60,7 +66,7 @@ static void step(struct world *w, struct event ev)
         switch (e->type) {
         case EFF_SEND:
             assert_int_equal(e->to, role_stage(0));
-            on_send(w, &e->msg);
+            on_send(w, e->msg);
             break;
         case EFF_DRAFT:
             assert_false(w->drafting);
@@ -94,6 +100,14 @@ static void step(struct world *w, struct event ev)
         case EFF_FINISHED:
             w->finished++;
             w->finish = e->finish;
+            w->kept = e->kept;
+            break;
+        case EFF_SUBMITTED:
+            assert_int_equal(e->n, w->n_rows);
+            assert_true(e->tree->count >= e->n);
+            break;
+        case EFF_FAULT:
+            w->failed = true;
             break;
         default:
             fail_msg("effect %d is not the drafter's", e->type);
@@ -103,7 +117,7 @@ static void step(struct world *w, struct event ev)
 
 static void tell(struct world *w, struct msg m)
 {
-    m.request = w->request;
+    m.request = m.type == MSG_REPORT && !m.report.n_prompt ? 0 : w->request;
     step(w, (struct event){.type = EV_MSG, .msg = &m});
 }
 
@@ -147,7 +161,13 @@ static void draft_stopped(struct world *w)
 static void report_of(struct world *w, int stage, int rows, bool prefill, bool idle, uint32_t taken)
 {
     struct msg m = {.type = MSG_REPORT};
-    m.report = (struct msg_report){stage, rows, rows, prefill, idle, taken, 1000000};
+    m.report = (struct msg_report){.stage = stage,
+                                   .rows = rows,
+                                   .rows_live = rows,
+                                   .n_prompt = prefill ? rows : 0,
+                                   .idle = idle,
+                                   .taken = w->before + taken,
+                                   .busy_ns = 1000000};
     tell(w, m);
 }
 
@@ -160,6 +180,7 @@ static void stage0_is_free(struct world *w)
 static void advance(struct world *w, int32_t token, enum pd_reason f)
 {
     w->n_rows = 0;
+    w->text[w->root_pos + 1] = token;
     tell(w, msg_advance_make(w->request, ++w->seq, token, ++w->root_pos, f));
 }
 
@@ -167,8 +188,10 @@ static void begin(struct world *w, int n_tokens, int keep)
 {
     int32_t tokens[CTX];
     for (int i = 0; i < n_tokens; i++)
-        tokens[i] = 50 + i;
-    struct request r = {.tokens = tokens,
+        tokens[i] = i < keep ? w->text[i] : 50 + i;
+    memcpy(w->text, tokens, (size_t)n_tokens * sizeof *tokens);
+    struct request r = {.id = w->request + 1,
+                        .tokens = tokens,
                         .n_tokens = n_tokens,
                         .keep = keep,
                         .max_tokens = 100,
@@ -176,11 +199,12 @@ static void begin(struct world *w, int n_tokens, int keep)
                         .end_tokens = {3},
                         .n_end_tokens = 1};
     w->request++;
+    w->before += w->sent;
     w->sent = w->seq = 0;
     w->n_chunks = w->tokens = w->finished = w->n_rows = 0;
     w->root_pos = n_tokens - 1;
     step(w, (struct event){.type = EV_REQUEST, .request = &r});
-    const struct msg_begin *b = &sent_find(&w->fx, MSG_BEGIN)->msg.begin;
+    const struct msg_begin *b = &sent_find(&w->fx, MSG_BEGIN)->msg->begin;
     assert_true(b->keep == keep && b->root_pos == n_tokens - 1 && b->root_token == 50 + n_tokens - 1);
     assert_true(b->ctx == CTX && b->max_tokens == 100 && b->n_end_tokens == 1 && b->end_tokens[0] == 3);
 }
@@ -195,6 +219,7 @@ static struct world *world_new(enum pd_mode mode, bool have_draft)
                                 .live_rows_max = 100,
                                 .ctx = CTX,
                                 .draft_rows = 32,
+                                .chunk_rows = CHUNK_ROWS,
                                 .have_draft = have_draft,
                                 .cost_ns = flat,
                                 .cost_n = 8};
@@ -212,9 +237,8 @@ static void end_request(struct world *w)
     assert_int_equal(w->finished, 0);
     tell(w, m);
     assert_int_equal(w->finished, 1);
-    assert_false(drafter_active(w->d));
+    assert_true(drafter_idle(w->d));
     assert_int_equal(w->kv.n, 0);
-    assert_int_equal(drafter_tree(w->d)->count, 0);
 }
 
 static void world_free(struct world *w)
@@ -321,11 +345,11 @@ static void commits_and_drops(void **state)
     assert_int_equal(w->pass[1].token, 98);
     drafted(w, 2);
     assert_int_equal(w->draft_n, 4);
-    step(w, (struct event){.type = EV_CANCEL, .finish = PD_REASON_CANCELLED});
-    assert_int_equal(sent_find(&w->fx, MSG_END)->msg.end.advances, 3);
+    step(w, (struct event){.type = EV_CANCEL, .id = w->request, .finish = PD_REASON_CANCELLED});
+    assert_int_equal(sent_find(&w->fx, MSG_END)->msg->end.advances, 3);
     end_request(w);
     assert_int_equal(w->finish, PD_REASON_CANCELLED);
-    assert_int_equal(drafter_kept(w->d), 3);
+    assert_int_equal(w->kept, 3);
     world_free(w);
 }
 
@@ -341,7 +365,6 @@ static void a_dead_pass_that_ends(void **state)
     drafted(w, 2);
     assert_int_equal(w->draft_n, 1);
     assert_int_equal(w->kv.n, 0);
-    assert_int_equal(drafter_tree(w->d)->count, 1);
     world_free(w);
 }
 
@@ -396,14 +419,16 @@ static void a_second_turn(void **state)
     advance(w, 3, PD_REASON_END);
     end_request(w);
     assert_int_equal(w->finish, PD_REASON_END);
-    assert_int_equal(drafter_kept(w->d), 6);
+    assert_int_equal(w->kept, 6);
     int had = w->draft_n;
     begin(w, 9, 6);
     assert_true(w->n_chunks == 1 && w->chunk_pos[0] == 6 && w->chunk_n[0] == 2);
     assert_int_equal(w->draft_n, PD_MIN(had, 6));
-    step(w, (struct event){.type = EV_CANCEL, .finish = PD_REASON_STOP}); /* before its prompt is through */
+    step(w, (struct event){.type = EV_CANCEL,
+                           .id = w->request,
+                           .finish = PD_REASON_STOP}); /* before its prompt is through */
     end_request(w);
-    assert_int_equal(drafter_kept(w->d), 6);
+    assert_int_equal(w->kept, 6);
     world_free(w);
 }
 
@@ -414,12 +439,13 @@ static void cancelled_late_news(void **state)
     begin(w, 3, 0);
     report_of(w, 0, 2, true, true, w->sent);
     ready(w);
-    step(w, (struct event){.type = EV_CANCEL, .finish = PD_REASON_STOP});
+    step(w, (struct event){.type = EV_CANCEL, .id = w->request, .finish = PD_REASON_STOP});
     assert_true(w->stop);
     advance(w, 5, PD_REASON_NONE); /* the verifier did not know */
     assert_int_equal(w->tokens, 0);
-    assert_false(drafter_fault(w->d)->set);
-    step(w, (struct event){.type = EV_CANCEL, .finish = PD_REASON_CANCELLED}); /* twice is once */
+    assert_false(w->failed);
+    step(w, (struct event){
+                .type = EV_CANCEL, .id = w->request, .finish = PD_REASON_CANCELLED}); /* twice is once */
     assert_null(sent_find(&w->fx, MSG_END));
     struct msg ended = {.type = MSG_ENDED};
     tell(w, ended);
@@ -438,7 +464,7 @@ static void pace_of_the_slowest(void **state)
     struct world *w = world_new(PD_MODE_BEST, true);
     struct msg m = {.type = MSG_REPORT};
     begin(w, 1, 0);
-    m.report = (struct msg_report){2, 1, 1, false, true, 1, 10000000};
+    m.report = (struct msg_report){2, 1, 1, 0, true, 1, 10000000};
     ready(w);
     drafted(w, 2);
     tell(w, m);
@@ -459,7 +485,7 @@ static void pace_of_the_slowest(void **state)
 static void expect_fault(struct world *w, struct msg m)
 {
     tell(w, m);
-    assert_true(drafter_fault(w->d)->set);
+    assert_true(w->failed);
     ready(w);
     assert_int_equal(w->fx.n, 0);
     world_free(w);
@@ -475,7 +501,7 @@ static struct world *running(void)
 static void hostile_messages(void **state)
 {
     (void)state;
-    int others[] = {0, MSG_BEGIN, MSG_ROWS, MSG_END, MSG_HELLO, MSG_TYPE_COUNT, 255};
+    int others[] = {0, MSG_BEGIN, MSG_ROWS, MSG_END, MSG_TYPE_COUNT, 255};
     for (size_t i = 0; i < PD_COUNT(others); i++)
         expect_fault(running(), (struct msg){.type = (uint8_t)others[i]});
     expect_fault(running(), msg_advance_make(1, 2, 5, 1, PD_REASON_NONE));

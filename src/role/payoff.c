@@ -1,4 +1,4 @@
-#include "role/worth.h"
+#include "role/payoff.h"
 
 enum {
     SPELL_TOKENS = 32,   /* a verdict is made anew after so many */
@@ -8,31 +8,31 @@ enum {
     TRIAL_SPANS = 4 /* a trial may be lost after so many token times without speculation */
 };
 
-void worth_init(struct worth *w, bool active, bool doubtful)
+void payoff_init(struct payoff *w, bool active, bool doubtful)
 {
-    *w = (struct worth){.active = active, .on = !(active && doubtful), .rest_tokens = REST_TOKENS};
+    *w = (struct payoff){.active = active, .on = !(active && doubtful), .rest_tokens = REST_TOKENS};
 }
 
-static void spell(struct worth *w, bool on, int64_t since_ns)
+static void spell(struct payoff *w, bool on, int64_t since_ns)
 {
     w->on = on;
     w->tokens = 0;
     w->since_ns = since_ns;
 }
 
-void worth_begin(struct worth *w)
+void payoff_begin(struct payoff *w)
 {
     w->since_ns = 0;
     w->tokens = w->on ? 0 : w->tokens; /* a rest goes on across requests */
 }
 
-void worth_drafted(struct worth *w)
+void payoff_drafted(struct payoff *w)
 {
     if (w->on && !w->since_ns)
         w->since_ns = -1; /* from the next token on */
 }
 
-static void judge(struct worth *w, int64_t now_ns)
+static void judge(struct payoff *w, int64_t now_ns)
 {
     w->on_ns = (double)(now_ns - w->since_ns) / w->tokens;
     if (w->off_ns <= 0) {
@@ -47,7 +47,7 @@ static void judge(struct worth *w, int64_t now_ns)
     }
 }
 
-void worth_token(struct worth *w, int64_t now_ns)
+void payoff_token(struct payoff *w, int64_t now_ns)
 {
     if (!w->active)
         return;
@@ -78,7 +78,7 @@ void worth_token(struct worth *w, int64_t now_ns)
     }
 }
 
-void worth_batch(struct worth *w, int rows, int64_t busy_ns)
+void payoff_batch(struct payoff *w, int rows, int64_t busy_ns)
 {
     const double keep = 0.97;
     double x = rows, y = (double)busy_ns;
@@ -92,7 +92,7 @@ void worth_batch(struct worth *w, int rows, int64_t busy_ns)
     w->rows_seen = PD_MAX(w->rows_seen, rows);
 }
 
-int worth_cost(const struct worth *w, double *rows_ns)
+int payoff_cost(const struct payoff *w, double *rows_ns)
 {
     if (!w->active)
         return 0;

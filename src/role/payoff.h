@@ -1,4 +1,4 @@
-/* worth: does speculation pay on this machine, and what does a row cost? Learned on the wall clock (internal to
+/* payoff: does speculation pay on this machine, and what does a row cost? Learned on the wall clock (internal to
  * role). With a device profile the costs are known and none of this is used.
  *
  * A row's cost: times of the slowest stage's batches fitted as a + b x rows, with old ones forgotten. Widths are
@@ -8,12 +8,12 @@
  * stages on the same few cores), speculation rests, and is tried again after ever longer spells, so that what the
  * trials cost stays a small part.
  */
-#ifndef PD_ROLE_WORTH_H
-#define PD_ROLE_WORTH_H
+#ifndef PD_ROLE_PAYOFF_H
+#define PD_ROLE_PAYOFF_H
 
 #include "role/role.h"
 
-struct worth {
+struct payoff {
     bool active; /* false: always on, no costs learned */
     bool on;
     int rest_tokens;            /* how long the next rest is */
@@ -24,12 +24,12 @@ struct worth {
     int rows_seen;
 };
 /* `doubtful`: the machines' cores are shared, so start at rest. */
-void worth_init(struct worth *w, bool active, bool doubtful);
-void worth_begin(struct worth *w);                 /* a request begins */
-void worth_drafted(struct worth *w);               /* a draft pass is over: the trial's clock may start */
-void worth_token(struct worth *w, int64_t now_ns); /* a token has come */
-void worth_batch(struct worth *w, int rows, int64_t busy_ns); /* of the slowest stage */
+void payoff_init(struct payoff *w, bool active, bool doubtful);
+void payoff_begin(struct payoff *w);                 /* a request begins */
+void payoff_drafted(struct payoff *w);               /* a draft pass is over: the trial's clock may start */
+void payoff_token(struct payoff *w, int64_t now_ns); /* a token has come */
+void payoff_batch(struct payoff *w, int rows, int64_t busy_ns); /* of the slowest stage */
 /* Time of a step with i + 1 rows into rows_ns[BATCH_ROWS]; returns how many entries hold (0: nothing known). */
-int worth_cost(const struct worth *w, double *rows_ns);
+int payoff_cost(const struct payoff *w, double *rows_ns);
 
 #endif

@@ -1,0 +1,270 @@
+/* The draft's device: which nodes it computes, and what becomes of them. A pass mixes nodes of several requests. */
+#include "role/drafter_impl.h"
+
+void draft_flush(struct drafter *d, struct effects *out)
+{
+    if (d->draft_busy)
+        return;
+    for (int i = 0; i < d->o.lanes; i++) {
+        struct lane *l = &d->lanes[i];
+        if (!l->n_commit && !l->n_drop)
+            continue;
+        struct effect *e = effect_new(out, EFF_KV);
+        e->request = l->request;
+        e->lane = i;
+        e->commit = l->commit;
+        e->n_commit = l->n_commit;
+        e->drop = l->drop;
+        e->n_drop = l->n_drop;
+        l->n_commit = l->n_drop = 0;
+    }
+    kv_ops_flush(&d->ops, out);
+}
+
+static void pass_add(struct drafter *d, struct lane *l, struct row row)
+{
+    row.request = l->request;
+    row.lane = l->index;
+    d->draft_rows[d->n_draft++] = row;
+    l->in_pass++;
+}
+
+static void start(struct drafter *d, bool prefill, int64_t now, struct effects *out)
+{
+    d->draft_busy = true;
+    d->draft_prefill = d->last_prefill = prefill;
+    d->draft_begin_ns = now;
+    struct effect *e = effect_new(out, EFF_DRAFT);
+    e->rows = d->draft_rows;
+    e->n = d->n_draft;
+    e->n_behind = d->n_behind;
+    e->prefill = prefill;
+    e->asks = d->asks;
+}
+
+/* ---- catching up with what is chosen ---- */
+
+static int32_t lag_of(const struct lane *l)
+{
+    return PD_MAX(l->root_pos - l->draft_pos, 0); /* the root's own row may be there too */
+}
+
+/* Far behind, or within the prompt: as if it were a prompt. */
+static bool lags(const struct lane *l)
+{
+    if (lag_of(l) > CATCH_UP_ROWS)
+        return true;
+    for (int32_t pos = l->draft_pos; pos < l->root_pos; pos++)
+        if (!l->path_ids[pos].v)
+            return true;
+    return false;
+}
+
+/* Chosen tokens that the draft has not computed yet. */
+static void add_behind(struct drafter *d, struct lane *l, bool prefill, int max)
+{
+    for (int32_t pos = l->draft_pos; pos < l->root_pos && max > 0; pos++, max--) {
+        struct row row = {.token = l->tokens[pos], .pos = pos};
+        if (!prefill) {
+            row.node = l->path_ids[pos];
+            row.parent = pos ? l->path_ids[pos - 1] : NODE_NONE;
+        }
+        pass_add(d, l, row);
+    }
+}
+
+static bool start_prefill(struct drafter *d, int64_t now, struct effects *out)
+{
+    struct lane *oldest = NULL;
+    for (int i = 0; i < d->o.lanes; i++) {
+        struct lane *l = &d->lanes[i];
+        if (running(l) && lags(l) && (!oldest || l->begun < oldest->begun))
+            oldest = l;
+    }
+    if (!oldest)
+        return false;
+    add_behind(d, oldest, true, CHUNK_ROWS);
+    d->n_behind = d->n_draft;
+    start(d, true, now, out);
+    return true;
+}
+
+/* ---- a pass over the trees ---- */
+
+/* The tokens up to a node, copied: the tree goes on growing and dying while the draft reads them. */
+static void add_ask(struct drafter *d, struct lane *l, int node)
+{
+    const struct tree *t = &l->tree;
+    int depth = tree_depth(t, node), n = PD_MIN(depth, HISTORY_PATH);
+    int32_t *path = &d->paths[d->n_asks * HISTORY_PATH];
+    for (int i = n - 1; i >= 0; i--, node = t->nodes[node].parent)
+        path[i] = t->nodes[node].token;
+    struct history h = {l->tokens, path, l->root_pos + 1, n};
+    if (n < depth)
+        h.n_base = 0; /* what lies between is left out */
+    d->asks[d->n_asks++] = (struct draft_ask){&l->sample, h};
+}
+
+/* With one request the pass may wait for an advance that is due. */
+static bool hold(struct drafter *d, int n_views, int64_t now)
+{
+    d->hold_draft_ns = 0;
+    const struct lane *l = d->view_lanes[0];
+    if (n_views == 1 && d->draft_ns > 0 && !root_waits(l)) {
+        double due = pace_due_ns(&d->pace, &l->mark, l->tree.nodes[l->tree.root].entered_ns);
+        d->hold_draft_ns = pace_wait_until(due, d->o.grace * d->draft_ns, now);
+    }
+    return d->hold_draft_ns > now;
+}
+
+static bool start_pass(struct drafter *d, int64_t now, struct effects *out)
+{
+    int n_views = 0, room = PD_MIN(d->o.draft_rows, BATCH_ROWS);
+    for (int i = 0; i < d->o.lanes; i++) {
+        struct lane *l = &d->lanes[i];
+        if (!running(l) || lags(l) || room <= lag_of(l))
+            continue;
+        room -= lag_of(l);
+        d->view_lanes[n_views] = l;
+        d->views[n_views++] = (struct policy_view){&l->policy, &l->tree, BATCH_ROWS};
+    }
+    if (!n_views || hold(d, n_views, now))
+        return false;
+    int n = policy_expand_all(d->views, n_views, (int)(d->turn % (uint32_t)n_views), room, d->picked);
+    if (!n)
+        return false;
+    bool asked[LANES_MAX] = {0};
+    for (int i = 0; i < n; i++)
+        asked[d->picked[i].view] = true;
+    for (int v = 0; v < n_views; v++)
+        if (asked[v])
+            add_behind(d, d->view_lanes[v], false, CATCH_UP_ROWS);
+    d->n_behind = d->n_draft;
+    for (int i = 0; i < n; i++) {
+        struct lane *l = d->view_lanes[d->picked[i].view];
+        int node = d->picked[i].node;
+        tree_set(&l->tree, node, TREE_DRAFTING);
+        d->draft_nodes[d->n_draft] = node;
+        add_ask(d, l, node);
+        pass_add(d, l, lane_row(l, node));
+    }
+    start(d, false, now, out);
+    return true;
+}
+
+void draft_next(struct drafter *d, int64_t now, struct effects *out)
+{
+    d->hold_draft_ns = 0;
+    if (d->draft_busy || !drafting(d))
+        return;
+    d->n_draft = d->n_behind = d->n_asks = 0;
+    /* prompts and trees take turns, so that neither waits for long */
+    if (d->last_prefill ? start_pass(d, now, out) || start_prefill(d, now, out)
+                        : start_prefill(d, now, out) || start_pass(d, now, out))
+        d->turn++;
+}
+
+/* ---- the end of a pass ---- */
+
+static bool is_end(const struct lane *l, int32_t token)
+{
+    for (int i = 0; i < l->n_end_tokens; i++)
+        if (l->end_tokens[i] == token)
+            return true;
+    return false;
+}
+
+void mark_leaf(struct lane *l, int node)
+{
+    if (node >= 0 && l->tree.nodes[node].pos >= l->last_pos)
+        tree_set(&l->tree, node, TREE_LEAF);
+}
+
+static void add_children(struct lane *l, int node, const struct draft_result *r, int at)
+{
+    int n = PD_MIN(r->count[at], l->policy.o.children);
+    for (int i = 0; i < n; i++) {
+        int32_t token = r->tokens[at * r->k + i];
+        if (!is_end(l, token)) /* nothing follows an end, so its row is of no use */
+            mark_leaf(l, tree_add(&l->tree, node, token, r->logp[at * r->k + i]));
+    }
+}
+
+/* One row of a finished pass: it is chosen (then its K/V is committed), alive (then it has children), or dead. */
+static void row_done(struct drafter *d, struct lane *l, int i, const struct draft_result *r)
+{
+    const struct row *row = &d->draft_rows[i];
+    bool here = i >= d->n_behind && alive(l, d->draft_nodes[i], row->node);
+    if (row->pos <= l->root_pos && l->path_ids[row->pos].v == row->node.v) {
+        PD_ASSERT(row->pos == l->draft_pos);
+        l->commit[l->n_commit++] = row->node;
+        l->draft_pos++;
+    } else if (!here) {
+        l->drop[l->n_drop++] = row->node;
+    }
+    if (here) {
+        l->tree.nodes[d->draft_nodes[i]].flags &= ~(uint32_t)TREE_DRAFTING;
+        tree_set(&l->tree, d->draft_nodes[i], TREE_EXPANDED);
+        add_children(l, d->draft_nodes[i], r, i - d->n_behind);
+    }
+}
+
+static void row_stopped(struct drafter *d, struct lane *l, int i)
+{
+    if (i >= d->n_behind && !d->draft_prefill && running(l) &&
+        alive(l, d->draft_nodes[i], d->draft_rows[i].node))
+        l->tree.nodes[d->draft_nodes[i]].flags &= ~(uint32_t)TREE_DRAFTING;
+}
+
+/* Of each request that had rows in the pass. */
+static void lane_done(struct drafter *d, struct lane *l, bool stopped)
+{
+    if (stopped) {
+        l->stats.stopped_passes++;
+    } else if (!d->draft_prefill && running(l)) {
+        l->stats.draft_passes++;
+        policy_drafted(&l->policy);
+        if (l->tree.n_free < l->policy.o.expand * l->policy.o.children)
+            tree_evict(&l->tree, l->tree.capacity * 3 / 4);
+    }
+    l->in_pass = 0;
+}
+
+void draft_done(struct drafter *d, const struct event *in)
+{
+    if (!d->draft_busy)
+        return;
+    bool stopped = in->type == EV_STOPPED;
+    d->draft_busy = d->draft_stopping = false;
+    for (int i = 0; i < d->n_draft; i++) {
+        struct lane *l = &d->lanes[d->draft_rows[i].lane];
+        if (stopped) {
+            row_stopped(d, l, i);
+        } else if (d->draft_prefill) {
+            l->draft_pos++;
+        } else if (running(l)) { /* else EFF_KEEP will forget it */
+            row_done(d, l, i, in->draft);
+            l->stats.draft_rows += i >= d->n_behind;
+        }
+    }
+    for (int i = 0; i < d->o.lanes; i++)
+        if (d->lanes[i].in_pass)
+            lane_done(d, &d->lanes[i], stopped);
+    if (stopped || d->draft_prefill)
+        return;
+    d->draft_ns = running_mean(d->draft_ns, (double)(in->now_ns - d->draft_begin_ns), 0.2);
+    payoff_drafted(&d->payoff);
+}
+
+void draft_stop_if_dead(struct drafter *d, struct effects *out)
+{
+    if (!d->draft_busy || d->draft_stopping)
+        return;
+    for (int i = d->draft_prefill ? 0 : d->n_behind; i < d->n_draft; i++) {
+        const struct lane *l = &d->lanes[d->draft_rows[i].lane];
+        if (running(l) && (d->draft_prefill || alive(l, d->draft_nodes[i], d->draft_rows[i].node)))
+            return;
+    }
+    d->draft_stopping = true;
+    effect_new(out, EFF_STOP);
+}
