@@ -4,8 +4,8 @@
  * tokens, rows leave the tree level once, the draft's history is the path. Conversations of several turns with any kept
  * length, tiny trees and batches, 28 stages with 64 rows a step; delays, reorderings, cancels.
  *
- *   drive_flow            400 conversations, 1,000 crowds
- *   drive_flow SEED       that one of each
+ *   drive_flow            400 conversations, 250 crowds
+ *   drive_flow SEED [N]   that one of each, or N
  */
 #include "drive/drive.h"
 
@@ -459,7 +459,7 @@ static void crowd(uint64_t seed)
 }
 
 static uint64_t first_seed = 1;
-static int n_seeds = 400, n_crowds = 1000;
+static int n_seeds = 400, n_crowds = 250;
 
 static void sweep(void **state)
 {
