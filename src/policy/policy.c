@@ -313,11 +313,12 @@ static int submit_best(const struct policy_view *views, int n, const struct poli
                        struct policy_pick *out)
 {
     struct merge m = {.views = views, .n = n};
-    int k = 0, view;
+    int k = 0, view, share = n > 1 ? PD_MAX(16, 2 * max / n) : max; /* more than that is nobody's due */
     double x;
     for (int i = 0; i < n; i++) {
         struct tree *t = views[i].tree;
-        m.end[i] = t->root < 0 ? 0 : tree_best(t, TREE_SUBMITTED, 0, PD_MIN(views[i].max, max), t->stack);
+        int most = PD_MIN(views[i].max, PD_MIN(share, max));
+        m.end[i] = t->root < 0 ? 0 : tree_best(t, TREE_SUBMITTED, 0, most, t->stack);
     }
     while (k < max && (view = merge_next(&m, &x)) >= 0) {
         const struct tree *t = views[view].tree;

@@ -141,6 +141,19 @@ static int pick_rows(struct drafter *d, int n_views, int room)
     return n;
 }
 
+int64_t due_soon(const struct drafter *d, int n_views, double grace_ns, int64_t now)
+{
+    int64_t until = 0;
+    for (int i = 0; i < n_views; i++) {
+        const struct lane *l = d->view_lanes[i];
+        if (root_waits(l))
+            continue;
+        double due = pace_due_ns(&d->pace, &l->mark, l->tree.nodes[l->tree.root].entered_ns);
+        until = PD_MAX(until, pace_wait_until(due, grace_ns, now));
+    }
+    return until;
+}
+
 /* Should a submission wait although stage 0 could take it? Sets hold_submit_ns. A new root never waits. */
 static bool hold(struct drafter *d, int n_views, int64_t now)
 {
@@ -155,11 +168,8 @@ static bool hold(struct drafter *d, int n_views, int64_t now)
         if (now < due)
             d->hold_submit_ns = due;
     }
-    if (!d->hold_submit_ns && n_views == 1) {
-        const struct lane *l = d->view_lanes[0];
-        double next = pace_due_ns(&d->pace, &l->mark, l->tree.nodes[l->tree.root].entered_ns);
-        d->hold_submit_ns = pace_wait_until(next, d->o.grace * step, now);
-    }
+    if (!d->hold_submit_ns)
+        d->hold_submit_ns = due_soon(d, n_views, d->o.grace * step, now);
     return d->hold_submit_ns > now;
 }
 

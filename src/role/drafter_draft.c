@@ -105,15 +105,10 @@ static void add_ask(struct drafter *d, struct lane *l, int node)
     d->asks[d->n_asks++] = (struct draft_ask){&l->sample, h};
 }
 
-/* With one request the pass may wait for an advance that is due. */
+/* The pass may wait for advances that are due. */
 static bool hold(struct drafter *d, int n_views, int64_t now)
 {
-    d->hold_draft_ns = 0;
-    const struct lane *l = d->view_lanes[0];
-    if (n_views == 1 && d->draft_ns > 0 && !root_waits(l)) {
-        double due = pace_due_ns(&d->pace, &l->mark, l->tree.nodes[l->tree.root].entered_ns);
-        d->hold_draft_ns = pace_wait_until(due, d->o.grace * d->draft_ns, now);
-    }
+    d->hold_draft_ns = d->draft_ns > 0 ? due_soon(d, n_views, d->o.grace * d->draft_ns, now) : 0;
     return d->hold_draft_ns > now;
 }
 
@@ -216,6 +211,17 @@ static void row_stopped(struct drafter *d, struct lane *l, int i)
         l->tree.nodes[d->draft_nodes[i]].flags &= ~(uint32_t)TREE_DRAFTING;
 }
 
+/* Requests that share the rows share the nodes too: what is far down each one's list will never be submitted. There is
+ * always room for a pass that is all one request's. */
+static void make_room(struct tree *t, int pass, int sharers)
+{
+    int budget = PD_MAX(t->capacity / PD_MAX(sharers, 1), PD_MIN(2 * pass, t->capacity / 2));
+    if (sharers <= 1)
+        budget = t->capacity;
+    if (t->n_free < pass || t->count > budget - pass / PD_MAX(sharers, 1))
+        tree_evict(t, budget * 3 / 4);
+}
+
 /* Of each request that had rows in the pass. */
 static void lane_done(struct drafter *d, struct lane *l, bool stopped)
 {
@@ -224,8 +230,7 @@ static void lane_done(struct drafter *d, struct lane *l, bool stopped)
     } else if (!d->draft_prefill && running(l)) {
         l->stats.draft_passes++;
         policy_drafted(&l->policy);
-        if (l->tree.n_free < l->policy.o.expand * l->policy.o.children)
-            tree_evict(&l->tree, l->tree.capacity * 3 / 4);
+        make_room(&l->tree, l->policy.o.expand * l->policy.o.children, lanes_running(d));
     }
     l->in_pass = 0;
 }

@@ -112,6 +112,8 @@ struct row lane_row(const struct lane *l, int node);
 /* The cost of a step by rows: from the profile, or as learned; n 0: unknown. */
 struct policy_cost step_cost(struct drafter *d);
 
+/* Until when to wait for advances that are due any moment, of the requests in view_lanes; 0: none is. */
+int64_t due_soon(const struct drafter *d, int n_views, double grace_ns, int64_t now);
 /* Whatever may enter the chain now. */
 void chain_feed(struct drafter *d, int64_t now, struct effects *out);
 

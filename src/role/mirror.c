@@ -9,7 +9,7 @@ void mirror_init(struct mirror *m, int capacity)
     m->rows = mem_new((size_t)capacity, sizeof *m->rows);
     m->state = mem_new((size_t)capacity, 1);
     m->dead = mem_new((size_t)capacity, 1);
-    m->hint = mem_new(MIRROR_HINTS, sizeof *m->hint);
+    m->slots = mem_new(MIRROR_SLOTS, sizeof *m->slots);
     PD_ASSERT(capacity <= UINT16_MAX);
 }
 
@@ -18,13 +18,14 @@ void mirror_deinit(struct mirror *m)
     free(m->rows);
     free(m->state);
     free(m->dead);
-    free(m->hint);
+    free(m->slots);
     *m = (struct mirror){0};
 }
 
 void mirror_begin(struct mirror *m, int32_t root_token)
 {
     m->n = m->n_queued = 0;
+    memset(m->slots, 0, MIRROR_SLOTS * sizeof *m->slots);
     m->tip = NODE_NONE;
     m->tip_here = false;
     m->pending = true;
@@ -33,9 +34,9 @@ void mirror_begin(struct mirror *m, int32_t root_token)
     m->over = false;
 }
 
-static uint16_t *hint_of(const struct mirror *m, node_id node)
+static struct mirror_slot *slot_of(const struct mirror *m, node_id node)
 {
-    return &m->hint[node.v % MIRROR_HINTS];
+    return &m->slots[node.v % MIRROR_SLOTS];
 }
 
 static int find_down(const struct mirror *m, node_id node, int from, int to)
@@ -49,7 +50,10 @@ static int find_down(const struct mirror *m, node_id node, int from, int to)
 /* Near the hint as a rule; a hint may be another row's of the same low bits, so in the end all are asked. */
 int mirror_find(const struct mirror *m, node_id node)
 {
-    int hint = PD_MIN(*hint_of(m, node), m->n - 1), near = PD_MAX(hint - 8, 0);
+    const struct mirror_slot *slot = slot_of(m, node);
+    if (!slot->count)
+        return -1;
+    int hint = PD_MIN(slot->hint, m->n - 1), near = PD_MAX(hint - 8, 0);
     int found = find_down(m, node, hint, near);
     return found >= 0 ? found : find_down(m, node, m->n - 1, 0);
 }
@@ -76,7 +80,9 @@ enum mirror_answer mirror_add(struct mirror *m, const struct row *row)
     }
     if (m->n == m->capacity)
         return MIRROR_FULL;
-    *hint_of(m, row->node) = (uint16_t)m->n;
+    struct mirror_slot *slot = slot_of(m, row->node);
+    slot->hint = (uint16_t)m->n;
+    slot->count++;
     m->rows[m->n] = *row;
     m->state[m->n++] = ROW_QUEUED;
     m->n_queued++;
@@ -132,11 +138,14 @@ void mirror_sweep(struct mirror *m)
     int n = 0;
     m->n_queued = 0;
     for (int i = 0; i < m->n; i++) {
-        if (m->dead[i])
+        struct mirror_slot *slot = slot_of(m, m->rows[i].node);
+        if (m->dead[i]) {
+            slot->count--;
             continue;
+        }
         m->rows[n] = m->rows[i];
         m->n_queued += m->state[i] == ROW_QUEUED;
-        *hint_of(m, m->rows[n].node) = (uint16_t)n;
+        slot->hint = (uint16_t)n;
         m->state[n++] = m->state[i];
     }
     m->n = n;
@@ -146,6 +155,7 @@ void mirror_remove(struct mirror *m, int index)
 {
     if (m->rows[index].node.v == m->tip.v)
         m->tip_here = false;
+    slot_of(m, m->rows[index].node)->count--;
     m->n_queued -= m->state[index] == ROW_QUEUED;
     size_t after = (size_t)(m->n - index - 1);
     memmove(&m->rows[index], &m->rows[index + 1], after * sizeof *m->rows);

@@ -10,12 +10,15 @@
 #include "role/machine.h"
 
 enum row_state { ROW_QUEUED, ROW_RUNNING, ROW_DONE };
-enum { MIRROR_HINTS = 1024 };
+enum { MIRROR_SLOTS = 4096 };
 struct mirror {
     struct row *rows; /* [capacity], live, parents before children */
     uint8_t *state;   /* [capacity] enum row_state */
     uint8_t *dead;    /* [capacity] scratch of an advance */
-    uint16_t *hint;   /* [MIRROR_HINTS] by the id's low bits: where the row was; rows only ever move down */
+    struct mirror_slot {
+        uint16_t hint;  /* where such a row was; rows only ever move down */
+        uint16_t count; /* rows of these low bits that are here; 0: none needs looking for */
+    } * slots;          /* [MIRROR_SLOTS] by the id's low bits */
     int n, capacity;
     int n_queued;
     node_id tip;   /* the newest chosen node that is known here */

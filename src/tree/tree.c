@@ -223,10 +223,42 @@ static void unlink_child(struct tree *t, int i)
     *link = t->nodes[i].next_sibling;
 }
 
-static int compare_worst_first(const void *a, const void *b)
+static void swap(struct heap_item *a, struct heap_item *b)
 {
-    const struct heap_item *x = a, *y = b;
-    return better(x, y) ? 1 : -1;
+    struct heap_item tmp = *a;
+    *a = *b;
+    *b = tmp;
+}
+
+/* The `k` worst of h[n] to the front, in no order (quickselect, the middle of three as pivot). */
+static void worst_first(struct heap_item *h, int n, int k)
+{
+    int from = 0, to = n - 1;
+    while (from < to) {
+        int mid = from + (to - from) / 2;
+        if (better(&h[from], &h[mid]))
+            swap(&h[from], &h[mid]);
+        if (better(&h[from], &h[to]))
+            swap(&h[from], &h[to]);
+        if (better(&h[mid], &h[to]))
+            swap(&h[mid], &h[to]);
+        struct heap_item pivot = h[mid];
+        int i = from, j = to;
+        while (i <= j) {
+            while (better(&pivot, &h[i]))
+                i++;
+            while (better(&h[j], &pivot))
+                j--;
+            if (i <= j)
+                swap(&h[i++], &h[j--]);
+        }
+        if (k <= j)
+            to = j;
+        else if (k >= i)
+            from = i;
+        else
+            return;
+    }
 }
 
 int tree_evict(struct tree *t, int keep)
@@ -239,7 +271,8 @@ int tree_evict(struct tree *t, int keep)
         if (x->id.v && !(x->flags & held) && x->first_child < 0 && i != t->root)
             h[n++] = (struct heap_item){x->path, x->id.v, i};
     }
-    qsort(h, (size_t)n, sizeof *h, compare_worst_first);
+    if (t->count > keep && t->count - keep < n)
+        worst_first(h, n, t->count - keep);
     for (; dropped < n && t->count > keep; dropped++) {
         unlink_child(t, h[dropped].index);
         node_release(t, h[dropped].index);
