@@ -16,6 +16,7 @@
 enum {
     SPIN_NS = 60000,    /* a worker, before it sleeps: longer than what lies between two loops of a batch */
     WAIT_NS = 20000,    /* the caller, for pieces that others still compute */
+    ALONE_MAX = 64,     /* loops that the caller does by itself after the others were late again and again */
     PIECES_A_THREAD = 8 /* so that threads of unequal speed end together */
 };
 #define CACHE_LINE _Alignas(64)
@@ -31,6 +32,7 @@ struct team {
     team_fn fn;
     void *user;
     int count, pieces, threads;
+    int late, alone;       /* where processors are taken: loops to do alone next time, and now */
     atomic_int caller_cpu; /* -1: unknown */
     bool may_move;         /* as many processors as threads: workers keep away from the caller's */
     cpu_set_t allowed;
@@ -150,7 +152,8 @@ void team_for(struct team *t, int count, int grain, team_fn fn, void *user)
 {
     PD_ASSERT(count >= 0 && grain >= 1);
     int pieces = PD_MIN(count / grain, t->threads * PIECES_A_THREAD);
-    if (pieces <= 1 || t->threads == 1) {
+    if (pieces <= 1 || t->threads == 1 || t->alone > 0) {
+        t->alone -= pieces > 1 && t->alone > 0;
         if (count > 0)
             fn(user, 0, count, 0);
         return;
@@ -169,14 +172,19 @@ void team_for(struct team *t, int count, int grain, team_fn fn, void *user)
         futex_wake(&t->loop, TEAM_MAX);
     unsigned all;
     atomic_fetch_add(&t->done, work(t, loop, 0, &all));
+    bool slept = false;
     for (unsigned done; (done = atomic_load_explicit(&t->done, memory_order_acquire)) != (unsigned)pieces;) {
         if (spin(&t->done, done, WAIT_NS))
             continue;
+        slept = true;
         atomic_store(&t->caller_sleeps, 1);
         if ((done = atomic_load(&t->done)) != (unsigned)pieces)
             futex_wait(&t->done, done);
         atomic_store(&t->caller_sleeps, 0);
     }
+    /* A thread that has claimed a piece and then lost its processor costs a time slice each time. */
+    t->late = slept ? PD_MIN(t->late * 2 + 1, ALONE_MAX) : t->late / 2;
+    t->alone = slept ? t->late : 0;
 }
 
 /* Signals are the business of threads that the program knows of. */
