@@ -57,12 +57,17 @@ static void nibbles_32(const uint8_t *q, uint8_t *code)
     }
 }
 
+/* The fifth bits: bit i of a byte belongs to weight i. A product and a mask leave bit i in byte i, the sum moves it to
+ * the byte's highest bit, without a carry. */
 static void read_q5(const uint8_t *high, const uint8_t *low, uint8_t *code)
 {
     nibbles_32(low, code);
-    for (int byte = 0; byte < 4; byte++)
-        for (int i = 0; i < 8; i++)
-            code[byte * 8 + i] |= (uint8_t)((high[byte] >> i & 1) << 4);
+    for (int i = 0; i < 4; i++) {
+        uint64_t each = high[i] * UINT64_C(0x0101010101010101) & UINT64_C(0x8040201008040201), word;
+        memcpy(&word, code + i * 8, sizeof word);
+        word |= (each + UINT64_C(0x7f7f7f7f7f7f7f7f)) >> 3 & UINT64_C(0x1010101010101010);
+        memcpy(code + i * 8, &word, sizeof word);
+    }
 }
 
 /* The twelve bytes of q4_K and q5_K that hold eight scales and eight minimums of 6 bits. */
