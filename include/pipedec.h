@@ -121,9 +121,11 @@ struct pd_engine_options {
 void pd_engine_options_init(struct pd_engine_options *o);
 
 struct pd_engine;
+/* A value out of its range, or an option that another one needs: PD_ERR_USAGE, and the text names the field. */
 enum pd_status pd_engine_new(struct pd_engine **out, const struct pd_engine_options *o, struct pd_error *err);
 void pd_engine_free(struct pd_engine *e); /* NULL is fine; no request may be running */
-/* End the running request, and one whose start is under way, with reason cancelled. */
+/* End every request that began before this call (pd_generate entered, pd_stream_new returned), the one that runs and
+ * those that wait for their turn, with reason cancelled. Later requests are not touched. */
 void pd_engine_cancel(struct pd_engine *e);
 /* Forget what the pipeline holds: the next request starts from nothing. */
 void pd_engine_reset(struct pd_engine *e);
@@ -231,7 +233,8 @@ void pd_sampling_init(struct pd_sampling *s);
 
 /* Run a request to its end on this thread, with events on the way. `reply` (may be NULL) gets the whole text; free
  * it with pd_reply_free. A cancelled request is a success with that reason. On PD_ERR_PEER and other failures after
- * the start, the text so far has been delivered and is in the reply. */
+ * the start, the text so far has been delivered and is in the reply. A field that makes no sense (NULL in a list, a
+ * number out of its range) is PD_ERR_USAGE, and the text names it. */
 struct pd_reply {
     char *text; /* NUL-terminated */
     size_t text_size;

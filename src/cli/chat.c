@@ -2,15 +2,13 @@
 #include "cli/cli.h"
 
 #include <errno.h>
-#include <histedit.h>
 #include <locale.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
-#include <sys/stat.h>
 #include <unistd.h>
 
-enum { KEY_SYSTEM = CLI_KEY_OWN, HISTORY_LINES = 1000 };
+enum { KEY_SYSTEM = CLI_KEY_OWN };
 
 struct chat {
     struct cli_common common;
@@ -19,11 +17,7 @@ struct chat {
     struct pd_engine *engine;
     struct pd_message *messages; /* owned strings */
     size_t n_messages, room;
-    bool terminal;
-    EditLine *edit; /* on a terminal only */
-    History *history;
-    char *history_path;
-    bool more;             /* the prompt of a continued line */
+    struct cli_lines *lines;
     enum pd_status status; /* the first failure */
 };
 
@@ -37,18 +31,19 @@ static const struct argp_option options[] = {
 static const char doc[] =
     "Talk with a model, turn by turn. What was said before stays in the pipeline and is not computed again.\v"
     "In the conversation: /help, /reset, /system TEXT, /save FILE, /quit. A line that ends in \\ goes on in "
-    "the "
-    "next. Ctrl-C stops a reply, Ctrl-D leaves.\n\n"
+    "the next. Ctrl-C stops a reply or clears the line, Ctrl-D leaves (Ctrl-C twice too).\n\n"
     "Examples:\n"
     "  pipedec chat -m model.gguf\n"
     "  pipedec chat -m big.gguf -d small.gguf --stages 4 --temp 0.7 --system \"Be brief.\"\n";
 
-static const char help[] = "/help          this text\n"
-                           "/reset         start a new conversation (the system message stays)\n"
-                           "/system TEXT   set the system message and start a new conversation\n"
-                           "/save FILE     write the conversation to FILE\n"
-                           "/quit          leave (Ctrl-D too)\n"
-                           "A line that ends in \\ goes on in the next one. Ctrl-C stops a reply.\n";
+static const char help[] =
+    "/help          this text\n"
+    "/reset         start a new conversation (the system message stays)\n"
+    "/system TEXT   set the system message and start a new conversation\n"
+    "/save FILE     write the conversation to FILE\n"
+    "/quit          leave (Ctrl-D, or Ctrl-C twice, too)\n"
+    "A line that ends in \\ goes on in the next one. Ctrl-C stops a reply or clears the "
+    "line.\n";
 
 static error_t parse(int key, char *arg, struct argp_state *state)
 {
@@ -58,7 +53,7 @@ static error_t parse(int key, char *arg, struct argp_state *state)
         state->child_inputs[0] = &c->common;
         return 0;
     case KEY_SYSTEM:
-        c->system = arg;
+        c->system = cli_text(state, "--system", arg);
         return 0;
     case 'n':
         c->max_tokens = (int)cli_int(state, "-n", arg, 1, 1 << 30);
@@ -102,6 +97,8 @@ static void start_anew(struct chat *c)
 static void on_event(void *user, const struct pd_event *event)
 {
     struct chat *c = user;
+    if (cli_lines_interrupted()) /* it came before the request had begun */
+        pd_engine_cancel(c->engine);
     if (event->type == PD_EVENT_TEXT && event->text_size && !c->common.json)
         cli_write(c->engine, event->text, event->text_size);
 }
@@ -117,10 +114,10 @@ static enum pd_status answer(struct chat *c, struct pd_error *err)
     r.sampling = c->common.sampling;
     r.on_event = on_event;
     r.user = c;
-    cli_catch_interrupt(c->engine);
+    cli_lines_reply(c->engine);
     enum pd_status status = pd_generate(c->engine, &r, &reply, err);
-    const bool stopped = cli_interrupted();
-    cli_catch_interrupt(NULL);
+    cli_lines_reply(NULL);
+    const bool stopped = cli_lines_interrupted();
     cli_progress_end();
     if (reply.text && !c->common.json)
         cli_write(NULL, "\n", 1);
@@ -134,6 +131,12 @@ static enum pd_status answer(struct chat *c, struct pd_error *err)
     return status;
 }
 
+static void failed(struct chat *c, const struct pd_error *err)
+{
+    c->status = c->status ? c->status : err->status;
+    cli_fail(err);
+}
+
 /* One message of the user. If it fails it was never said. */
 static void turn(struct chat *c, const char *text)
 {
@@ -143,8 +146,7 @@ static void turn(struct chat *c, const char *text)
     if (answer(c, &err) == PD_OK)
         return;
     unsay(c, before);
-    c->status = c->status ? c->status : err.status;
-    cli_fail(&err);
+    failed(c, &err);
     if (err.status == PD_ERR_CONTEXT)
         fputs("pipedec: /reset starts a new conversation\n", stderr);
 }
@@ -200,138 +202,74 @@ static bool command(struct chat *c, const char *line)
     return true;
 }
 
-/* ---- lines ---- */
-
-static char *prompt_text(EditLine *edit)
-{
-    static char first[] = "> ", more[] = ". ";
-    struct chat *c = NULL;
-    el_get(edit, EL_CLIENTDATA, &c);
-    return c->more ? more : first;
-}
-
-static void make_folders(char *path)
-{
-    for (char *slash = strchr(path + 1, '/'); slash; slash = strchr(slash + 1, '/')) {
-        *slash = 0;
-        mkdir(path, 0700);
-        *slash = '/';
-    }
-}
-
-static char *find_history_path(void)
-{
-    const char *state = getenv("XDG_STATE_HOME"), *home = getenv("HOME");
-    char *path = NULL;
-    int n = state && *state == '/' ? asprintf(&path, "%s/pipedec/history", state)
-            : home && *home        ? asprintf(&path, "%s/.local/state/pipedec/history", home)
-                                   : -1;
-    if (n < 0)
-        return NULL;
-    make_folders(path);
-    return path;
-}
-
-static void open_editor(struct chat *c)
-{
-    HistEvent event;
-    c->edit = el_init("pipedec", stdin, stderr, stderr);
-    c->history = history_init();
-    if (!c->edit || !c->history)
-        return;
-    el_set(c->edit, EL_CLIENTDATA, c);
-    el_set(c->edit, EL_PROMPT, prompt_text);
-    el_set(c->edit, EL_EDITOR, "emacs");
-    el_set(c->edit, EL_SIGNAL, 1);
-    el_set(c->edit, EL_HIST, history, c->history);
-    el_source(c->edit, NULL);
-    history(c->history, &event, H_SETSIZE, HISTORY_LINES);
-    history(c->history, &event, H_SETUNIQUE, 1);
-    c->history_path = find_history_path();
-    if (c->history_path)
-        history(c->history, &event, H_LOAD, c->history_path);
-}
-
-static void close_editor(struct chat *c)
-{
-    HistEvent event;
-    if (c->history && c->history_path && history(c->history, &event, H_SAVE, c->history_path) < 0)
-        log_msg(LOG_WARN, "%s: the history could not be saved", c->history_path);
-    if (c->history)
-        history_end(c->history);
-    if (c->edit)
-        el_end(c->edit);
-    free(c->history_path);
-}
-
-/* A line without its end, or NULL at the end of input; free() it. */
-static char *read_line(struct chat *c)
-{
-    if (c->edit) {
-        int n = 0;
-        HistEvent event;
-        const char *line = el_gets(c->edit, &n);
-        if (!line || n <= 0)
-            return NULL;
-        if (n > 1 && !c->more)
-            history(c->history, &event, H_ENTER, line);
-        char *copy = mem_strdup(line);
-        copy[strcspn(copy, "\n")] = 0;
-        return copy;
-    }
-    char *line = NULL;
-    size_t room = 0;
-    ssize_t n = getline(&line, &room, stdin);
-    if (n < 0) {
-        free(line);
-        return NULL;
-    }
-    while (n > 0 && (line[n - 1] == '\n' || line[n - 1] == '\r'))
-        line[--n] = 0;
-    return line;
-}
+/* ---- messages ---- */
 
 /* A message: lines joined as long as they end in a backslash. */
-static char *read_message(struct chat *c)
+static enum cli_line read_message(struct chat *c, char **all, size_t *size)
 {
-    c->more = false;
-    char *all = read_line(c);
-    while (all) {
-        size_t n = strlen(all);
-        if (n == 0 || all[n - 1] != '\\')
-            break;
-        c->more = true;
-        char *next = read_line(c), *joined;
-        all[n - 1] = 0;
-        if (asprintf(&joined, "%s\n%s", all, next ? next : "") < 0)
-            joined = NULL;
+    enum cli_line got = cli_lines_read(c->lines, false, all, size);
+    while (got == CLI_LINE && *size > 0 && (*all)[*size - 1] == '\\') {
+        char *next;
+        size_t n;
+        got = cli_lines_read(c->lines, true, &next, &n);
+        if (got == CLI_LINE_END) { /* nothing follows: the message is what there is */
+            (*all)[--*size] = 0;
+            return CLI_LINE;
+        }
+        if (got != CLI_LINE) {
+            free(*all);
+            *all = NULL;
+            return got;
+        }
+        char *joined = realloc(*all, *size + n + 1);
         PD_ASSERT(joined);
-        free(all);
+        joined[*size - 1] = '\n';
+        memcpy(joined + *size, next, n + 1);
+        *all = joined;
+        *size += n;
         free(next);
-        all = joined;
-        if (!next)
-            break;
     }
-    return all;
+    return got;
+}
+
+/* False: leave. */
+static bool message(struct chat *c, const char *text, size_t size)
+{
+    struct pd_error err = {0};
+    size_t bad;
+    if (cli_check_nul("the message", text, size, &err)) {
+        failed(c, &err);
+        return true;
+    }
+    if (text[0] == '/')
+        return command(c, text);
+    if (!text[strspn(text, " \t\n")])
+        return true;
+    if ((bad = cli_not_utf8(text, size)) < size)
+        log_msg(LOG_WARN, "byte %zu (0x%02x) of the message is no UTF-8: the model gets it as it is", bad + 1,
+                (unsigned char)text[bad]);
+    turn(c, text);
+    return true;
 }
 
 static void converse(struct chat *c)
 {
-    char *text;
     struct pd_error err = {0};
+    bool go_on = true;
     start_anew(c);
-    while (!cli_write_failed(&err) && (text = read_message(c))) {
-        bool go_on = true;
-        if (text[0] == '/')
-            go_on = command(c, text);
-        else if (text[strspn(text, " \t\n")])
-            turn(c, text);
+    while (go_on && !cli_write_failed(&err)) {
+        char *text;
+        size_t size;
+        const enum cli_line got = read_message(c, &text, &size);
+        if (got == CLI_LINE_CLEARED)
+            continue;
+        if (got == CLI_LINE_FAILED) {
+            error_set(&err, PD_ERR_FILE, "standard input: %s", strerror(errno));
+            failed(c, &err);
+        }
+        go_on = got == CLI_LINE && message(c, text, size) && !cli_lines_terminated();
         free(text);
-        if (!go_on)
-            break;
     }
-    if (!text && c->edit)
-        fputc('\n', stderr);
 }
 
 int cmd_chat(int argc, char **argv)
@@ -355,19 +293,18 @@ int cmd_chat(int argc, char **argv)
         return cli_engine_free(c.engine, code);
     }
     cli_progress_end();
-    c.terminal = isatty(STDIN_FILENO);
-    if (c.terminal) {
-        open_editor(&c);
+    c.lines = cli_lines_open();
+    if (isatty(STDIN_FILENO))
         fprintf(stderr, "%s. /help lists what else can be typed.\n", info.model_name);
-    }
     converse(&c);
-    if (c.terminal)
-        close_editor(&c);
+    cli_lines_close(c.lines);
     unsay(&c, 0);
     free(c.messages);
     int code = (int)c.status;
-    enum pd_status failed = cli_write_failed(&err);
-    if (failed)
-        code = err.text[0] ? cli_fail(&err) : (int)failed;
+    enum pd_status unwritten = cli_write_failed(&err);
+    if (unwritten)
+        code = err.text[0] ? cli_fail(&err) : (int)unwritten;
+    else if (cli_lines_terminated())
+        code = PD_ERR_CANCELLED;
     return cli_engine_free(c.engine, code);
 }

@@ -55,6 +55,13 @@ double cli_float(struct argp_state *state, const char *name, const char *text, d
 int cli_fail(const struct pd_error *err);
 int cli_fail_with(enum pd_status status, const char *fmt, ...) PD_PRINTF(2, 3);
 
+/* PD_ERR_USAGE, with the place, if the text (`what`: "the prompt") holds a NUL byte, which would end it. */
+enum pd_status cli_check_nul(const char *what, const char *text, size_t size, struct pd_error *err);
+/* The offset of the first byte that is no UTF-8; size: there is none. */
+size_t cli_not_utf8(const char *text, size_t size);
+/* An argument that has to be text; otherwise it ends the program by argp_error. */
+char *cli_text(struct argp_state *state, const char *name, char *arg);
+
 /* All of a file ("-": standard input), NUL-terminated; at most `max` bytes. free() it. */
 enum pd_status cli_read_file(const char *path, size_t max, char **out, size_t *size, struct pd_error *err);
 
@@ -74,6 +81,26 @@ void cli_wait_for_first_rank(void);
 /* First Ctrl-C: cancel `e` and note it; second: the signal's own effect. NULL: back to the default. */
 void cli_catch_interrupt(struct pd_engine *e);
 bool cli_interrupted(void);
+
+/* Lines that a user types (with editing and history) or pipes in, and the signals of a conversation: SIGINT stops a
+ * reply (a second one ends the program), at the prompt it clears the line; SIGTERM and SIGHUP, and SIGINT where no
+ * terminal is, stop the reply and end the conversation. */
+enum cli_line {
+    CLI_LINE,         /* *line, without its end, [*size] and NUL-terminated; free() it */
+    CLI_LINE_END,     /* the end of the input, or Ctrl-C twice */
+    CLI_LINE_CLEARED, /* Ctrl-C: what was typed is to be forgotten */
+    CLI_LINE_STOPPED, /* a signal ends the conversation */
+    CLI_LINE_FAILED   /* errno says why */
+};
+struct cli_lines;
+struct cli_lines *cli_lines_open(void);
+enum cli_line cli_lines_read(struct cli_lines *l, bool more, char **line,
+                             size_t *size); /* more: continues one */
+void cli_lines_close(struct cli_lines *l);
+/* A reply of `e` begins, or has ended (NULL). */
+void cli_lines_reply(struct pd_engine *e);
+bool cli_lines_interrupted(void); /* the newest reply, by any of them */
+bool cli_lines_terminated(void);  /* the conversation */
 
 /* The line of statistics, on standard error. */
 void cli_print_stats(const struct pd_stats *s, enum pd_reason reason);

@@ -127,13 +127,21 @@ double cli_float(struct argp_state *state, const char *name, const char *text, d
     return value;
 }
 
+char *cli_text(struct argp_state *state, const char *name, char *arg)
+{
+    const size_t size = strlen(arg), bad = cli_not_utf8(arg, size);
+    if (bad < size)
+        argp_error(state, "%s: byte %zu (0x%02x) is no UTF-8", name, bad + 1, (unsigned char)arg[bad]);
+    return arg;
+}
+
 static uint64_t seed(struct argp_state *state, const char *text)
 {
     char *end;
     errno = 0;
     unsigned long long value = strtoull(text, &end, 0);
-    if (end == text || *end || errno || *text == '-')
-        argp_error(state, "--seed %s: give a whole number", text);
+    if (end == text || *end || errno || strpbrk(text, "+- \t\n"))
+        argp_error(state, "--seed %s: give a whole number from 0 to 2^64 - 1", text);
     return value;
 }
 

@@ -7,6 +7,7 @@
 #include <stdlib.h>
 #include <string.h>
 #include <unistd.h>
+#include <utf8proc.h>
 #include <yyjson.h>
 
 /* ---- errors and files ---- */
@@ -36,6 +37,30 @@ int cli_fail_with(enum pd_status status, const char *fmt, ...)
     vsnprintf(err.text, sizeof err.text, fmt, args);
     va_end(args);
     return cli_fail(&err);
+}
+
+enum pd_status cli_check_nul(const char *what, const char *text, size_t size, struct pd_error *err)
+{
+    const char *nul = size ? memchr(text, 0, size) : NULL;
+    if (!nul)
+        return PD_OK;
+    return error_set(err, PD_ERR_USAGE,
+                     "%s holds a NUL byte (its byte %zu): text has none; is it a binary file?", what,
+                     (size_t)(nul - text) + 1);
+}
+
+size_t cli_not_utf8(const char *text, size_t size)
+{
+    utf8proc_int32_t rune;
+    size_t at = 0;
+    while (at < size) {
+        utf8proc_ssize_t n =
+            utf8proc_iterate((const utf8proc_uint8_t *)text + at, (utf8proc_ssize_t)(size - at), &rune);
+        if (n <= 0)
+            return at;
+        at += (size_t)n;
+    }
+    return size;
 }
 
 enum pd_status cli_read_file(const char *path, size_t max, char **out, size_t *size, struct pd_error *err)

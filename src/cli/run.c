@@ -38,8 +38,7 @@ static const struct argp_option options[] = {
 static const char doc[] =
     "Decode one prompt and print the text as it comes.\v"
     "The exit code says what went wrong (docs/usage.md lists them). Ctrl-C ends the reply with its "
-    "statistics, "
-    "a second Ctrl-C ends the program.\n\n"
+    "statistics, a second Ctrl-C ends the program.\n\n"
     "Examples:\n"
     "  pipedec run -m model.gguf -p \"Once upon a time\" -n 64\n"
     "  pipedec run -m model.gguf --chat -p \"Why is the sky blue?\" --stats\n"
@@ -70,7 +69,7 @@ static error_t parse(int key, char *arg, struct argp_state *state)
         state->child_inputs[0] = &a->common;
         return 0;
     case 'p':
-        a->prompt = arg;
+        a->prompt = cli_text(state, "-p", arg);
         return 0;
     case 'f':
         a->file = arg;
@@ -82,14 +81,14 @@ static error_t parse(int key, char *arg, struct argp_state *state)
         a->chat = true;
         return 0;
     case KEY_SYSTEM:
-        a->system = arg;
+        a->system = cli_text(state, "--system", arg);
         return 0;
     case KEY_STOP:
         if (a->n_stop == STOPS_MAX)
             argp_error(state, "no more than %d stop strings", STOPS_MAX);
         if (!*arg)
             argp_error(state, "a stop string is empty");
-        a->stop[a->n_stop++] = unescape(arg);
+        a->stop[a->n_stop++] = unescape(cli_text(state, "--stop", arg));
         return 0;
     case KEY_IGNORE_END:
         a->ignore_end = true;
@@ -114,6 +113,8 @@ static error_t parse(int key, char *arg, struct argp_state *state)
 static void on_event(void *user, const struct pd_event *event)
 {
     struct run_args *a = user;
+    if (cli_interrupted()) /* it came before the request had begun */
+        pd_engine_cancel(a->engine);
     if (event->type == PD_EVENT_TEXT && event->token >= 0 && a->seen++ >= a->n_known)
         cli_journal_token(event->token);
     if (event->type == PD_EVENT_TEXT && !a->common.json && event->text_size)
@@ -129,7 +130,15 @@ static enum pd_status read_prompt(const struct run_args *a, char **text, size_t 
     }
     if (!a->file && isatty(STDIN_FILENO))
         return error_set(err, PD_ERR_USAGE, "no prompt: give -p TEXT or -f FILE, or pipe it in");
-    return cli_read_file(a->file ? a->file : "-", PROMPT_MAX, text, size, err);
+    const char *name = a->file ? a->file : "-";
+    enum pd_status status = cli_read_file(name, PROMPT_MAX, text, size, err);
+    if (status || (status = cli_check_nul("the prompt", *text, *size, err)))
+        return status;
+    const size_t bad = cli_not_utf8(*text, *size);
+    if (bad < *size)
+        log_msg(LOG_WARN, "byte %zu (0x%02x) of the prompt is no UTF-8: the model gets it as it is", bad + 1,
+                (unsigned char)(*text)[bad]);
+    return PD_OK;
 }
 
 static enum pd_status generate(struct run_args *a, char *prompt, size_t size, struct pd_reply *reply,

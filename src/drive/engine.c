@@ -19,9 +19,33 @@ void pd_engine_options_init(struct pd_engine_options *o)
     *o = (struct pd_engine_options){.struct_size = sizeof *o, .spin_us = -1};
 }
 
-static enum pd_status bad(struct pd_error *err, const char *what, double value)
+/* A whole number of the options out of its range. */
+static enum pd_status check_ranges(const struct pd_engine_options *o, struct pd_error *err)
 {
-    return error_set(err, PD_ERR_USAGE, "%s of %g makes no sense", what, value);
+    const struct {
+        const char *field;
+        int value, min, max;
+    } all[] = {
+        {"threads", o->threads, 0, ENGINE_THREADS_MAX},
+        {"draft_threads", o->draft_threads, 0, ENGINE_THREADS_MAX},
+        {"ctx", o->ctx, 0, ENGINE_CTX_MAX},
+        {"kv_type", (int)o->kv_type, PD_KV_F16, PD_KV_Q8_0},
+        {"mode", (int)o->mode, PD_MODE_AUTO, PD_MODE_BEST},
+        {"width", o->width, 0, BATCH_ROWS},
+        {"children", o->children, 0, 64},
+        {"depth", o->depth, 0, 1024},
+        {"clock", (int)o->clock, PD_CLOCK_WALL, PD_CLOCK_VIRTUAL},
+    };
+    for (size_t i = 0; i < PD_COUNT(all); i++)
+        if (all[i].value < all[i].min || all[i].value > all[i].max)
+            return error_set(err, PD_ERR_USAGE, "%s %d: give %d to %d", all[i].field, all[i].value,
+                             all[i].min, all[i].max);
+    if (o->tree_nodes && (o->tree_nodes < 64 || o->tree_nodes > 1 << 20))
+        return error_set(err, PD_ERR_USAGE, "tree_nodes %d: give 64 to %d, or 0 for %d", o->tree_nodes,
+                         1 << 20, ENGINE_TREE_NODES);
+    if (!(o->spin_us <= 1e9))
+        return error_set(err, PD_ERR_USAGE, "spin_us %g: give microseconds, 1e9 at most", o->spin_us);
+    return PD_OK;
 }
 
 static enum pd_status check_options(const struct pd_engine_options *o, struct pd_error *err)
@@ -30,19 +54,9 @@ static enum pd_status check_options(const struct pd_engine_options *o, struct pd
         return error_set(err, PD_ERR_USAGE, "no model given");
     if (o->stages < 0)
         return error_set(err, PD_ERR_STAGES, "%d stages: give 1 or more", o->stages);
-    if (o->threads < 0 || o->draft_threads < 0)
-        return bad(err, "a number of threads", PD_MIN(o->threads, o->draft_threads));
-    if (o->ctx < 0)
-        return bad(err, "a context", o->ctx);
-    if (o->width < 0 || o->width > BATCH_ROWS)
-        return error_set(err, PD_ERR_USAGE, "a width of %d: give 1 to %d, or 0 for automatic", o->width,
-                         BATCH_ROWS);
-    if (o->children < 0 || o->depth < 0)
-        return bad(err, o->children < 0 ? "a number of children" : "a depth", PD_MIN(o->children, o->depth));
-    if (o->tree_nodes < 0 || (o->tree_nodes > 0 && o->tree_nodes < 64) || o->tree_nodes > 1 << 20)
-        return error_set(err, PD_ERR_USAGE, "a tree of %d nodes: give 64 to %d", o->tree_nodes, 1 << 20);
-    if ((unsigned)o->mode > PD_MODE_BEST)
-        return bad(err, "a mode", o->mode);
+    enum pd_status status = check_ranges(o, err);
+    if (status)
+        return status;
     if (o->mode > PD_MODE_PP && !o->draft)
         return error_set(err, PD_ERR_USAGE, "mode %s needs a draft model", pd_mode_name(o->mode));
     if (o->clock == PD_CLOCK_VIRTUAL && !o->profile)
@@ -50,13 +64,17 @@ static enum pd_status check_options(const struct pd_engine_options *o, struct pd
     return PD_OK;
 }
 
+/* Options of the first version of the header: less is no struct of ours. */
+static const size_t options_least = offsetof(struct pd_engine_options, progress_user) + sizeof(void *);
+
 /* A caller built against an older header has a shorter struct; what it does not know keeps its default. */
 static enum pd_status take_options(struct pd_engine *e, const struct pd_engine_options *o,
                                    struct pd_error *err)
 {
     pd_engine_options_init(&e->o);
-    if (o->struct_size == 0 || o->struct_size > sizeof e->o)
-        return error_set(err, PD_ERR_USAGE, "engine options of %zu bytes: call pd_engine_options_init first",
+    if (o->struct_size < options_least || o->struct_size > sizeof e->o)
+        return error_set(err, PD_ERR_USAGE,
+                         "struct_size %zu of the engine options: call pd_engine_options_init first",
                          o->struct_size);
     memcpy(&e->o, o, o->struct_size);
     e->o.struct_size = sizeof e->o;
@@ -269,7 +287,13 @@ static enum pd_status load(struct pd_engine *e, const struct pd_engine_options *
         (status = load_models(e, hooks->only_role, err)))
         return status;
     find_end_tokens(e);
-    return make_driver(e, hooks, err);
+    if ((status = make_driver(e, hooks, err)))
+        return status;
+    if (e->info.target.ctx_train > 0 && e->ctx > e->info.target.ctx_train)
+        log_msg(LOG_WARN,
+                "a context of %d positions: the model was made for %d, beyond that its text gets worse",
+                e->ctx, e->info.target.ctx_train);
+    return PD_OK;
 }
 
 enum pd_status engine_new_with(struct pd_engine **out, const struct pd_engine_options *o,
@@ -279,6 +303,7 @@ enum pd_status engine_new_with(struct pd_engine **out, const struct pd_engine_op
     pthread_mutex_init(&e->lock, NULL);
     pthread_mutex_init(&e->turn, NULL);
     atomic_init(&e->cancel, false);
+    atomic_init(&e->cancels, 0);
     enum pd_status status = load(e, o, hooks, err);
     if (status) {
         pd_engine_free(e);
@@ -318,8 +343,10 @@ void pd_engine_free(struct pd_engine *e)
     free(e);
 }
 
+/* The count first: a request that takes its turn now clears the flag, and then looks at the count. */
 void pd_engine_cancel(struct pd_engine *e)
 {
+    atomic_fetch_add(&e->cancels, 1);
     atomic_store(&e->cancel, true);
 }
 

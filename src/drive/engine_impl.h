@@ -53,6 +53,7 @@ struct pd_engine {
 
     pthread_mutex_t lock;     /* held while a request runs */
     atomic_bool cancel;       /* of the running request */
+    atomic_uint cancels;      /* calls of pd_engine_cancel: each ends the requests that began before it */
     pthread_mutex_t turn;     /* held for a moment, over `owner` */
     const atomic_bool *owner; /* the running stream's flag; NULL: none */
     struct held held;
@@ -61,10 +62,12 @@ struct pd_engine {
 
 void held_free(struct held *h);
 void talk_forget(struct talk *t);
+/* A caller's request as a whole one of ours: what an older header does not know keeps its default. */
+enum pd_status engine_take_request(struct pd_request *out, const struct pd_request *r, struct pd_error *err);
 /* pd_generate with a flag of its own beside the engine's: engine_cancel_own sets it, and cancels the request if it is
- * the one that runs. */
+ * the one that runs. `cancels` is the engine's count when the request began. */
 void engine_cancel_own(struct pd_engine *e, atomic_bool *cancelled);
-enum pd_status engine_generate(struct pd_engine *e, const struct pd_request *r, atomic_bool *cancelled,
-                               struct pd_reply *reply, struct pd_error *err);
+enum pd_status engine_generate(struct pd_engine *e, const struct pd_request *r, unsigned cancels,
+                               atomic_bool *cancelled, struct pd_reply *reply, struct pd_error *err);
 
 #endif

@@ -246,13 +246,36 @@ static enum pd_reason on_token(void *user, const struct token_event *t)
     return PD_REASON_NONE;
 }
 
+static enum pd_status missing(struct pd_error *err, const char *field, size_t i, const char *part)
+{
+    return error_set(err, PD_ERR_USAGE, "%s[%zu]%s is NULL", field, i, part);
+}
+
 static enum pd_status check_request(const struct pd_request *r, struct pd_error *err)
 {
-    for (size_t i = 0; i < r->n_stop; i++)
+    const struct {
+        const char *field;
+        const void *list;
+        size_t n;
+    } lists[] = {{"messages", r->messages, r->n_messages},
+                 {"tokens", r->tokens, r->n_tokens},
+                 {"stop", r->stop, r->n_stop},
+                 {"resume", r->resume, r->n_resume},
+                 {"prompt", r->prompt, r->prompt_size}};
+    for (size_t i = 0; i < PD_COUNT(lists); i++)
+        if (lists[i].n && !lists[i].list)
+            return error_set(err, PD_ERR_USAGE, "%s is NULL, its size %zu", lists[i].field, lists[i].n);
+    for (size_t i = 0; i < r->n_messages; i++)
+        if (!r->messages[i].role || !r->messages[i].content)
+            return missing(err, "messages", i, r->messages[i].role ? ".content" : ".role");
+    for (size_t i = 0; i < r->n_stop; i++) {
+        if (!r->stop[i])
+            return missing(err, "stop", i, "");
         if (!r->stop[i][0])
-            return error_set(err, PD_ERR_USAGE, "a stop string is empty");
+            return error_set(err, PD_ERR_USAGE, "stop[%zu], a stop string, is empty", i);
+    }
     if (r->max_tokens < 0)
-        return error_set(err, PD_ERR_USAGE, "a limit of %d tokens", r->max_tokens);
+        return error_set(err, PD_ERR_USAGE, "max_tokens %d: negative", r->max_tokens);
     return sample_check(&r->sampling, err);
 }
 
@@ -379,7 +402,7 @@ static enum pd_status take_up(struct pd_engine *e, struct running *run, struct t
     for (size_t i = 0; i < r->n_resume && !*reason; i++) {
         struct token_event t = {.token = r->resume[i], .pos = (int32_t)sequence->count};
         if (t.token < 0 || t.token >= n_vocab || t.pos > e->ctx)
-            return error_set(run->err, PD_ERR_USAGE, "token %zu of those to resume from makes no sense", i);
+            return error_set(run->err, PD_ERR_USAGE, "resume[%zu] makes no sense here", i);
         enum pd_reason f = on_token(run, &t);
         if (run->status || (run->status = token_list_add(sequence, t.token, run->err)))
             return run->status;
@@ -448,12 +471,22 @@ static enum pd_status decode(struct pd_engine *e, struct running *run, struct to
     return status;
 }
 
-/* The request with this flag runs now. */
-static void take_turn(struct pd_engine *e, atomic_bool *cancelled)
+/* The request with this flag runs now; it may have been cancelled before. The flag is cleared before the count is
+ * read, and pd_engine_cancel counts before it sets the flag: whichever comes first, no cancel is lost. */
+static void take_turn(struct pd_engine *e, atomic_bool *cancelled, unsigned cancels)
 {
     pthread_mutex_lock(&e->turn);
     e->owner = cancelled;
-    atomic_store(&e->cancel, cancelled && atomic_load(cancelled));
+    atomic_store(&e->cancel, false);
+    if ((cancelled && atomic_load(cancelled)) || atomic_load(&e->cancels) != cancels)
+        atomic_store(&e->cancel, true);
+    pthread_mutex_unlock(&e->turn);
+}
+
+static void end_turn(struct pd_engine *e)
+{
+    pthread_mutex_lock(&e->turn);
+    e->owner = NULL;
     pthread_mutex_unlock(&e->turn);
 }
 
@@ -466,33 +499,39 @@ void engine_cancel_own(struct pd_engine *e, atomic_bool *cancelled)
     pthread_mutex_unlock(&e->turn);
 }
 
-enum pd_status engine_generate(struct pd_engine *e, const struct pd_request *r, atomic_bool *cancelled,
-                               struct pd_reply *reply, struct pd_error *err)
+enum pd_status engine_take_request(struct pd_request *out, const struct pd_request *r, struct pd_error *err)
 {
-    struct pd_request mine;
+    static const size_t least = offsetof(struct pd_request, n_resume) + sizeof(size_t);
+    pd_request_init(out);
+    if (r->struct_size < least || r->struct_size > sizeof *out)
+        return error_set(err, PD_ERR_USAGE, "struct_size %zu of the request: call pd_request_init first",
+                         r->struct_size);
+    memcpy(out, r, r->struct_size);
+    out->struct_size = sizeof *out;
+    return PD_OK;
+}
+
+enum pd_status engine_generate(struct pd_engine *e, const struct pd_request *r, unsigned cancels,
+                               atomic_bool *cancelled, struct pd_reply *reply, struct pd_error *err)
+{
     struct token_list prompt = {0};
-    pd_request_init(&mine);
     if (reply)
         *reply = (struct pd_reply){0};
-    if (r->struct_size == 0 || r->struct_size > sizeof mine)
-        return error_set(err, PD_ERR_USAGE, "a request of %zu bytes: call pd_request_init first",
-                         r->struct_size);
-    memcpy(&mine, r, r->struct_size);
-    enum pd_status status = check_request(&mine, err);
+    enum pd_status status = check_request(r, err);
     if (status)
         return status;
     pthread_mutex_lock(&e->lock);
-    take_turn(e, cancelled);
-    status = encode_prompt(e, &mine, &prompt, err);
+    take_turn(e, cancelled, cancels);
+    status = encode_prompt(e, r, &prompt, err);
     if (!status) {
-        struct running run = {.e = e, .r = &mine, .err = err};
-        detok_init(&run.detok, e->tokenizer, mine.special ? DETOK_SPECIAL : 0);
+        struct running run = {.e = e, .r = r, .err = err};
+        detok_init(&run.detok, e->tokenizer, r->special ? DETOK_SPECIAL : 0);
         status = decode(e, &run, &prompt, reply);
         text_buf_free(&run.text);
         token_list_free(&run.tokens);
     }
     token_list_free(&prompt);
-    take_turn(e, NULL);
+    end_turn(e);
     pthread_mutex_unlock(&e->lock);
     return status;
 }
@@ -500,5 +539,10 @@ enum pd_status engine_generate(struct pd_engine *e, const struct pd_request *r, 
 enum pd_status pd_generate(struct pd_engine *e, const struct pd_request *r, struct pd_reply *reply,
                            struct pd_error *err)
 {
-    return engine_generate(e, r, NULL, reply, err);
+    const unsigned cancels = atomic_load(&e->cancels);
+    struct pd_request mine;
+    if (reply)
+        *reply = (struct pd_reply){0};
+    enum pd_status status = engine_take_request(&mine, r, err);
+    return status ? status : engine_generate(e, &mine, cancels, NULL, reply, err);
 }

@@ -15,6 +15,7 @@ struct pd_stream {
     struct pd_engine *e;
     struct pd_request request;
     pthread_t thread;
+    unsigned cancels; /* the engine's count when it was asked for */
     atomic_bool cancelled;
     pthread_mutex_t lock;
     pthread_cond_t changed;
@@ -47,7 +48,7 @@ static void *work(void *user)
 {
     struct pd_stream *s = user;
     struct pd_error err = {0};
-    enum pd_status status = engine_generate(s->e, &s->request, &s->cancelled, NULL, &err);
+    enum pd_status status = engine_generate(s->e, &s->request, s->cancels, &s->cancelled, NULL, &err);
     pthread_mutex_lock(&s->lock);
     s->ended = true;
     s->status = status;
@@ -60,15 +61,18 @@ static void *work(void *user)
 enum pd_status pd_stream_new(struct pd_stream **out, struct pd_engine *e, const struct pd_request *r,
                              struct pd_error *err)
 {
-    struct pd_stream *s = mem_new(1, sizeof *s);
     *out = NULL;
+    struct pd_request mine;
+    enum pd_status status = engine_take_request(&mine, r, err);
+    if (status)
+        return status;
+    struct pd_stream *s = mem_new(1, sizeof *s);
     s->e = e;
+    s->cancels = atomic_load(&e->cancels);
     s->last = &s->first;
-    pd_request_init(&s->request);
-    memcpy(&s->request, r, PD_MIN(r->struct_size, sizeof s->request));
+    s->request = mine;
     s->request.on_event = on_event;
     s->request.user = s;
-    s->request.struct_size = r->struct_size ? sizeof s->request : 0;
     atomic_init(&s->cancelled, false);
     pthread_mutex_init(&s->lock, NULL);
     pthread_cond_init(&s->changed, NULL);

@@ -45,16 +45,16 @@ enum pd_status sample_check(const struct pd_sampling *p, struct pd_error *err)
     if (!(p->temperature >= 0 && p->temperature <= 100))
         return error_set(err, PD_ERR_USAGE, "temperature %g: not in 0..100", (double)p->temperature);
     if (p->top_k < 0)
-        return error_set(err, PD_ERR_USAGE, "top-k %d: negative", p->top_k);
+        return error_set(err, PD_ERR_USAGE, "top_k %d: negative", p->top_k);
     if (!(p->top_p > 0 && p->top_p <= 1))
-        return error_set(err, PD_ERR_USAGE, "top-p %g: not above 0 and up to 1", (double)p->top_p);
+        return error_set(err, PD_ERR_USAGE, "top_p %g: not above 0 and up to 1", (double)p->top_p);
     if (!(p->min_p >= 0 && p->min_p <= 1))
-        return error_set(err, PD_ERR_USAGE, "min-p %g: not in 0..1", (double)p->min_p);
+        return error_set(err, PD_ERR_USAGE, "min_p %g: not in 0..1", (double)p->min_p);
     if (!(p->repeat_penalty > 0 && p->repeat_penalty <= 100))
-        return error_set(err, PD_ERR_USAGE, "repeat penalty %g: not above 0 and up to 100",
+        return error_set(err, PD_ERR_USAGE, "repeat_penalty %g: not above 0 and up to 100",
                          (double)p->repeat_penalty);
     if (p->repeat_last_n < 0)
-        return error_set(err, PD_ERR_USAGE, "repeat window %d: negative", p->repeat_last_n);
+        return error_set(err, PD_ERR_USAGE, "repeat_last_n %d: negative", p->repeat_last_n);
     return PD_OK;
 }
 

@@ -55,6 +55,13 @@ reply=$(run --chat -p "Say hello." --system "You are polite." -n 12) || fail "--
 [ "$(echo "Say hello." | run --chat --system "You are polite." -n 12)" = "$reply" ] ||
     fail "a last newline of a chat prompt matters"
 
+# What may be meant, but is odd, is said and done.
+printf 'caf\xe9 is open\n' | run -n 4 >"$tmp/out" || fail "a prompt in Latin-1: exit code $?"
+grep -q "warning: byte 4 (0xe9) of the prompt is no UTF-8" "$tmp/err" || fail "a prompt in Latin-1: $(cat "$tmp/err")"
+run -p "$prompt" -n 2 --ctx 9000 >"$tmp/out" || fail "a large context: exit code $?"
+grep -q "warning: a context of 9000 positions: the model was made for 8192" "$tmp/err" ||
+    fail "a context beyond the model's: $(cat "$tmp/err")"
+
 # The first Ctrl-C ends the text with statistics.
 "$PIPEDEC" run -m "$model" -t 1 -p "$prompt" --ignore-end --ctx 4096 >"$tmp/out" 2>"$tmp/err" &
 pid=$!

@@ -1,10 +1,13 @@
 /* The public interface on the small model. */
+#include "drive/engine.h"
 #include "models.h"
 #include "pipedec.h"
 
+#include <math.h>
 #include <setjmp.h>
 #include <stdarg.h>
 #include <string.h>
+#include <time.h>
 
 #include <cmocka.h>
 
@@ -181,6 +184,68 @@ static void cancel_ends_a_request_and_nothing_else(void **state)
     }
 }
 
+/* An engine whose computing is an oracle's: a token takes microseconds, so that a thousand requests take seconds. */
+static enum pd_status make_oracle(void *user, struct driver **out, const struct driver_options *o,
+                                  const struct compute *c, struct pd_error *err)
+{
+    (void)c;
+    struct compute *oracle = user;
+    struct driver_options mine = *o;
+    struct oracle_options all = {.seed = 1, .n_vocab = o->n_vocab, .end_token = -1};
+    mine.n_embd = 0;
+    enum pd_status status = oracle_new(oracle, &all, o->drafter.n_stages, err);
+    return status ? status : threads_new(out, &mine, oracle, err);
+}
+
+static enum pd_reason end_of(struct pd_stream *s)
+{
+    struct pd_event event;
+    struct pd_error err = {0};
+    do
+        if (pd_stream_next(s, &event, &err))
+            fail_msg("%s", err.text);
+    while (event.type == PD_EVENT_TEXT);
+    pd_stream_free(s);
+    return event.reason;
+}
+
+static void a_cancel_at_any_moment_is_heeded(void **state)
+{
+    (void)state;
+    struct compute oracle = {0};
+    struct engine_hooks hooks = {.only_role = ROLE_DRAFTER, .make_driver = make_oracle, .user = &oracle};
+    struct pd_engine_options o;
+    struct pd_engine *e;
+    struct pd_error err = {0};
+    pd_engine_options_init(&o);
+    o.model = model;
+    o.stages = 2;
+    o.ctx = 1 << 17; /* no request gets to its end by itself in the time it is given */
+    if (engine_new_with(&e, &o, &hooks, &err))
+        fail_msg("%s", err.text);
+    struct pd_request endless = ask(story, 0, NULL), brief = ask(story, 3, NULL);
+    endless.ignore_end = true;
+    for (int i = 0; i < 1000; i++) {
+        const uint64_t moment = rng_u64(2, (uint64_t)i, 0, 0) % (i % 4 ? 200000 : 2000000);
+        struct pd_stream *first, *waits = NULL;
+        assert_int_equal(pd_stream_new(&first, e, &endless, &err), PD_OK);
+        if (i % 3 == 0)
+            assert_int_equal(pd_stream_new(&waits, e, &endless, &err), PD_OK);
+        if (i % 5) /* else at once */
+            nanosleep(&(struct timespec){.tv_nsec = (long)moment}, NULL);
+        pd_engine_cancel(e);
+        if (end_of(first) != PD_REASON_CANCELLED || (waits && end_of(waits) != PD_REASON_CANCELLED))
+            fail_msg("cancel %d, after %llu ns, was lost", i, (unsigned long long)moment);
+        if (i % 10)
+            continue;
+        struct pd_reply reply = generate(e, &brief); /* those that come later are not touched */
+        assert_int_equal(reply.reason, PD_REASON_LENGTH);
+        pd_reply_free(&reply);
+    }
+    pd_engine_free(e);
+    compute_free(&oracle);
+}
+
 static void context_bounds_prompt_and_reply(void **state)
 {
     (void)state;
@@ -310,6 +375,40 @@ static void nonsense_is_refused(void **state)
     good.model = model;
     o = good, o.struct_size = 0;
     expect_refused(&o, PD_ERR_USAGE, "init");
+    o = good, o.struct_size = sizeof(size_t) + 1; /* would take a byte of a pointer */
+    expect_refused(&o, PD_ERR_USAGE, "struct_size");
+    o = good, o.struct_size = sizeof o + 1;
+    expect_refused(&o, PD_ERR_USAGE, "struct_size");
+#define REFUSED(field, value) (o = good, o.field = value, expect_refused(&o, PD_ERR_USAGE, #field))
+    REFUSED(threads, -1);
+    REFUSED(threads, 1 << 30);
+    REFUSED(draft_threads, -1);
+    REFUSED(draft_threads, 1 << 30);
+    REFUSED(ctx, -1);
+    REFUSED(ctx, INT32_MAX);
+    REFUSED(kv_type, (enum pd_kv_type)99);
+    REFUSED(kv_type, (enum pd_kv_type) - 1);
+    REFUSED(mode, (enum pd_mode)99);
+    REFUSED(width, -1);
+    REFUSED(width, 1 << 20);
+    REFUSED(children, -1);
+    REFUSED(children, 1 << 20);
+    REFUSED(depth, -1);
+    REFUSED(depth, 1 << 20);
+    REFUSED(tree_nodes, -1);
+    REFUSED(tree_nodes, 63);
+    REFUSED(tree_nodes, INT32_MAX);
+    REFUSED(clock, (enum pd_clock)99);
+    REFUSED(spin_us, (double)NAN);
+    REFUSED(spin_us, (double)INFINITY);
+    o = good, o.stages = -1;
+    expect_refused(&o, PD_ERR_STAGES, "-1");
+    o = good, o.draft = "/nonexistent/draft.gguf";
+    expect_refused(&o, PD_ERR_FILE, "/nonexistent/draft.gguf");
+    o = good, o.trace = "/nonexistent/trace.json";
+    expect_refused(&o, PD_ERR_FILE, "/nonexistent/trace.json");
+    o = good, o.dump_tree = "/nonexistent/tree.txt";
+    expect_refused(&o, PD_ERR_FILE, "/nonexistent/tree.txt");
     o = good, o.model = "/nonexistent/model.gguf";
     expect_refused(&o, PD_ERR_FILE, "/nonexistent/model.gguf");
     o = good, o.stages = 31;
@@ -326,21 +425,67 @@ static void nonsense_is_refused(void **state)
     o = good, o.ctx = 1 << 26;
     expect_refused(&o, PD_ERR_MEMORY, "67108864");
 
-    struct pd_engine *e = open_engine(1, false, PD_CLOCK_WALL, PD_MODE_AUTO, 64);
+    pd_engine_free(NULL);
+}
+
+static void refuse_request(struct pd_engine *e, const struct pd_request *r, const char *word)
+{
     struct pd_reply reply;
     struct pd_error err = {0};
-    struct pd_request r = ask(NULL, 4, NULL);
-    assert_int_equal(pd_generate(e, &r, &reply, &err), PD_ERR_USAGE);
-    r = ask(story, 4, NULL);
-    r.sampling.top_p = 0;
-    assert_int_equal(pd_generate(e, &r, &reply, &err), PD_ERR_USAGE);
-    int32_t beyond = 1 << 30;
-    r = ask(NULL, 4, NULL);
-    r.tokens = &beyond;
-    r.n_tokens = 1;
-    assert_int_equal(pd_generate(e, &r, &reply, &err), PD_ERR_USAGE);
+    assert_int_equal(pd_generate(e, r, &reply, &err), PD_ERR_USAGE);
+    assert_null(reply.text);
+    if (!strstr(err.text, word))
+        fail_msg("'%s' does not say '%s'", err.text, word);
+    struct pd_stream *s;
+    struct pd_event event;
+    if (pd_stream_new(&s, e, r, &err)) {
+        assert_null(s);
+        return;
+    }
+    assert_int_equal(pd_stream_next(s, &event, &err), PD_ERR_USAGE);
+    pd_stream_free(s);
+}
+
+static void nonsense_in_requests_is_refused(void **state)
+{
+    (void)state;
+    struct pd_engine *e = open_engine(1, false, PD_CLOCK_WALL, PD_MODE_AUTO, 64);
+    const struct pd_request good = ask(story, 4, NULL), none = ask(NULL, 4, NULL);
+    const char *stops[] = {"one", NULL}, *empty[] = {"one", ""};
+    const struct pd_message no_content[] = {{"user", "hello"}, {"assistant", NULL}},
+                            no_role[] = {{NULL, "hello"}};
+    const int32_t beyond = 1 << 30, below = -1;
+    struct pd_request r;
+#define ASK(from, word, ...) (r = from, __VA_ARGS__, refuse_request(e, &r, word))
+    ASK(good, "struct_size", r.struct_size = 0);
+    ASK(good, "struct_size", r.struct_size = sizeof(size_t) + 1);
+    ASK(good, "struct_size", r.struct_size = sizeof r + 1);
+    ASK(none, "messages, prompt and tokens", (void)0);
+    ASK(none, "messages is NULL", r.n_messages = 1);
+    ASK(none, "messages[1].content", r.messages = no_content, r.n_messages = 2);
+    ASK(none, "messages[0].role", r.messages = no_role, r.n_messages = 1);
+    ASK(none, "prompt is NULL", r.prompt_size = 5);
+    ASK(none, "tokens is NULL", r.n_tokens = 1);
+    ASK(none, "1073741824", r.tokens = &beyond, r.n_tokens = 1);
+    ASK(none, "-1", r.tokens = &below, r.n_tokens = 1);
+    ASK(good, "max_tokens", r.max_tokens = -1);
+    ASK(good, "stop is NULL", r.n_stop = 1);
+    ASK(good, "stop[1]", r.stop = stops, r.n_stop = 2);
+    ASK(good, "stop[1]", r.stop = empty, r.n_stop = 2);
+    ASK(good, "resume is NULL", r.n_resume = 1);
+    ASK(good, "resume", r.resume = &beyond, r.n_resume = 1);
+    ASK(good, "temperature", r.sampling.temperature = NAN);
+    ASK(good, "temperature", r.sampling.temperature = -1);
+    ASK(good, "top_k", r.sampling.top_k = -1);
+    ASK(good, "top_p", r.sampling.top_p = 0);
+    ASK(good, "top_p", r.sampling.top_p = NAN);
+    ASK(good, "min_p", r.sampling.min_p = 2);
+    ASK(good, "repeat_penalty", r.sampling.repeat_penalty = 0);
+    ASK(good, "repeat_last_n", r.sampling.repeat_last_n = -1);
+    struct pd_reply reply = generate(e, &good); /* and the engine is as it was */
+    assert_int_equal(reply.reason, PD_REASON_LENGTH);
+    pd_reply_free(&reply);
     pd_engine_free(e);
-    pd_engine_free(NULL);
 }
 
 int main(void)
@@ -354,10 +499,12 @@ int main(void)
         cmocka_unit_test(sampled_text_is_the_same_with_a_draft),
         cmocka_unit_test(stop_strings_cut_the_text),
         cmocka_unit_test(cancel_ends_a_request_and_nothing_else),
+        cmocka_unit_test(a_cancel_at_any_moment_is_heeded),
         cmocka_unit_test(context_bounds_prompt_and_reply),
         cmocka_unit_test(turns_are_kept_and_history_does_not_show),
         cmocka_unit_test(events_can_be_pulled),
         cmocka_unit_test(nonsense_is_refused),
+        cmocka_unit_test(nonsense_in_requests_is_refused),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
 }

@@ -314,7 +314,7 @@ static void ranges_are_checked(void **state)
     assert_int_equal(sample_check(&p, &err), PD_OK);
     p.top_p = 0;
     assert_int_equal(sample_check(&p, &err), PD_ERR_USAGE);
-    assert_non_null(strstr(err.text, "top-p"));
+    assert_non_null(strstr(err.text, "top_p"));
     p = sample_defaults();
     p.temperature = NAN;
     assert_int_equal(sample_check(&p, &err), PD_ERR_USAGE);
