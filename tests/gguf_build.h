@@ -194,12 +194,18 @@ struct test_model_options {
     int n_layer, n_embd, n_head, n_head_kv, head_dim, n_ff; /* [4, 64, 4, 2, 16, 128] */
     int n_vocab;                                            /* [320]; at least 280 */
     int n_ctx;                                              /* [2048] positions trained for */
-    enum ggml_type type;       /* of the matrices [f32]; where a row is no multiple of its block, f16 */
-    uint64_t seed;             /* of the weights */
-    bool tied;                 /* no output.weight */
-    bool bias;                 /* q, k, v biases (llama: also attention output and ffn) */
-    bool rope_freqs;           /* llama only: rope_freqs.weight */
-    float yarn_factor;         /* [none] */
+    enum ggml_type type;   /* of the matrices [f32]; where a row is no multiple of its block, f16 */
+    uint64_t seed;         /* of the weights */
+    bool tied;             /* no output.weight */
+    bool bias;             /* q, k, v biases (llama: also attention output and ffn) */
+    bool fused;            /* attn_qkv in place of attn_q, attn_k, attn_v: the same numbers */
+    bool output_bias;      /* qwen2 only */
+    bool rope_freqs;       /* llama only: rope_freqs.weight */
+    float yarn_factor;     /* [none] */
+    const char *extra_key; /* [none] "ARCH." is put before it */
+    float extra_value;
+    const char *spoiled; /* [none] the tensor whose last number is `spoil` (f32 or f16) */
+    float spoil;
     int n_parts;               /* above 1: a split set; `path` then ends in "-00001-of-0000N.gguf" */
     const char *chat_template; /* [chatml]; "": none */
 };
@@ -212,33 +218,71 @@ struct test_model_writer {
     const struct test_model_options *o;
 };
 
-/* A tensor of normal numbers times `scale`, plus `mean`; a function of seed, name and element only. */
+/* Normal numbers times `scale`, plus `mean`, as bytes of the model's type (free them); a function of seed, name and
+ * element only. */
+static inline void *tm_numbers(const struct test_model_options *o, const char *name, int64_t ne0, int64_t ne1,
+                               float scale, float mean, enum ggml_type *type, size_t *bytes)
+{
+    int64_t rows = ne1 ? ne1 : 1, n = ne0 * rows;
+    uint64_t id = hash_bytes(o->seed, name, strlen(name));
+    float *v = mem_new((size_t)n, sizeof *v);
+    for (int64_t i = 0; i < n; i++) {
+        double u = rng_uniform(o->seed, id, (uint64_t)i, 0), a = rng_uniform(o->seed, id, (uint64_t)i, 1);
+        v[i] = mean + scale * (float)(sqrt(-2 * log(u)) * cos(6.283185307179586 * a));
+    }
+    if (o->spoiled && strcmp(o->spoiled, name) == 0)
+        v[n - 1] = o->spoil;
+    *type = ne1 ? o->type : GGML_TYPE_F32;
+    if (ne0 % ggml_blck_size(*type))
+        *type = GGML_TYPE_F16;
+    *bytes = ggml_row_size(*type, ne0) * (size_t)rows;
+    void *data = mem_new(*bytes, 1);
+    if (*type == GGML_TYPE_F32)
+        memcpy(data, v, *bytes);
+    else
+        PD_ASSERT(ggml_quantize_chunk(*type, v, data, 0, rows, ne0, NULL) == *bytes);
+    free(v);
+    return data;
+}
+
+static inline void tm_put(struct test_model_writer *w, const char *name, enum ggml_type type, int64_t ne0,
+                          int64_t ne1, const void *data, size_t bytes)
+{
+    gb_tensor(&w->parts[w->next], name, type, ne1 ? 2 : 1, (const int64_t[]){ne0, ne1}, data, bytes);
+    w->next = (w->next + 1) % w->n_parts;
+    w->tensors++;
+}
+
 static inline void tm_tensor(struct test_model_writer *w, const char *name, int64_t ne0, int64_t ne1,
                              float scale, float mean)
 {
-    int64_t ne[2] = {ne0, ne1}, n = ne0 * (ne1 ? ne1 : 1);
-    uint64_t id = hash_bytes(w->o->seed, name, strlen(name));
-    float *v = mem_new((size_t)n, sizeof *v);
-    for (int64_t i = 0; i < n; i++) {
-        double u = rng_uniform(w->o->seed, id, (uint64_t)i, 0),
-               a = rng_uniform(w->o->seed, id, (uint64_t)i, 1);
-        v[i] = mean + scale * (float)(sqrt(-2 * log(u)) * cos(6.283185307179586 * a));
-    }
-    enum ggml_type type = ne1 ? w->o->type : GGML_TYPE_F32;
-    if (ne0 % ggml_blck_size(type))
-        type = GGML_TYPE_F16;
-    int64_t rows = ne1 ? ne1 : 1;
-    size_t bytes = ggml_row_size(type, ne0) * (size_t)rows;
-    void *data = mem_new(bytes, 1);
-    if (type == GGML_TYPE_F32)
-        memcpy(data, v, bytes);
-    else
-        PD_ASSERT(ggml_quantize_chunk(type, v, data, 0, rows, ne0, NULL) == bytes);
-    gb_tensor(&w->parts[w->next], name, type, ne1 ? 2 : 1, ne, data, bytes);
-    w->next = (w->next + 1) % w->n_parts;
-    w->tensors++;
+    enum ggml_type type;
+    size_t bytes;
+    void *data = tm_numbers(w->o, name, ne0, ne1, scale, mean, &type, &bytes);
+    tm_put(w, name, type, ne0, ne1, data, bytes);
     free(data);
-    free(v);
+}
+
+/* q, k and v (weight or bias) below each other, with the numbers they have apart. */
+static inline void tm_fused(struct test_model_writer *w, int layer, const char *kind, int64_t ne0,
+                            float scale)
+{
+    const struct test_model_options *o = w->o;
+    int64_t q = (int64_t)o->n_head * o->head_dim, kv = (int64_t)o->n_head_kv * o->head_dim;
+    const int64_t rows[] = {q, kv, kv};
+    struct gb_buf all = {0};
+    enum ggml_type type = GGML_TYPE_F32;
+    char name[64];
+    for (int i = 0; i < 3; i++) {
+        size_t bytes;
+        snprintf(name, sizeof name, "blk.%d.attn_%c.%s", layer, "qkv"[i], kind);
+        void *data = tm_numbers(o, name, ne0 ? ne0 : rows[i], ne0 ? rows[i] : 0, scale, 0, &type, &bytes);
+        gb_put(&all, data, bytes);
+        free(data);
+    }
+    snprintf(name, sizeof name, "blk.%d.attn_qkv.%s", layer, kind);
+    tm_put(w, name, type, ne0 ? ne0 : q + 2 * kv, ne0 ? q + 2 * kv : 0, all.data, all.size);
+    free(all.data);
 }
 
 /* GPT-2's printable stand-in for a byte, in UTF-8, appended to `out`; returns its length. */
@@ -361,6 +405,8 @@ static inline void tm_metadata(struct gguf_build *b, const char *arch, const str
         tm_key_f32(b, arch, "rope.scaling.factor", o->yarn_factor);
         tm_key_u32(b, arch, "rope.scaling.original_context_length", o->n_ctx / 2);
     }
+    if (o->extra_key)
+        tm_key_f32(b, arch, o->extra_key, o->extra_value);
     tm_tokenizer(b, arch, o->n_vocab, o->chat_template);
 }
 
@@ -375,13 +421,13 @@ static inline void tm_layer(struct test_model_writer *w, const char *arch, int l
         bool there;
     } list[] = {
         {"attn_norm.weight", o->n_embd, 0, true},
-        {"attn_q.weight", o->n_embd, q, true},
-        {"attn_k.weight", o->n_embd, kv, true},
-        {"attn_v.weight", o->n_embd, kv, true},
+        {"attn_q.weight", o->n_embd, q, !o->fused},
+        {"attn_k.weight", o->n_embd, kv, !o->fused},
+        {"attn_v.weight", o->n_embd, kv, !o->fused},
         {"attn_output.weight", q, o->n_embd, true},
-        {"attn_q.bias", q, 0, o->bias},
-        {"attn_k.bias", kv, 0, o->bias},
-        {"attn_v.bias", kv, 0, o->bias},
+        {"attn_q.bias", q, 0, o->bias && !o->fused},
+        {"attn_k.bias", kv, 0, o->bias && !o->fused},
+        {"attn_v.bias", kv, 0, o->bias && !o->fused},
         {"attn_output.bias", o->n_embd, 0, o->bias && llama},
         {"attn_q_norm.weight", o->head_dim, 0, strcmp(arch, "qwen3") == 0},
         {"attn_k_norm.weight", o->head_dim, 0, strcmp(arch, "qwen3") == 0},
@@ -401,6 +447,10 @@ static inline void tm_layer(struct test_model_writer *w, const char *arch, int l
             tm_tensor(w, name, list[i].ne0, list[i].ne1,
                       list[i].ne1 ? 1.5f / sqrtf((float)list[i].ne0) : 0.1f, norm ? 1 : 0);
     }
+    if (o->fused)
+        tm_fused(w, layer, "weight", o->n_embd, 1.5f / sqrtf((float)o->n_embd));
+    if (o->fused && o->bias)
+        tm_fused(w, layer, "bias", 0, 0.1f);
 }
 
 /* Write a tiny model of `arch` ("llama", "qwen2", "qwen3"; any other name gets llama's tensors). Aborts if the file
@@ -418,6 +468,8 @@ static inline void test_build_model(const char *arch, const struct test_model_op
     tm_tensor(w, "output_norm.weight", o.n_embd, 0, 0.1f, 1);
     if (!o.tied)
         tm_tensor(w, "output.weight", o.n_embd, o.n_vocab, 2.0f / sqrtf((float)o.n_embd), 0);
+    if (o.output_bias)
+        tm_tensor(w, "output.bias", o.n_vocab, 0, 0.5f, 0);
     if (o.rope_freqs)
         tm_tensor(w, "rope_freqs.weight", o.head_dim / 2, 0, 0.2f, 2);
     tm_metadata(&w->parts[0], arch, &o);

@@ -15,6 +15,7 @@ enum {
     FFN = BIT(ARCH_FFN_NORM) | BIT(ARCH_FFN_GATE) | BIT(ARCH_FFN_UP) | BIT(ARCH_FFN_DOWN),
     QK_NORM = BIT(ARCH_ATTN_Q_NORM) | BIT(ARCH_ATTN_K_NORM),
     QKV_BIAS = BIT(ARCH_ATTN_Q_BIAS) | BIT(ARCH_ATTN_K_BIAS) | BIT(ARCH_ATTN_V_BIAS),
+    FUSED = BIT(ARCH_ATTN_QKV) | BIT(ARCH_ATTN_QKV_BIAS),
     OTHER_BIAS =
         BIT(ARCH_ATTN_OUT_BIAS) | BIT(ARCH_FFN_GATE_BIAS) | BIT(ARCH_FFN_UP_BIAS) | BIT(ARCH_FFN_DOWN_BIAS),
 };
@@ -24,17 +25,17 @@ static const struct arch entries[] = {
      .rope_neox = false,
      .act = ARCH_ACT_SILU,
      .required = GLOBAL | ATTENTION | FFN,
-     .optional = BIT(ARCH_OUTPUT) | BIT(ARCH_ROPE_FREQS) | QKV_BIAS | OTHER_BIAS},
+     .optional = BIT(ARCH_OUTPUT) | BIT(ARCH_ROPE_FREQS) | FUSED | QKV_BIAS | OTHER_BIAS},
     {.name = "qwen2",
      .rope_neox = true,
      .act = ARCH_ACT_SILU,
      .required = GLOBAL | ATTENTION | FFN,
-     .optional = BIT(ARCH_OUTPUT) | QKV_BIAS},
+     .optional = BIT(ARCH_OUTPUT) | BIT(ARCH_OUTPUT_BIAS) | FUSED | QKV_BIAS},
     {.name = "qwen3",
      .rope_neox = true,
      .act = ARCH_ACT_SILU,
      .required = GLOBAL | ATTENTION | FFN | QK_NORM,
-     .optional = BIT(ARCH_OUTPUT) | QKV_BIAS},
+     .optional = BIT(ARCH_OUTPUT) | FUSED | QKV_BIAS},
 };
 
 const struct arch *arch_find(const char *name)
@@ -52,7 +53,7 @@ const char *arch_known(void)
 
 /* ---- tensors ---- */
 
-enum dim { ONE, EMBD, VOCAB, Q, KV, HEAD, FF, ROT_HALF };
+enum dim { ONE, EMBD, VOCAB, Q, KV, QKV, HEAD, FF, ROT_HALF };
 
 static const struct slot {
     const char *name;
@@ -77,6 +78,8 @@ static int64_t dim_value(const struct arch_params *p, enum dim d)
         return (int64_t)p->n_head * p->head_dim;
     case KV:
         return (int64_t)p->n_head_kv * p->head_dim;
+    case QKV:
+        return ((int64_t)p->n_head + 2 * (int64_t)p->n_head_kv) * p->head_dim;
     case HEAD:
         return p->head_dim;
     case FF:
@@ -103,6 +106,43 @@ const struct gguf_tensor *arch_tensor(const struct gguf *g, enum arch_tensor_id 
     return !t && id == ARCH_OUTPUT ? gguf_tensor(g, slots[ARCH_TOKEN_EMBD].name) : t;
 }
 
+/* The fused tensor that `id` may be a part of, or ARCH_TENSOR_COUNT. */
+static enum arch_tensor_id fused_of(enum arch_tensor_id id)
+{
+    switch (id) {
+    case ARCH_ATTN_Q:
+    case ARCH_ATTN_K:
+    case ARCH_ATTN_V:
+        return ARCH_ATTN_QKV;
+    case ARCH_ATTN_Q_BIAS:
+    case ARCH_ATTN_K_BIAS:
+    case ARCH_ATTN_V_BIAS:
+        return ARCH_ATTN_QKV_BIAS;
+    default:
+        return ARCH_TENSOR_COUNT;
+    }
+}
+
+const struct gguf_tensor *arch_weight(const struct arch_params *p, const struct gguf *g,
+                                      enum arch_tensor_id id, int layer, struct arena *a)
+{
+    enum arch_tensor_id fused = fused_of(id);
+    const struct gguf_tensor *all = fused < ARCH_TENSOR_COUNT ? arch_tensor(g, fused, layer) : NULL;
+    if (!all)
+        return id == ARCH_ATTN_QKV || id == ARCH_ATTN_QKV_BIAS ? NULL : arch_tensor(g, id, layer);
+    struct gguf_tensor *t = arena_take(a, sizeof *t);
+    int64_t q = dim_value(p, Q), kv = dim_value(p, KV);
+    bool is_q = id == ARCH_ATTN_Q || id == ARCH_ATTN_Q_BIAS,
+         is_k = id == ARCH_ATTN_K || id == ARCH_ATTN_K_BIAS;
+    int64_t before = is_q ? 0 : is_k ? q : q + kv, rows = is_q ? q : kv;
+    size_t row_bytes = all->bytes / (size_t)dim_value(p, QKV); /* a bias: of one number */
+    *t = *all;
+    t->ne[all->n_dims > 1 ? 1 : 0] = rows;
+    t->bytes = (size_t)rows * row_bytes;
+    t->data = (const char *)all->data + (size_t)before * row_bytes;
+    return t;
+}
+
 /* Types a matrix may have: those that ggml can turn back into floats, so that it can multiply with them. */
 static bool usable_matrix(int type)
 {
@@ -116,7 +156,13 @@ static enum pd_status check_tensor(const struct arch_params *p, const struct ggu
     char name[64];
     arch_tensor_name(name, id, layer);
     const struct gguf_tensor *t = gguf_tensor(g, name);
-    if (!t && (p->arch->required & BIT(id)))
+    enum arch_tensor_id fused = fused_of(id);
+    bool in_fused = fused < ARCH_TENSOR_COUNT && arch_tensor(g, fused, layer);
+    if (t && in_fused)
+        return error_set(err, PD_ERR_FORMAT,
+                         "%s: the tensor '%s' is there twice: a fused attn_qkv holds it too", gguf_path(g),
+                         name);
+    if (!t && !in_fused && (p->arch->required & BIT(id)))
         return error_set(err, PD_ERR_FORMAT, "%s: the tensor '%s' is missing", gguf_path(g), name);
     if (!t)
         return PD_OK;
@@ -245,9 +291,7 @@ static void read_attention(struct reader *r, struct arch_params *p)
         refuse(r, PD_ERR_FORMAT, "must be even: the rotary embedding works on pairs");
     if (read_int(r, "attention.value_length", 1 << 14, p->head_dim) != p->head_dim)
         refuse(r, PD_ERR_UNSUPPORTED, "differs from the key length, which is not supported");
-    p->attn_scale = read_float(r, "attention.scale", 0, 1e6f, 0);
-    if (p->attn_scale == 0)
-        p->attn_scale = 1.0f / sqrtf((float)p->head_dim);
+    p->attn_scale = 1.0f / sqrtf((float)p->head_dim);
     p->rms_eps = read_float(r, "attention.layer_norm_rms_epsilon", 1e-20f, 1, NAN);
     if (find_key(r, "attention.causal") && !gguf_bool(r->g, r->key, true))
         refuse(r, PD_ERR_UNSUPPORTED, "is false: the model does not generate text");
@@ -266,17 +310,13 @@ static void read_rope_scaling(struct reader *r, struct arch_params *p)
         refuse(r, PD_ERR_UNSUPPORTED, "must be none, linear or yarn");
     float factor = read_float(r, "rope.scale_linear", 1e-3f, 1e6f, 1); /* the key's older name */
     factor = read_float(r, "rope.scaling.factor", 1e-3f, 1e6f, factor);
-    bool yarn = p->rope_scaling == ARCH_ROPE_YARN;
     if (p->rope_scaling == ARCH_ROPE_LINEAR && factor == 1)
         p->rope_scaling = ARCH_ROPE_PLAIN;
     p->rope_freq_scale = p->rope_scaling == ARCH_ROPE_PLAIN ? 1 : 1 / factor;
     p->rope_attn_factor = read_float(r, "rope.scaling.attn_factor", 1e-3f, 1e3f, 1);
-    p->rope_attn_factor = read_float(r, "rope.scaling.yarn_attn_factor", 1e-3f, 1e3f, p->rope_attn_factor);
-    p->rope_ext_factor = read_float(r, "rope.scaling.yarn_ext_factor", 0, 1e3f, 1);
-    p->rope_beta_fast = read_float(r, "rope.scaling.yarn_beta_fast", 1e-3f, 1e6f, 32);
-    p->rope_beta_slow = read_float(r, "rope.scaling.yarn_beta_slow", 1e-3f, 1e6f, 1);
-    if (!yarn)
-        p->rope_ext_factor = 0;
+    p->rope_ext_factor = p->rope_scaling == ARCH_ROPE_YARN;
+    p->rope_beta_fast = 32;
+    p->rope_beta_slow = 1;
     p->rope_ctx_orig = read_int(r, "rope.scaling.original_context_length", 1 << 30, p->ctx_train);
 }
 

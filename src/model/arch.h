@@ -5,12 +5,15 @@
  * follow from them. After both have succeeded the graph code may take every tensor for granted: those that the
  * entry requires exist, optional ones are NULL or right, all shapes fit.
  *
+ * Keys are read as llama.cpp, whose files these are, reads them for the architecture; one that it ignores there
+ * (attention.scale, rope.scaling.yarn_*) is ignored here too, whatever its value.
+ *
  * Ownership: entries are static; tensors belong to the gguf. Threading: no state.
  *
  *     struct arch_params p;
  *     if (arch_read(&p, g, &err) || arch_check(&p, g, &err)) ...
- *     const struct gguf_tensor *wq = arch_tensor(g, ARCH_ATTN_Q, layer);
- *     const struct gguf_tensor *bq = arch_tensor(g, ARCH_ATTN_Q_BIAS, layer);   NULL: no bias
+ *     const struct gguf_tensor *wq = arch_weight(&p, g, ARCH_ATTN_Q, layer, &arena);
+ *     const struct gguf_tensor *bq = arch_weight(&p, g, ARCH_ATTN_Q_BIAS, layer, &arena);   NULL: no bias
  */
 #ifndef PD_MODEL_ARCH_H
 #define PD_MODEL_ARCH_H
@@ -19,20 +22,23 @@
 #include "model/gguf.h"
 
 /* X(ID, name, per layer?, fastest dimension, second dimension). 1-dimensional tensors are f32, matrices of any
- * type that ggml can multiply with. Q = n_head * head_dim, KV = n_head_kv * head_dim. */
+ * type that ggml can multiply with. Q = n_head * head_dim, KV = n_head_kv * head_dim, QKV = Q + 2 KV. */
 #define ARCH_TENSOR_LIST(X)                                                                                  \
     X(ARCH_TOKEN_EMBD, "token_embd.weight", false, EMBD, VOCAB)                                              \
     X(ARCH_OUTPUT_NORM, "output_norm.weight", false, EMBD, ONE)                                              \
-    X(ARCH_OUTPUT, "output.weight", false, EMBD, VOCAB)           /* absent: tied to the embedding */        \
+    X(ARCH_OUTPUT, "output.weight", false, EMBD, VOCAB) /* absent: tied to the embedding */                  \
+    X(ARCH_OUTPUT_BIAS, "output.bias", false, VOCAB, ONE)                                                    \
     X(ARCH_ROPE_FREQS, "rope_freqs.weight", false, ROT_HALF, ONE) /* divisors of the rotary frequencies */   \
     X(ARCH_ATTN_NORM, "attn_norm.weight", true, EMBD, ONE)                                                   \
     X(ARCH_ATTN_Q, "attn_q.weight", true, EMBD, Q)                                                           \
     X(ARCH_ATTN_K, "attn_k.weight", true, EMBD, KV)                                                          \
     X(ARCH_ATTN_V, "attn_v.weight", true, EMBD, KV)                                                          \
+    X(ARCH_ATTN_QKV, "attn_qkv.weight", true, EMBD, QKV) /* q, k, v below each other, in their place */      \
     X(ARCH_ATTN_OUT, "attn_output.weight", true, Q, EMBD)                                                    \
     X(ARCH_ATTN_Q_BIAS, "attn_q.bias", true, Q, ONE)                                                         \
     X(ARCH_ATTN_K_BIAS, "attn_k.bias", true, KV, ONE)                                                        \
     X(ARCH_ATTN_V_BIAS, "attn_v.bias", true, KV, ONE)                                                        \
+    X(ARCH_ATTN_QKV_BIAS, "attn_qkv.bias", true, QKV, ONE)                                                   \
     X(ARCH_ATTN_OUT_BIAS, "attn_output.bias", true, EMBD, ONE)                                               \
     X(ARCH_ATTN_Q_NORM, "attn_q_norm.weight", true, HEAD, ONE) /* on each head, before the rotation */       \
     X(ARCH_ATTN_K_NORM, "attn_k_norm.weight", true, HEAD, ONE)                                               \
@@ -71,7 +77,7 @@ struct arch_params {
     int32_t n_rot;     /* leading dimensions of a head that are rotated; <= head_dim */
     int32_t ctx_train; /* positions */
     float rms_eps;
-    float attn_scale; /* 1 / sqrt(head_dim) unless the file says otherwise */
+    float attn_scale; /* 1 / sqrt(head_dim) */
     float rope_base;
     enum arch_rope_scaling rope_scaling;
     /* Ready for ggml_rope_ext: freq_scale = 1 / factor; ext_factor 1 for YaRN, else 0. */
@@ -93,6 +99,10 @@ enum pd_status arch_check(const struct arch_params *p, const struct gguf *g, str
 /* The tensor, or NULL if the file has none. `layer` is ignored for those outside of layers. For the tied head,
  * ARCH_OUTPUT gives the embedding. */
 const struct gguf_tensor *arch_tensor(const struct gguf *g, enum arch_tensor_id id, int layer);
+/* The same as the graph wants it: of a fused attn_qkv its rows of q, k or v, as a tensor of their own taken from `a`,
+ * and never the fused one itself. */
+const struct gguf_tensor *arch_weight(const struct arch_params *p, const struct gguf *g,
+                                      enum arch_tensor_id id, int layer, struct arena *a);
 /* Its name in the file ("blk.3.attn_q.weight"), written to text[64]. */
 void arch_tensor_name(char text[64], enum arch_tensor_id id, int layer);
 

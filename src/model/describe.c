@@ -42,6 +42,7 @@ enum pd_status model_describe(struct model_info *info, const struct gguf *g, str
             layer_bytes[layer] += t->bytes;
         all += t->bytes;
     }
+    const struct gguf_tensor *bias = arch_tensor(g, ARCH_OUTPUT_BIAS, 0);
     *info = (struct model_info){
         .arch = p.arch->name,
         .name = model_name(g, a),
@@ -56,7 +57,8 @@ enum pd_status model_describe(struct model_info *info, const struct gguf *g, str
         .tied_head = arch_tensor(g, ARCH_OUTPUT, 0) == arch_tensor(g, ARCH_TOKEN_EMBD, 0),
         .weights_bytes = all,
         .embed_bytes = arch_tensor(g, ARCH_TOKEN_EMBD, 0)->bytes,
-        .head_bytes = arch_tensor(g, ARCH_OUTPUT, 0)->bytes + arch_tensor(g, ARCH_OUTPUT_NORM, 0)->bytes,
+        .head_bytes = arch_tensor(g, ARCH_OUTPUT, 0)->bytes + arch_tensor(g, ARCH_OUTPUT_NORM, 0)->bytes +
+                      (bias ? bias->bytes : 0),
         .layer_bytes = layer_bytes,
     };
     return PD_OK;

@@ -201,5 +201,5 @@ enum pd_status graph_head(struct model *m, int n_rows, struct pd_error *err)
     g->n_rows = n_rows;
     g->hidden = input(g, "hidden", GGML_TYPE_F32, m->p.n_embd, n_rows);
     struct ggml_tensor *x = norm(g->ctx, g->hidden, m->w[ARCH_OUTPUT_NORM], m->p.rms_eps);
-    return finish(g, ggml_mul_mat(g->ctx, m->w[ARCH_OUTPUT], x), err);
+    return finish(g, linear(g->ctx, x, m->w[ARCH_OUTPUT], m->w[ARCH_OUTPUT_BIAS]), err);
 }

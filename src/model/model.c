@@ -22,7 +22,7 @@ struct placed { /* a tensor that this stage needs */
 static struct placed *collect(struct model *m, const struct gguf *g, struct ggml_tensor **slot,
                               enum arch_tensor_id id, int layer, struct placed *next)
 {
-    const struct gguf_tensor *t = arch_tensor(g, id, layer);
+    const struct gguf_tensor *t = arch_weight(&m->p, g, id, layer, &m->arena);
     if (!t)
         return next;
     *slot = ggml_new_tensor(m->weights, (enum ggml_type)t->type, t->n_dims, t->ne);
@@ -44,7 +44,7 @@ static struct placed *collect_all(struct model *m, const struct gguf *g, struct 
     };
     for (size_t i = 0; i < PD_COUNT(all); i++) {
         enum arch_tensor_id id = all[i].id;
-        bool head = id == ARCH_OUTPUT || id == ARCH_OUTPUT_NORM;
+        bool head = id == ARCH_OUTPUT || id == ARCH_OUTPUT_BIAS || id == ARCH_OUTPUT_NORM;
         bool wanted = head ? m->o.head : id == ARCH_TOKEN_EMBD ? m->o.embed : true;
         if (!all[i].layer && wanted)
             next = collect(m, g, &m->w[id], id, 0, next);

@@ -201,7 +201,6 @@ static void test_refused_hyperparameters(void **state)
         {{"llama.attention.layer_norm_rms_epsilon", gone, .u = 0}, PD_ERR_FORMAT},
         {{"llama.attention.layer_norm_rms_epsilon", f, .f = NAN}, PD_ERR_FORMAT},
         {{"llama.attention.layer_norm_rms_epsilon", f, .f = -1}, PD_ERR_FORMAT},
-        {{"llama.attention.scale", f, .f = INFINITY}, PD_ERR_FORMAT},
         {{"llama.attention.causal", GGUF_KIND_BOOL, .u = 0}, PD_ERR_UNSUPPORTED},
         {{"llama.rope.dimension_count", u, .u = 6}, PD_ERR_FORMAT},
         {{"llama.rope.dimension_count", u, .u = 3}, PD_ERR_FORMAT},
@@ -224,6 +223,37 @@ static void test_refused_hyperparameters(void **state)
     }
 }
 
+/* llama.cpp reads none of these in our architectures, so a file that has them must not be read otherwise here. */
+static void test_ignored_keys(void **state)
+{
+    (void)state;
+    static const char *const keys[] = {"attention.scale",
+                                       "rope.scaling.yarn_attn_factor",
+                                       "rope.scaling.yarn_ext_factor",
+                                       "rope.scaling.yarn_beta_fast",
+                                       "rope.scaling.yarn_beta_slow",
+                                       "rope.scaling.yarn_log_multiplier"};
+    for (const char *arch = "llama\0qwen2\0qwen3\0"; *arch; arch += strlen(arch) + 1)
+        for (size_t i = 0; i <= PD_COUNT(keys); i++) {
+            struct test_model_options o = {.yarn_factor = 4, .n_layer = 1};
+            static struct arch_params plain;
+            struct arch_params p;
+            struct model_info info;
+            struct arena a = {0};
+            struct pd_error err = {0};
+            o.extra_key = i ? keys[i - 1] : NULL;
+            o.extra_value = 0.37f;
+            test_build_model(arch, &o, path);
+            if (describe(&info, &p, &a, &err))
+                fail_msg("%s", err.text);
+            if (!i)
+                plain = p;
+            if (memcmp(&p, &plain, sizeof p) != 0)
+                fail_msg("%s: %s makes a difference", arch, keys[i - 1]);
+            arena_free(&a);
+        }
+}
+
 static void test_refused_architecture(void **state)
 {
     (void)state;
@@ -243,8 +273,12 @@ static void test_refused_tensors(void **state)
     expect(PD_ERR_FORMAT, "'token_embd.weight'");
     write_changed(NULL, NULL, "blk.0.attn_q_norm.weight"); /* a known tensor that llama's graph lacks */
     expect(PD_ERR_UNSUPPORTED, "'blk.0.attn_q_norm.weight'");
-    write_changed(NULL, NULL, "blk.0.attn_qkv.weight");
-    expect(PD_ERR_UNSUPPORTED, "'blk.0.attn_qkv.weight' is not known");
+    write_changed(NULL, NULL, "blk.0.attn_qkv.weight"); /* beside the three that it is made of */
+    expect(PD_ERR_FORMAT, "'blk.0.attn_q.weight' is there twice");
+    write_changed(NULL, NULL, "output.bias"); /* llama.cpp has it in qwen2 only */
+    expect(PD_ERR_UNSUPPORTED, "'output.bias'");
+    write_changed(NULL, NULL, "blk.0.attn_kqv.weight");
+    expect(PD_ERR_UNSUPPORTED, "'blk.0.attn_kqv.weight' is not known");
     write_changed(NULL, NULL, "blk.1.attn_norm.weight"); /* a layer too many */
     expect(PD_ERR_UNSUPPORTED, "'blk.1.attn_norm.weight'");
     write_changed(NULL, NULL, "blk.0.attn_k.bias"); /* 8 elements, 4 wanted */
@@ -403,6 +437,7 @@ int main(void)
         cmocka_unit_test(test_every_architecture),
         cmocka_unit_test(test_rope_scaling),
         cmocka_unit_test(test_refused_hyperparameters),
+        cmocka_unit_test(test_ignored_keys),
         cmocka_unit_test(test_refused_architecture),
         cmocka_unit_test(test_refused_tensors),
         cmocka_unit_test(test_more_tokens_than_rows),
