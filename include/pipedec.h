@@ -117,8 +117,17 @@ struct pd_engine_options {
     uint64_t seed;             /* virtual clock: of delays, if any */
     pd_progress_fn on_progress;
     void *progress_user;
+    /* A file whose tokenizer cuts text in a way that is not known here is refused. If set it is cut the default way, with
+     * a warning, and tokens may differ from those of the training. */
+    bool allow_unknown_tokenizer;
 };
 void pd_engine_options_init(struct pd_engine_options *o);
+
+/* Model files stay mapped while an engine lives. One that changes meanwhile ends requests with PD_ERR_FILE: its size and
+ * time of change are looked at with every batch. One that becomes shorter would end the process with SIGBUS before that;
+ * the library installs no signal handlers of its own, so a program that wants the error there too calls this once at its
+ * start. It takes SIGBUS, and passes on what has another cause. */
+void pd_guard_files(void);
 
 struct pd_engine;
 /* A value out of its range, or an option that another one needs: PD_ERR_USAGE, and the text names the field. */

@@ -202,6 +202,7 @@ struct test_model_options {
     bool output_bias;      /* qwen2 only */
     bool rope_freqs;       /* llama only: rope_freqs.weight */
     float yarn_factor;     /* [none] */
+    const char *name;      /* [tiny random model] */
     const char *extra_key; /* [none] "ARCH." is put before it */
     float extra_value;
     const char *spoiled; /* [none] the tensor whose last number is `spoil` (f32 or f16) */
@@ -387,7 +388,7 @@ static inline struct test_model_options tm_defaults(const struct test_model_opti
 static inline void tm_metadata(struct gguf_build *b, const char *arch, const struct test_model_options *o)
 {
     gb_str(b, "general.architecture", arch);
-    gb_str(b, "general.name", "tiny random model");
+    gb_str(b, "general.name", o->name ? o->name : "tiny random model");
     tm_key_u32(b, arch, "block_count", o->n_layer);
     tm_key_u32(b, arch, "context_length", o->n_ctx);
     tm_key_u32(b, arch, "embedding_length", o->n_embd);

@@ -43,6 +43,7 @@ void error_fill(struct pd_error *err, enum pd_status status, const char *fmt, ..
     va_start(args, fmt);
     vsnprintf(err->text, sizeof err->text, fmt, args);
     va_end(args);
+    utf8_clean(err->text);
     err->status = status;
 }
 
@@ -153,5 +154,6 @@ void log_msg(enum log_level level, const char *fmt, ...)
     va_start(args, fmt);
     vsnprintf(text, sizeof text, fmt, args);
     va_end(args);
+    utf8_clean(text);
     sink(sink_user, level, text);
 }

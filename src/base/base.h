@@ -1,5 +1,5 @@
 /* base: what every other folder stands on. Status and errors, assertions, arena, counter-based random
- * numbers, log sink. Pure: no I/O but the one line an assertion prints before it aborts.
+ * numbers, UTF-8, log sink. Pure: no I/O but the one line an assertion prints before it aborts.
  *
  * Ownership: an arena owns what is taken from it; everything goes at once with arena_free.
  * Threading: no shared state, except the log sink, which is set once before threads start.
@@ -23,7 +23,8 @@ _Noreturn void pd_assert_fail(const char *cond, const char *file, int line);
 #define PD_MAX(a, b)    ((a) > (b) ? (a) : (b))
 #define PD_PRINTF(f, a) __attribute__((format(printf, f, a)))
 
-/* Fill `err` (may be NULL) and return `status`, so that it can be the return statement. */
+/* Fill `err` (may be NULL) and return `status`, so that it can be the return statement. The text becomes one clean line
+ * (utf8_clean), whatever was quoted in it. */
 #define error_set(err, status, ...)                                                                          \
     ({                                                                                                       \
         enum pd_status error_status_ = (status); /* a macro, so that the compiler sees it is not PD_OK */    \
@@ -71,10 +72,18 @@ static inline double rng_to_uniform(uint64_t bits)
     return PD_MIN(((double)(bits >> 11) + 0.5) * 0x1p-53, 0x1.fffffffffffffp-1); /* the sum may round up */
 }
 
+/* UTF-8 (utf8.c). Length of the valid sequence at s (1..4); 0: the first byte can't begin one or what follows spoils
+ * it; -1: what there is (size bytes) is a valid beginning that needs more. Follows table 3-7 of the Unicode standard. */
+int utf8_next(const unsigned char *s, size_t size);
+bool utf8_valid(const char *text, size_t size);
+/* Make text from outside fit for terminals and JSON, in place: each control character (of C0, C1, line separators,
+ * marks that turn the direction of writing) and each byte that is no UTF-8 becomes '?'. */
+void utf8_clean(char *text);
+
 /* FNV-1a over bytes, for digests and hash tables (not for anything that must resist an attacker). */
 uint64_t hash_bytes(uint64_t seed, const void *data, size_t size);
 
-/* Log sink: the library is silent until one is set. Levels: 0 error, 1 warning, 2 info, 3 debug. */
+/* Log sink (texts are clean as errors' are): the library is silent until one is set. Levels: 0 error, 1 warning, 2 info, 3 debug. */
 enum log_level { LOG_ERROR, LOG_WARN, LOG_INFO, LOG_DEBUG };
 typedef void (*log_fn)(void *user, enum log_level level, const char *text);
 void log_set(log_fn fn, void *user);

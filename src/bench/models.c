@@ -61,7 +61,7 @@ static enum pd_status open_files(struct bench *b, struct pd_error *err)
         return error_set(err, PD_ERR_USAGE, "no model given");
     if ((s = gguf_open(&b->target, e->model, err)) ||
         (e->draft && (s = gguf_open(&b->draft, e->draft, err))) ||
-        (s = tokenizer_new(&b->tokenizer, b->target, err)) ||
+        (s = tokenizer_new_for(&b->tokenizer, b->target, e->allow_unknown_tokenizer, err)) ||
         (s = model_describe(&b->info, b->target, &b->arena, err)) ||
         (b->draft && (s = model_describe(&b->draft_info, b->draft, &b->arena, err))))
         return s;

@@ -15,6 +15,7 @@ enum {
     KEY_CTX = CLI_KEY,
     KEY_KV,
     KEY_TEMPLATE,
+    KEY_ANY_TOKENIZER,
     KEY_STAGES,
     KEY_DRAFT_THREADS,
     KEY_MODE,
@@ -52,6 +53,8 @@ static const struct argp_option options[] = {
     {"kv", KEY_KV, "TYPE", 0, "type of the KV cache: f16 (default), f32, q8_0", GROUP_MODEL},
     {"chat-template", KEY_TEMPLATE, "NAME", 0, "template family, where the file's own is unknown",
      GROUP_MODEL},
+    {"allow-unknown-tokenizer", KEY_ANY_TOKENIZER, NULL, 0,
+     "cut text the default way if the file's own is not known; tokens may be wrong", GROUP_MODEL},
 
     {NULL, 0, NULL, 0, "Pipeline:", GROUP_PIPELINE},
     {"stages", KEY_STAGES, "N", 0, "cut the target's layers into N stages (the profile's number, or 1)",
@@ -162,6 +165,9 @@ static bool parse_model(struct cli_common *c, int key, char *arg, struct argp_st
         return true;
     case KEY_TEMPLATE:
         o->chat_template = arg;
+        return true;
+    case KEY_ANY_TOKENIZER:
+        o->allow_unknown_tokenizer = true;
         return true;
     case KEY_KV:
         if (strcmp(arg, "f16") == 0)

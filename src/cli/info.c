@@ -9,7 +9,6 @@
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
-#include <utf8proc.h>
 #include <yyjson.h>
 
 struct info_args {
@@ -79,26 +78,11 @@ static error_t parse_option(int key, char *arg, struct argp_state *state)
     }
 }
 
-/* A copy that is safe for terminals and JSON: valid UTF-8 without control characters, which become '?'. */
-static const char *clean(struct arena *a, const char *text)
+/* The file's path, fit to be shown. */
+static const char *shown_path(struct facts *f)
 {
-    if (!text)
-        return NULL;
-    const utf8proc_uint8_t *in = (const utf8proc_uint8_t *)text;
-    utf8proc_ssize_t left = (utf8proc_ssize_t)strlen(text), n;
-    char *copy = arena_strdup(a, text), *out = copy;
-    for (; left > 0; in += n, left -= n) {
-        utf8proc_int32_t c;
-        n = utf8proc_iterate(in, left, &c);
-        if (n < 1 || c < 0x20 || (c >= 0x7f && c < 0xa0)) {
-            n = PD_MAX(n, 1);
-            *out++ = '?';
-        } else {
-            memcpy(out, in, (size_t)n);
-            out += n;
-        }
-    }
-    *out = 0;
+    char *copy = arena_strdup(&f->arena, gguf_path(f->g));
+    utf8_clean(copy);
     return copy;
 }
 
@@ -121,9 +105,8 @@ static enum pd_status gather(struct facts *f, const struct gguf *g, int stages, 
     if (st || (st = arch_read(&f->params, g, err)))
         return st;
     gather_tensors(f);
-    f->model.name = clean(&f->arena, f->model.name);
-    f->tokenizer = clean(&f->arena, gguf_cstr(g, "tokenizer.ggml.model", NULL));
-    f->pre = clean(&f->arena, gguf_cstr(g, "tokenizer.ggml.pre", NULL));
+    f->tokenizer = gguf_cstr(g, "tokenizer.ggml.model", NULL);
+    f->pre = gguf_cstr(g, "tokenizer.ggml.pre", NULL);
     f->tokens = gguf_array_count(g, "tokenizer.ggml.tokens", GGUF_KIND_STRING);
     f->merges = gguf_array_count(g, "tokenizer.ggml.merges", GGUF_KIND_STRING);
     const char *template = gguf_cstr(g, "tokenizer.chat_template", NULL);
@@ -168,7 +151,7 @@ static void print_model(struct facts *f)
     const struct model_info *m = &f->model;
     const struct arch_params *p = &f->params;
     static const char *const scaling[] = {"", ", linear scaling", ", YaRN"};
-    printf("%-15s %s, %s", "file", clean(&f->arena, gguf_path(f->g)), human(gguf_file_bytes(f->g), "B"));
+    printf("%-15s %s, %s", "file", shown_path(f), human(gguf_file_bytes(f->g), "B"));
     printf(f->n_parts > 1 ? " in %d parts\n" : "\n", f->n_parts);
     printf("%-15s %s\n", "name", m->name);
     printf("%-15s %s\n", "architecture", m->arch);
@@ -245,7 +228,7 @@ static void json_model(yyjson_mut_doc *d, yyjson_mut_val *o, struct facts *f)
     const struct model_info *m = &f->model;
     char digest[17];
     snprintf(digest, sizeof digest, "%016" PRIx64, gguf_digest(f->g));
-    yyjson_mut_obj_add_strcpy(d, o, "file", clean(&f->arena, gguf_path(f->g)));
+    yyjson_mut_obj_add_strcpy(d, o, "file", shown_path(f));
     yyjson_mut_obj_add_uint(d, o, "file_bytes", gguf_file_bytes(f->g));
     yyjson_mut_obj_add_int(d, o, "parts", f->n_parts);
     yyjson_mut_obj_add_strcpy(d, o, "digest", digest);

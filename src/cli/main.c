@@ -139,6 +139,7 @@ int main(int argc, char **argv)
     model_init_process();
     if (!cli_is_first_rank() && !freopen("/dev/null", "w", stdout))
         return PD_ERR_FILE;
+    pd_guard_files();
     signal(SIGPIPE, SIG_IGN); /* a closed pipe is a failed write */
     log_set(print_log, NULL);
     const char *name = argc > 1 ? argv[1] : "";

@@ -350,11 +350,11 @@ static enum pd_status check_vocab(const struct gguf *target, const struct gguf *
     struct pd_error difference = {0};
     enum pd_status status = PD_OK;
     if (!t) {
-        status = tokenizer_new(&own, target, err);
+        status = tokenizer_new_for(&own, target, o->allow_unknown_tokenizer, err);
         t = own;
     }
     if (!status)
-        status = tokenizer_new(&other, draft, err);
+        status = tokenizer_new_for(&other, draft, o->allow_unknown_tokenizer, err);
     if (!status)
         status = tokenizer_same_vocab(t, other, &difference);
     if (status && difference.text[0])

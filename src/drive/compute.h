@@ -30,10 +30,11 @@ struct compute_options {
     int ctx;
     int lanes; /* requests at once, each with a K/V cache of its own; 0: 1 */
     enum pd_kv_type kv_type;
-    int tree_rows;       /* live tree rows of a stage; 0: 1024 */
-    int draft_tree_rows; /* of the draft; 0: 4096 */
-    int batch_rows;      /* 0: BATCH_ROWS */
-    float spread;        /* of the draft's ranking (sample_rank); 0: the measured default */
+    int tree_rows;                /* live tree rows of a stage; 0: 1024 */
+    int draft_tree_rows;          /* of the draft; 0: 4096 */
+    int batch_rows;               /* 0: BATCH_ROWS */
+    bool allow_unknown_tokenizer; /* tokenizer_new_for's any_pre */
+    float spread;                 /* of the draft's ranking (sample_rank); 0: the measured default */
     int only_role; /* COMPUTE_ALL, or a role (role_stage(i), ROLE_DRAFTER): build just that one's part; the last
                        stage's part has the head too */
     void (*on_part)(void *user, int done, int total); /* a stage or the draft has been loaded; may be NULL */

@@ -12,6 +12,11 @@ enum pd_mode engine_mode(enum pd_mode mode, bool have_draft)
     return have_draft ? PD_MODE_BEST : PD_MODE_PP;
 }
 
+void pd_guard_files(void)
+{
+    gguf_guard();
+}
+
 /* ---- options ---- */
 
 void pd_engine_options_init(struct pd_engine_options *o)
@@ -105,6 +110,7 @@ void engine_compute_options(struct compute_options *out, const struct pd_engine_
     out->draft_threads = o->draft_threads;
     out->alone = o->clock == PD_CLOCK_VIRTUAL;
     out->kv_type = o->kv_type;
+    out->allow_unknown_tokenizer = o->allow_unknown_tokenizer;
     out->tree_rows = rows_bound(ENGINE_LIVE_ROWS);
     out->draft_tree_rows = nodes + 2 * BATCH_ROWS;
 }
@@ -283,8 +289,8 @@ static enum pd_status load(struct pd_engine *e, const struct pd_engine_options *
         return status;
     if ((status = load_profile(e, err)) || (status = gguf_open(&e->target, e->o.model, err)) ||
         (e->o.draft && (status = gguf_open(&e->draft, e->o.draft, err))) ||
-        (status = tokenizer_new(&e->tokenizer, e->target, err)) || (status = find_template(e, err)) ||
-        (status = load_models(e, hooks->only_role, err)))
+        (status = tokenizer_new_for(&e->tokenizer, e->target, e->o.allow_unknown_tokenizer, err)) ||
+        (status = find_template(e, err)) || (status = load_models(e, hooks->only_role, err)))
         return status;
     find_end_tokens(e);
     if ((status = make_driver(e, hooks, err)))

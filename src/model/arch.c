@@ -360,15 +360,6 @@ static void read_vocab(struct reader *r, struct arch_params *p)
         refuse(r, PD_ERR_FORMAT, "is more than the embedding's rows");
 }
 
-/* The file's architecture without control characters, for a message. */
-static void printable(char *out, size_t size, const char *text)
-{
-    size_t i = 0;
-    for (; text[i] && i + 1 < size; i++)
-        out[i] = (unsigned char)text[i] < 0x20 || text[i] == 0x7f ? '?' : text[i];
-    out[i] = 0;
-}
-
 enum pd_status arch_read(struct arch_params *p, const struct gguf *g, struct pd_error *err)
 {
     *p = (struct arch_params){0};
@@ -376,12 +367,9 @@ enum pd_status arch_read(struct arch_params *p, const struct gguf *g, struct pd_
     if (!name)
         return error_set(err, PD_ERR_FORMAT, "%s: 'general.architecture' is missing", gguf_path(g));
     p->arch = arch_find(name);
-    if (!p->arch) {
-        char shown[64];
-        printable(shown, sizeof shown, name);
-        return error_set(err, PD_ERR_UNSUPPORTED, "%s: architecture '%s' is not supported (known: %s)",
-                         gguf_path(g), shown, arch_known());
-    }
+    if (!p->arch)
+        return error_set(err, PD_ERR_UNSUPPORTED, "%s: architecture '%.60s' is not supported (known: %s)",
+                         gguf_path(g), name, arch_known());
     struct reader r = {.g = g, .arch = p->arch->name, .err = err};
     p->n_layer = read_int(&r, "block_count", 1024, -1);
     p->n_embd = read_int(&r, "embedding_length", 1 << 18, -1);

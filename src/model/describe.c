@@ -5,7 +5,7 @@
 #include <stdlib.h>
 #include <string.h>
 
-/* general.name without control characters (it will be printed), or the file's name. */
+/* general.name, or the file's name. Clean: it will be printed. */
 static const char *model_name(const struct gguf *g, struct arena *a)
 {
     const char *name = gguf_cstr(g, "general.name", "");
@@ -14,9 +14,7 @@ static const char *model_name(const struct gguf *g, struct arena *a)
         name = slash ? slash + 1 : gguf_path(g);
     }
     char *copy = arena_strdup(a, name);
-    for (char *c = copy; *c; c++)
-        if ((unsigned char)*c < 0x20 || *c == 0x7f)
-            *c = '?';
+    utf8_clean(copy);
     return copy;
 }
 

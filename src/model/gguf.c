@@ -42,7 +42,7 @@ static const char *label_of(const char *path)
     return n > LABEL_BYTES_MAX ? path + n - LABEL_BYTES_MAX : path;
 }
 
-/* Map a file into part->data. The file must not shrink while it is mapped. */
+/* Map a file into part->data. */
 static enum pd_status map_file(struct gguf_part *part, const char *path, struct pd_error *err)
 {
     part->label = label_of(path);
@@ -68,10 +68,41 @@ static enum pd_status map_file(struct gguf_part *part, const char *path, struct 
             part->data = map;
             part->size = (size_t)st.st_size;
             part->mapped = true;
+            part->fd = fd;
+            part->seen = st;
+            part->guard = guard_add(map, part->size);
         }
     }
-    close(fd);
+    if (status)
+        close(fd);
     return status;
+}
+
+static void unmap_file(struct gguf_part *part)
+{
+    if (!part->mapped)
+        return;
+    guard_remove(part->guard);
+    munmap((void *)part->data, part->size);
+    close(part->fd);
+    part->mapped = false;
+}
+
+enum pd_status gguf_check(const struct gguf *g, int part, struct pd_error *err)
+{
+    const struct gguf_part *p = &g->parts[part];
+    struct stat now;
+    if (!p->mapped)
+        return PD_OK;
+    if (fstat(p->fd, &now) < 0)
+        return error_set(err, PD_ERR_FILE, "%s: %s", p->label, strerror(errno));
+    if (now.st_size != p->seen.st_size || now.st_mtim.tv_sec != p->seen.st_mtim.tv_sec ||
+        now.st_mtim.tv_nsec != p->seen.st_mtim.tv_nsec)
+        return error_set(err, PD_ERR_FILE, "%s: the file has changed since it was loaded; start again",
+                         p->label);
+    if (guard_spoilt(p->guard))
+        return error_set(err, PD_ERR_FILE, "%s: a part of the file cannot be read", p->label);
+    return PD_OK;
 }
 
 static int by_name(const void *a, const void *b)
@@ -164,7 +195,7 @@ static enum pd_status open_split(struct gguf *g, uint64_t no, uint64_t count, st
         return error_set(err, PD_ERR_MEMORY, "%s: out of memory", given.label);
     }
     memcpy(stem, g->path, n - k);
-    munmap((void *)given.data, given.size);
+    unmap_file(&g->parts[0]);
     free(g->parts);
     g->parts = parts;
     g->n_parts = (size_t)count;
@@ -247,8 +278,7 @@ void gguf_close(struct gguf *g)
     if (!g)
         return;
     for (size_t i = 0; i < g->n_parts; i++)
-        if (g->parts[i].mapped)
-            munmap((void *)g->parts[i].data, g->parts[i].size);
+        unmap_file(&g->parts[i]);
     while (g->blocks) {
         struct gguf_block *next = g->blocks->next;
         free(g->blocks);

@@ -61,12 +61,21 @@ void gguf_close(struct gguf *g);
 const char *gguf_path(const struct gguf *g);
 size_t gguf_file_bytes(const struct gguf *g); /* of all parts */
 
+/* PD_ERR_FILE if that part's file (gguf_tensor.part) is no longer what was opened: its size or time of change differs,
+ * or some of it could not be read. A system call; whoever computes with the weights asks before and after. */
+enum pd_status gguf_check(const struct gguf *g, int part, struct pd_error *err);
+/* From now on reading what has been cut off from a file gives zeros (and gguf_check tells) where it would end the process
+ * with SIGBUS. Installs a handler for that signal, so it is the program's decision; other causes of the signal go to
+ * the handler before. Call it from one thread. */
+void gguf_guard(void);
+
 /* Metadata. A key of another type counts as missing, except that integers convert where the value fits. */
 bool gguf_has(const struct gguf *g, const char *key);
 uint32_t gguf_u32(const struct gguf *g, const char *key, uint32_t missing);
 float gguf_f32(const struct gguf *g, const char *key, float missing);
 bool gguf_bool(const struct gguf *g, const char *key, bool missing);
-const char *gguf_cstr(const struct gguf *g, const char *key, const char *missing); /* NUL-terminated copy */
+/* NUL-terminated copy, cleaned (utf8_clean) so that it can be shown; only templates are as the file has them. */
+const char *gguf_cstr(const struct gguf *g, const char *key, const char *missing);
 /* Arrays: the element count (0 if missing), then elements by index < count. */
 size_t gguf_array_count(const struct gguf *g, const char *key, enum gguf_kind kind);
 struct gguf_str gguf_array_str(const struct gguf *g, const char *key, size_t index); /* O(log keys) */

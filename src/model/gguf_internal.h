@@ -4,6 +4,8 @@
 
 #include "model/gguf.h"
 
+#include <sys/stat.h>
+
 /* One metadata pair. Exactly one of the copies is set, by kind; `raw` points into the map and may be unaligned. */
 struct gguf_kv {
     const char *key;
@@ -24,7 +26,10 @@ struct gguf_part {
     const char *label; /* for messages: the path, shortened from the left if very long */
     const unsigned char *data;
     size_t size;
-    bool mapped;         /* munmap at the end */
+    bool mapped;         /* munmap and close at the end; the following are set */
+    int fd;              /* open as long as the map is, to ask for changes */
+    struct stat seen;    /* size and times when it was mapped */
+    int guard;           /* guard_add's */
     size_t header_bytes; /* magic to the last tensor's entry */
     struct gguf_kv *kvs;
     size_t n_kvs;
@@ -45,6 +50,11 @@ struct gguf {
 
 /* Zeroed memory that lives as long as `g`; NULL on overflow or exhaustion, as sizes come from the file. */
 void *gguf_take(struct gguf *g, size_t count, size_t size);
+
+/* guard.c: a map to be watched for SIGBUS while gguf_guard is on. -1: no more room, it is not watched. */
+int guard_add(const void *data, size_t size);
+void guard_remove(int id);
+bool guard_spoilt(int id); /* some of it could not be read and is zeros since */
 
 /* Parse and check part `index`, whose data and size are set. */
 enum pd_status gguf_parse(struct gguf *g, size_t index, struct pd_error *err);

@@ -81,7 +81,7 @@ static enum pd_status read_str(struct cursor *c, struct gguf_str *out)
     return PD_OK;
 }
 
-static const char *copy_str(struct cursor *c, struct gguf_str s)
+static char *copy_str(struct cursor *c, struct gguf_str s)
 {
     char *text = s.size < SIZE_MAX ? gguf_take(c->g, s.size + 1, 1) : NULL;
     if (text)
@@ -89,7 +89,7 @@ static const char *copy_str(struct cursor *c, struct gguf_str s)
     return text;
 }
 
-/* A key or tensor name: 1..max bytes, no control characters (it will be printed). */
+/* A key or tensor name: 1..max bytes of UTF-8, no control characters (it will be printed). */
 static enum pd_status read_name(struct cursor *c, size_t max, const char **out)
 {
     struct gguf_str s;
@@ -98,11 +98,14 @@ static enum pd_status read_name(struct cursor *c, size_t max, const char **out)
         return st;
     if (s.size == 0 || s.size > max)
         return bad(c, s.size ? "the name is too long" : "the name is empty");
-    for (size_t i = 0; i < s.size; i++)
-        if ((unsigned char)s.data[i] < 0x20 || s.data[i] == 0x7f)
-            return bad(c, "the name holds a control character");
-    *out = copy_str(c, s);
-    return *out ? PD_OK : no_memory(c);
+    char *text = copy_str(c, s), *clean = copy_str(c, s);
+    if (!text || !clean)
+        return no_memory(c);
+    utf8_clean(clean);
+    if (strlen(text) != s.size || strcmp(text, clean) != 0)
+        return bad(c, "the name holds a control character or is no UTF-8");
+    *out = text;
+    return PD_OK;
 }
 
 static enum pd_status read_kind(struct cursor *c, enum gguf_kind *out)
@@ -195,8 +198,14 @@ static enum pd_status read_value(struct cursor *c, struct gguf_kv *kv)
     struct gguf_str s;
     if ((st = read_str(c, &s)))
         return st;
-    kv->text = copy_str(c, s);
-    return kv->text ? PD_OK : no_memory(c);
+    char *text = copy_str(c, s);
+    if (!text)
+        return no_memory(c);
+    /* All single strings are names but the templates, which are programs with line ends of their own. */
+    if (strncmp(kv->key, "tokenizer.chat_template", strlen("tokenizer.chat_template")) != 0)
+        utf8_clean(text);
+    kv->text = text;
+    return PD_OK;
 }
 
 static int by_key(const void *a, const void *b)

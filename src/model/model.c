@@ -110,6 +110,18 @@ static enum pd_status place_weight(struct model *m, const struct placed *w, stru
     return keep_buffer(m, ggml_backend_cpu_buffer_from_ptr(data, w->file->bytes), w, data, err);
 }
 
+static void note_parts(struct model *m, const struct placed *w, const struct placed *end)
+{
+    m->parts = mem_new((size_t)(end - w), sizeof *m->parts);
+    for (; w < end; w++) {
+        int k = 0;
+        while (k < m->n_parts && m->parts[k] != w->file->part)
+            k++;
+        m->parts[k] = w->file->part;
+        m->n_parts = PD_MAX(m->n_parts, k + 1);
+    }
+}
+
 static enum pd_status load_weights(struct model *m, const struct gguf *g, struct pd_error *err)
 {
     size_t max = ((size_t)m->o.layer_count + 1) * ARCH_TENSOR_COUNT;
@@ -122,6 +134,7 @@ static enum pd_status load_weights(struct model *m, const struct gguf *g, struct
     m->copies = mem_new(max, sizeof *m->copies);
     struct placed *all = mem_new(max, sizeof *all), *end = collect_all(m, g, all);
     enum pd_status status = PD_OK;
+    note_parts(m, all, end);
     for (struct placed *w = all; w < end && !status; w++)
         status = place_weight(m, w, err);
     free(all);
@@ -180,6 +193,7 @@ enum pd_status model_load(struct model **out, const struct gguf *g, const struct
 {
     struct model *m = mem_new(1, sizeof *m);
     m->o = *o;
+    m->file = g;
     enum pd_status status = load(m, g, err);
     if (status) {
         model_free(m);
@@ -206,6 +220,7 @@ void model_free(struct model *m)
     free(m->buffers);
     free(m->copies);
     free(m->layers);
+    free(m->parts);
     arena_free(&m->arena);
     free(m);
 }
@@ -250,18 +265,87 @@ static void fill_inputs(struct model *m, const struct kv *kv, const struct row *
     }
 }
 
-static enum pd_status run_placed(struct model *m, struct kv *kv, const struct row *rows, const int64_t *slots,
-                                 int n, float *hidden, enum model_kind kind, struct pd_error *err)
+/* The weights are in files that others may write to; what was computed from changed ones must not be used. */
+static enum pd_status check_files(const struct model *m, struct pd_error *err)
 {
-    enum pd_status status = graph_run(m, kv, n, kv_span(kv), err);
+    enum pd_status status = PD_OK;
+    for (int i = 0; i < m->n_parts && !status; i++)
+        status = gguf_check(m->file, m->parts[i], err);
+    return status;
+}
+
+/* A batch whose rows have their slots. */
+struct batch {
+    struct kv *kv;
+    const struct row *rows;
+    const int64_t *slots;
+    int n;
+    float *hidden;
+    enum model_kind kind;
+};
+
+/* From hidden to m->run.out. */
+static enum pd_status compute(struct model *m, const struct batch *b, struct pd_error *err)
+{
+    enum pd_status status = graph_run(m, b->kv, b->n, kv_span(b->kv), err);
     if (status)
         return status;
-    fill_inputs(m, kv, rows, slots, n, hidden, kind);
-    bool quick = m->quick.ggml && kind == MODEL_PREFILL && n == m->o.chunk_rows;
-    status = backend_compute(quick ? &m->quick : &m->exact, m->run.nodes, err);
-    if (!status)
-        memcpy(hidden, m->run.out->data, ggml_nbytes(m->run.out));
-    return status;
+    fill_inputs(m, b->kv, b->rows, b->slots, b->n, b->hidden, b->kind);
+    bool quick = m->quick.ggml && b->kind == MODEL_PREFILL && b->n == m->o.chunk_rows;
+    return backend_compute(quick ? &m->quick : &m->exact, m->run.nodes, err);
+}
+
+static bool out_finite(const struct graph *g)
+{
+    return finite_all(g->out->data, (size_t)ggml_nelements(g->out));
+}
+
+/* How many layers it takes until the batch's states are not finite: computed again with one, two, ... of them. 0: they
+ * are found to be so before any. */
+static int layers_until_bad(struct model *m, const struct batch *b)
+{
+    const int all = m->o.layer_count;
+    int bad = m->o.embed ? 1 : !finite_all(b->hidden, (size_t)m->p.n_embd * (size_t)b->n) ? 0 : 1;
+    for (; bad > 0 && bad < all; bad++) {
+        m->o.layer_count = bad;
+        m->run.built = false;
+        if (compute(m, b, NULL) || !out_finite(&m->run))
+            break;
+    }
+    m->o.layer_count = all;
+    m->run.built = false;
+    return bad;
+}
+
+static enum pd_status not_finite(struct model *m, const struct batch *b, struct pd_error *err)
+{
+    int32_t token = m->o.embed ? finite_embedding(m, b->rows, b->n) : -1;
+    if (token >= 0)
+        return error_set(err, PD_ERR_FORMAT,
+                         "%s: the embedding of token %d holds numbers that are not finite", m->info.name,
+                         token);
+    int count = layers_until_bad(m, b), layer = m->o.layer_first + count - 1;
+    if (count == 0)
+        return error_set(err, PD_ERR_PEER, "%s: what came in for layer %d is not finite", m->info.name,
+                         layer + 1);
+    const struct ggml_tensor *w = finite_find(m->layers[count - 1].w, ARCH_TENSOR_COUNT);
+    if (w)
+        return error_set(err, PD_ERR_FORMAT,
+                         "%s: layer %d: '%s' holds numbers that are not finite; the file is damaged",
+                         m->info.name, layer, w->name);
+    return error_set(err, PD_ERR_FORMAT, "%s: layer %d computes numbers that are not finite", m->info.name,
+                     layer);
+}
+
+static enum pd_status run_placed(struct model *m, const struct batch *b, struct pd_error *err)
+{
+    enum pd_status status = compute(m, b, err);
+    if (status || (status = check_files(m, err)))
+        return status;
+    if (!out_finite(&m->run))
+        return not_finite(m, b, err);
+    memcpy(b->hidden, m->run.out->data, ggml_nbytes(m->run.out));
+    return PD_OK;
 }
 
 enum pd_status model_run(struct model *m, struct kv *kv, const struct row *rows, int n, float *hidden,
@@ -269,12 +353,12 @@ enum pd_status model_run(struct model *m, struct kv *kv, const struct row *rows,
 {
     PD_ASSERT(kv->model == m && n >= 1 && n <= m->o.batch_rows);
     enum pd_status status = m->o.embed ? check_tokens(m, rows, n, err) : PD_OK;
-    if (status)
+    if (status || (status = check_files(m, err)))
         return status;
     int64_t *slots = mem_new((size_t)n, sizeof *slots);
     status = kv_place(kv, rows, n, kind, slots, err);
     if (!status) {
-        status = run_placed(m, kv, rows, slots, n, hidden, kind, err);
+        status = run_placed(m, &(struct batch){kv, rows, slots, n, hidden, kind}, err);
         if (status)
             kv_unplace(kv, slots, n, kind);
         else if (kind == MODEL_PREFILL)
@@ -292,7 +376,11 @@ enum pd_status model_head(struct model *m, const float *hidden, int n, float *lo
         return status;
     memcpy(m->head.hidden->data, hidden, ggml_nbytes(m->head.hidden));
     status = backend_compute(&m->exact, m->head.nodes, err);
-    if (!status)
-        memcpy(logits, m->head.out->data, ggml_nbytes(m->head.out));
-    return status;
+    if (status || (status = check_files(m, err)))
+        return status;
+    if (!out_finite(&m->head))
+        return error_set(err, PD_ERR_FORMAT, "%s: the output layer computes numbers that are not finite",
+                         m->info.name);
+    memcpy(logits, m->head.out->data, ggml_nbytes(m->head.out));
+    return PD_OK;
 }

@@ -86,10 +86,12 @@ enum model_kind {
  * hidden  [n_embd, n] f32: in (ignored by the first stage) and out.
  * A tree row attends to the committed prefix and its own ancestors in the tree; a parent that is not in the tree
  * means the newest committed row. Returns PD_ERR_CANCELLED if stopped (no row of the batch then exists in the kv),
- * PD_ERR_MEMORY if the tree area or the context is full (nothing changed). n <= batch_rows. */
+ * PD_ERR_MEMORY if the tree area or the context is full (nothing changed), PD_ERR_FILE if the model's file has changed
+ * since it was opened, PD_ERR_FORMAT if a state comes out infinite or NaN (the text names the layer).
+ * n <= batch_rows. */
 enum pd_status model_run(struct model *m, struct kv *kv, const struct row *rows, int n, float *hidden,
                          enum model_kind kind, struct pd_error *err);
-/* Output norm and head. hidden [n_embd, n], logits [n_vocab, n], n <= batch_rows. */
+/* Output norm and head; errors as above. hidden [n_embd, n], logits [n_vocab, n], n <= batch_rows. */
 enum pd_status model_head(struct model *m, const float *hidden, int n, float *logits, struct pd_error *err);
 
 /* The two-level KV cache of one request. Committed rows in position order, then tree rows; a tree row's slot is

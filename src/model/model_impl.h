@@ -3,6 +3,7 @@
  * backend.c  ggml's CPU backend: loading, threads, reference kernels, stopping
  * model.c    weights in place, model_run and model_head
  * graph.c    the layer-range graph and the head's graph
+ * finite.c   numbers that are none: noticed, and traced to their layer
  * kv.c       slots, ancestors, masks, memory
  */
 #ifndef PD_MODEL_IMPL_H
@@ -57,6 +58,9 @@ struct layer {
 };
 
 struct model {
+    const struct gguf *file;
+    int *parts; /* [n_parts] of the file, those that hold the stage's weights */
+    int n_parts;
     struct arch_params p;
     struct model_info info;
     struct arena arena; /* holds info's arrays and strings */
@@ -82,6 +86,12 @@ enum pd_status graph_run(struct model *m, const struct kv *kv, int n_rows, int n
 enum pd_status graph_head(struct model *m, int n_rows, struct pd_error *err);
 size_t graph_run_nodes(const struct model *m); /* upper bound, with inputs */
 enum { GRAPH_HEAD_NODES = 16 };
+
+bool finite_all(const float *x, size_t n);
+/* The first of these tensors (NULLs are skipped) that holds a number that is not finite; NULL if none does. */
+const struct ggml_tensor *finite_find(struct ggml_tensor *const *w, int n);
+/* Are these rows of the embedding finite? Else the token of the first that is not; -1: they are. */
+int32_t finite_embedding(const struct model *m, const struct row *rows, int n);
 
 struct kv_slot {
     node_id node;

@@ -7,12 +7,6 @@
 #define PCRE2_CODE_UNIT_WIDTH 8
 #include <pcre2.h>
 
-/* ---- utf8.c ---- */
-/* Length of the valid sequence at s (1..4); 0: the first byte can't begin one or what follows spoils it;
- * -1: what there is (size bytes) is a valid beginning that needs more. Follows table 3-7 of the Unicode standard. */
-int utf8_next(const unsigned char *s, size_t size);
-bool utf8_valid(const char *text, size_t size);
-
 /* ---- strings.c: strings in one block, found by content ---- */
 struct strings {
     char *data;
@@ -72,7 +66,7 @@ struct trie_node {
     unsigned char byte;
 };
 
-#define PRE_LEVELS_MAX 4
+#define PRE_LEVELS_MAX 6
 struct pre_rule {
     const char *name;    /* one of ours: "qwen2", "llama-bpe", ... */
     const char *aliases; /* names in files, with spaces around each */
@@ -122,11 +116,13 @@ struct encoder {
     size_t n_symbols, symbol_capacity;
     uint64_t *heap;
     size_t n_heap, heap_capacity;
-    struct text_buf text; /* spm: the escaped text; bpe: a copy fit for the regex engine */
+    struct text_buf text;    /* spm: the escaped text; bpe: a copy fit for the regex engine */
+    struct span_list *words; /* bpe: not NULL, the words themselves are wanted, not their tokens */
     pcre2_match_data *match;
     pcre2_match_context *context;
     pcre2_jit_stack *stack;
 };
+void encoder_deinit(struct encoder *e);
 enum pd_status encoder_reserve(struct encoder *e, size_t symbols);
 /* Append a symbol to e->symbols; room must be there. */
 void encoder_symbol(struct encoder *e, int32_t id, size_t start, size_t size);
@@ -153,6 +149,7 @@ uint32_t spm_pair(const struct encoder *e, const struct symbol *left, const stru
 
 /* ---- pretoken.c ---- */
 const struct pre_rule *pretoken_rule(const char *name); /* NULL: unknown */
+const char *pretoken_names(void);                       /* "qwen2, smollm, ..." for messages; one a thread */
 enum pd_status pretoken_compile(struct tokenizer *t, struct pd_error *err);
 /* Cut text into words and encode each. */
 enum pd_status pretoken_run(struct encoder *e, const char *text, size_t size);

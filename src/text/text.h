@@ -38,7 +38,12 @@ void text_buf_free(struct text_buf *b);
 /* ---- tokenizer ---- */
 struct tokenizer;
 
+/* PD_ERR_UNSUPPORTED: a kind of tokenizer, or a pre-tokenizer (how text is cut into words), that is not known. */
 enum pd_status tokenizer_new(struct tokenizer **out, const struct gguf *g, struct pd_error *err);
+/* The same, but if `any_pre` a pre-tokenizer that is not known is replaced by the default one, with a warning: tokens
+ * then may differ from those of the training. */
+enum pd_status tokenizer_new_for(struct tokenizer **out, const struct gguf *g, bool any_pre,
+                                 struct pd_error *err);
 void tokenizer_free(struct tokenizer *t);
 const char *tokenizer_kind(const struct tokenizer *t); /* "bpe" or "spm" */
 const char *tokenizer_pre(const struct tokenizer *t);  /* the pre-tokenizer in use ("qwen2"); "" for spm */

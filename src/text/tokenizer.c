@@ -155,16 +155,23 @@ static enum pd_status make_pieces(struct tokenizer *t, const struct strings *nam
     return PD_OK;
 }
 
-static void choose_pre(struct tokenizer *t, const struct gguf *g)
+static enum pd_status choose_pre(struct tokenizer *t, const struct gguf *g, bool any_pre,
+                                 struct pd_error *err)
 {
     const char *name = gguf_cstr(g, "tokenizer.ggml.pre", NULL);
     t->pre = pretoken_rule(name ? name : "default");
     if (t->pre && name)
-        return;
+        return PD_OK;
+    if (name && !any_pre)
+        return error_set(err, PD_ERR_UNSUPPORTED,
+                         "tokenizer.ggml.pre: \"%.40s\" is not known (known: %s and their kin); with "
+                         "--allow-unknown-tokenizer text is cut the default way",
+                         name, pretoken_names());
     log_msg(LOG_WARN,
             "tokenizer.ggml.pre: %s%.40s%s: words are cut the default way, tokens may differ from training",
             name ? "\"" : "", name ? name : "missing", name ? "\" is not known" : "");
     t->pre = pretoken_rule("default");
+    return PD_OK;
 }
 
 /* ---- the tokens looked for first ---- */
@@ -223,15 +230,15 @@ static enum pd_status trie_build(struct tokenizer *t, const struct strings *name
     return ok ? PD_OK : error_set(err, PD_ERR_MEMORY, "no memory for the special tokens");
 }
 
-static enum pd_status load(struct tokenizer *t, const struct gguf *g, struct strings *names,
+static enum pd_status load(struct tokenizer *t, const struct gguf *g, struct strings *names, bool any_pre,
                            struct pd_error *err)
 {
     enum pd_status status;
     if ((status = read_kind(t, g, err)) || (status = read_names(t, g, names, err)) ||
         (status = read_types(t, g, err)) || (status = read_special(t, g, names, err)))
         return status;
-    if (t->kind == TOKENIZER_BPE)
-        choose_pre(t, g);
+    if (t->kind == TOKENIZER_BPE && (status = choose_pre(t, g, any_pre, err)))
+        return status;
     if ((status = make_pieces(t, names, err)))
         return status;
     status = t->kind == TOKENIZER_BPE ? bpe_load(t, g, names, err) : spm_load(t, g, names, err);
@@ -244,10 +251,16 @@ static enum pd_status load(struct tokenizer *t, const struct gguf *g, struct str
 
 enum pd_status tokenizer_new(struct tokenizer **out, const struct gguf *g, struct pd_error *err)
 {
+    return tokenizer_new_for(out, g, false, err);
+}
+
+enum pd_status tokenizer_new_for(struct tokenizer **out, const struct gguf *g, bool any_pre,
+                                 struct pd_error *err)
+{
     struct tokenizer *t = mem_new(1, sizeof *t);
     struct strings names = {0};
     memset(t->byte_id, 0xFF, sizeof t->byte_id);
-    enum pd_status status = load(t, g, &names, err);
+    enum pd_status status = load(t, g, &names, any_pre, err);
     strings_deinit(&names);
     if (status) {
         tokenizer_free(t);
@@ -323,6 +336,16 @@ static enum pd_status encode_all(struct encoder *e, const char *text, size_t siz
     return status ? status : encode_plain(e, text + begin, size - begin);
 }
 
+void encoder_deinit(struct encoder *e)
+{
+    free(e->symbols);
+    free(e->heap);
+    text_buf_free(&e->text);
+    pcre2_match_data_free(e->match);
+    pcre2_match_context_free(e->context);
+    pcre2_jit_stack_free(e->stack);
+}
+
 enum pd_status tokenizer_encode_literal(const struct tokenizer *t, const char *text, size_t size,
                                         unsigned flags, const struct span_list *literal,
                                         struct token_list *out, struct pd_error *err)
@@ -333,12 +356,7 @@ enum pd_status tokenizer_encode_literal(const struct tokenizer *t, const char *t
         status = token_list_add(out, t->bos, err);
     if (!status)
         status = encode_all(&e, text, size, flags, literal);
-    free(e.symbols);
-    free(e.heap);
-    text_buf_free(&e.text);
-    pcre2_match_data_free(e.match);
-    pcre2_match_context_free(e.context);
-    pcre2_jit_stack_free(e.stack);
+    encoder_deinit(&e);
     return status;
 }
 

@@ -45,6 +45,33 @@ static void arena(void **state)
     arena_free(&a);
 }
 
+static void utf8(void **state)
+{
+    (void)state;
+    static const char *const list[][2] = {
+        {"", ""},
+        {"plain text", "plain text"},
+        {"\x1b[31mred\x07\r\n\t\x7f", "?[31mred?????"},
+        {"\xc3\xbc \xe6\x97\xa5 \xf0\x9f\x98\x80", "\xc3\xbc \xe6\x97\xa5 \xf0\x9f\x98\x80"},
+        {"\xc2\x9b[2J \xc2\xa0", "?[2J \xc2\xa0"},           /* C1 has an escape of its own */
+        {"\xe2\x80\xa8 \xe2\x80\xae \xe2\x81\xa6", "? ? ?"}, /* line separator, right-to-left marks */
+        {"\xff\xc3 \xed\xa0\x80 \xc0\xaf \xf0\x9f\x98", "?? ??? ?? ???"},
+    };
+    for (size_t i = 0; i < PD_COUNT(list); i++) {
+        char text[64];
+        struct pd_error err = {0};
+        snprintf(text, sizeof text, "%s", list[i][0]);
+        utf8_clean(text);
+        assert_string_equal(text, list[i][1]);
+        assert_true(utf8_valid(text, strlen(text)));
+        error_set(&err, PD_ERR_FORMAT, "%s", list[i][0]); /* whoever quotes a file need not think of it */
+        assert_string_equal(err.text, list[i][1]);
+    }
+    struct pd_error err = {0};
+    error_set(&err, PD_ERR_FORMAT, "%.4s", "abc\xc3\xbc"); /* cut in the middle of a character */
+    assert_string_equal(err.text, "abc?");
+}
+
 static void memory(void **state)
 {
     (void)state;
@@ -210,6 +237,7 @@ int main(void)
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(arena),
         cmocka_unit_test(memory),
+        cmocka_unit_test(utf8),
         cmocka_unit_test(rng_known),
         cmocka_unit_test(rng_avalanche),
         cmocka_unit_test(rng_independence),

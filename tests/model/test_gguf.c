@@ -251,6 +251,26 @@ static void test_refused_header(void **state)
     assert_non_null(strstr(err.text, "not a GGUF"));
 }
 
+/* Names are shown and go into JSON; a chat template is read as it is. */
+static void test_strings_are_clean(void **state)
+{
+    (void)state;
+    struct gguf_build b = {0};
+    struct gguf *g;
+    struct pd_error err = {0};
+    size_t size;
+    gb_str(&b, "general.name", "caf\xc3\xa9 \xff\x1b]0;title\x07");
+    gb_str(&b, "tokenizer.ggml.pre", "gpt\n-2");
+    gb_str(&b, "tokenizer.chat_template", "{{ a }}\n{{ b }}");
+    unsigned char *data = gb_finish(&b, &size);
+    assert_int_equal(gguf_open_memory(&g, data, size, &err), PD_OK);
+    assert_string_equal(gguf_cstr(g, "general.name", ""), "caf\xc3\xa9 ??]0;title?");
+    assert_string_equal(gguf_cstr(g, "tokenizer.ggml.pre", ""), "gpt?-2");
+    assert_string_equal(gguf_cstr(g, "tokenizer.chat_template", ""), "{{ a }}\n{{ b }}");
+    gguf_close(g);
+    free(data);
+}
+
 static void test_refused_metadata(void **state)
 {
     (void)state;
@@ -262,6 +282,10 @@ static void test_refused_metadata(void **state)
     gb_u32(&b, "", 1);
     refuse(&b, PD_ERR_FORMAT, "name is empty");
     gb_u32(&b, "esc\x1b[2J", 1);
+    refuse(&b, PD_ERR_FORMAT, "control character");
+    gb_u32(&b, "half\xc3", 1);
+    refuse(&b, PD_ERR_FORMAT, "no UTF-8");
+    gb_u32(&b, "c1\xc2\x9b[2J", 1);
     refuse(&b, PD_ERR_FORMAT, "control character");
     gb_raw(&b, "kind", GGUF_KIND_COUNT, "12345678", 8);
     refuse(&b, PD_ERR_FORMAT, "'kind': unknown value type");
@@ -485,6 +509,7 @@ int main(void)
         cmocka_unit_test(test_any_byte_flipped),
         cmocka_unit_test(test_model_header_flipped),
         cmocka_unit_test(test_refused_header),
+        cmocka_unit_test(test_strings_are_clean),
         cmocka_unit_test(test_refused_metadata),
         cmocka_unit_test(test_refused_tensors),
         cmocka_unit_test(test_alignment_key),

@@ -483,11 +483,24 @@ static void unknown_pre_tokenizer_is_said(void **state)
     assert_int_equal(warnings, 0);
     static const char *const unknown[] = {"no such thing", "qwen", "", NULL};
     for (size_t i = 0; i < PD_COUNT(unknown); i++) {
+        struct pd_error err = {0};
+        size_t size;
         struct gguf_build b = bpe(unknown[i]);
-        struct tokenizer *t = build(&b);
-        assert_string_equal(tokenizer_pre(t), "default");
-        assert_int_equal(warnings, (int)i + 1);
+        unsigned char *data = gb_finish(&b, &size);
+        struct gguf *g;
+        struct tokenizer *t;
+        assert_int_equal(gguf_open_memory(&g, data, size, &err), PD_OK);
+        assert_int_equal(tokenizer_new(&t, g, &err), unknown[i] ? PD_ERR_UNSUPPORTED : PD_OK);
+        if (unknown[i])
+            assert_non_null(strstr(err.text, "--allow-unknown-tokenizer"));
         tokenizer_free(t);
+        warnings = 0;
+        assert_int_equal(tokenizer_new_for(&t, g, true, &err), PD_OK);
+        assert_string_equal(tokenizer_pre(t), "default");
+        assert_int_equal(warnings, 1);
+        tokenizer_free(t);
+        gguf_close(g);
+        free(data);
     }
     log_set(NULL, NULL);
 }

@@ -1,5 +1,7 @@
 /* UTF-8 as it must be: no overlong forms, no surrogates, nothing above U+10FFFF. */
-#include "text/internal.h"
+#include "base/base.h"
+
+#include <string.h>
 
 int utf8_next(const unsigned char *s, size_t size)
 {
@@ -34,4 +36,36 @@ bool utf8_valid(const char *text, size_t size)
         i += (size_t)len;
     }
     return true;
+}
+
+/* Would it move the cursor, start an escape or turn the writing round? */
+static bool is_control(uint32_t c)
+{
+    return c < 0x20 || (c >= 0x7F && c < 0xA0) || (c >= 0x2028 && c <= 0x202E) ||
+           (c >= 0x2066 && c <= 0x2069);
+}
+
+void utf8_clean(char *text)
+{
+    unsigned char *in = (unsigned char *)text, *out = in;
+    size_t left = strlen(text);
+    while (left) {
+        int n = in[0] < 0x80 ? 1 : utf8_next(in, left);
+        uint32_t c = in[0];
+        if (n > 1) {
+            c &= 0xFFu >> (n + 1);
+            for (int i = 1; i < n; i++)
+                c = c << 6 | (in[i] & 0x3F);
+        }
+        if (n <= 0 || is_control(c)) {
+            n = n > 0 ? n : 1;
+            *out++ = '?';
+        } else {
+            memmove(out, in, (size_t)n);
+            out += n;
+        }
+        in += n;
+        left -= (size_t)n;
+    }
+    *out = 0;
 }
