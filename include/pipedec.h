@@ -188,9 +188,12 @@ struct pd_stats { /* of one request; times on the engine's clock */
     double tokens_per_s;            /* 1 / token_s, or 0 */
     double prompt_per_s;            /* prompt tokens computed / first_token_s */
     double step_s;                  /* the slowest stage's mean batch */
-    double steps;                   /* decoding time (first token to last) in steps */
+    double
+        steps; /* decoding time (first token to last) in steps; 0: on the bare wall clock nothing was drafted */
     double tokens_per_step;
-    double speedup; /* of token_s over one token alone in the chain (mode pp); 0 if nothing was drafted */
+    /* Of token_s over one token alone in the chain (mode pp): by the profile, or as measured with the engine's first
+     * tokens. 0 if nothing was drafted, not measured yet, or the request was cancelled. */
+    double speedup;
     int hits, late_hits, misses;
     double lag;        /* of hits, steps, mean */
     int batches, rows; /* submitted */
@@ -199,6 +202,8 @@ struct pd_stats { /* of one request; times on the engine's clock */
     double draft_busy_s;
     double machine_us; /* of the roles' own code, each step */
     bool rested;       /* a draft was there, and not used: on these devices it does not pay (docs/usage.md) */
+    int undrafted;     /* the last token, at which nothing is drafted on purpose: neither hit nor miss */
+    int prompt_done;   /* prompt tokens computed: all but the kept ones, unless it was cancelled before */
 };
 
 enum pd_event_type {

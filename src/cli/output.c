@@ -177,7 +177,10 @@ bool cli_interrupted(void)
 void cli_print_stats(const struct pd_stats *s, enum pd_reason reason)
 {
     cli_progress_end();
-    fprintf(stderr, "pipedec: %d prompt tokens", s->prompt_tokens);
+    fputs("pipedec: ", stderr);
+    if (s->prompt_done + s->kept_tokens < s->prompt_tokens)
+        fprintf(stderr, "%d of ", s->prompt_done + s->kept_tokens);
+    fprintf(stderr, "%d prompt tokens", s->prompt_tokens);
     if (s->kept_tokens)
         fprintf(stderr, " (%d kept)", s->kept_tokens);
     fprintf(stderr, ", %d tokens", s->tokens);
@@ -187,7 +190,8 @@ void cli_print_stats(const struct pd_stats *s, enum pd_reason reason)
         fprintf(stderr, " (%.2fx pp)", s->speedup);
     if (s->rested)
         fprintf(stderr, ", draft at rest: stages and draft share too few cores");
-    fprintf(stderr, ", first after %.2f s", s->first_token_s);
+    if (s->tokens > 0)
+        fprintf(stderr, ", first after %.2f s", s->first_token_s);
     if (s->token_s > 0)
         fprintf(stderr, ", %.1f tokens/s, %.1f ms a token", s->tokens_per_s, s->token_s * 1e3);
     if (s->hits + s->late_hits > 0)
@@ -217,6 +221,8 @@ static void add_stats(yyjson_mut_doc *doc, yyjson_mut_val *root, const struct pd
         {"hits", s->hits, true},
         {"late_hits", s->late_hits, true},
         {"misses", s->misses, true},
+        {"undrafted", s->undrafted, true},
+        {"prompt_done", s->prompt_done, true},
         {"lag", s->lag, false},
         {"batches", s->batches, true},
         {"rows", s->rows, true},

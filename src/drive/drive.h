@@ -201,7 +201,8 @@ struct result {
     struct stats stats;
     struct stage_load load[STAGES_MAX]; /* tree batches of this request, by stage */
     int64_t draft_busy_ns;
-    int64_t step_ns;                   /* the slowest stage's mean tree batch, head included */
+    int64_t
+        step_ns; /* the slowest stage's mean tree batch, head included; wall clocks: after the first token; 0: none */
     int64_t machine_ns, machine_steps; /* wall time spent in the roles' own code, and tree submissions */
 };
 

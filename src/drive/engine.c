@@ -273,6 +273,7 @@ static enum pd_status make_driver(struct pd_engine *e, const struct engine_hooks
     engine_driver_options(&d, &e->o, e->n_stages, e->ctx, have_draft, e->have_profile ? &e->profile : NULL);
     e->mode = d.drafter.policy.mode;
     tell_driver(&d, &e->info, hooks->wire);
+    d.drafter.measure_alone = have_draft && e->mode != PD_MODE_PP && !e->have_profile;
     enum pd_status status = open_observers(e, &d.observer, err);
     if (status)
         return status;

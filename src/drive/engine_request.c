@@ -279,16 +279,11 @@ static enum pd_status check_request(const struct pd_request *r, struct pd_error 
     return sample_check(&r->sampling, err);
 }
 
-/* What a token would take alone in the chain: by the profile, or as its stages were seen to take for a batch. */
+/* What a token takes alone in the chain: by the profile, or as measured at the start of the engine's life. 0: not
+ * known. */
 static double token_alone_s(const struct pd_engine *e, const struct result *res)
 {
-    double ns = 0;
-    if (e->have_profile)
-        return (double)profile_token_ns(&e->profile) / 1e9;
-    for (int i = 0; i < e->n_stages; i++)
-        if (res->load[i].batches)
-            ns += (double)res->load[i].busy_ns / (double)res->load[i].batches;
-    return ns / 1e9;
+    return (double)(e->have_profile ? profile_token_ns(&e->profile) : res->stats.alone_ns) / 1e9;
 }
 
 static void fill_stats(const struct pd_engine *e, const struct result *res, struct pd_stats *out)
@@ -304,6 +299,8 @@ static void fill_stats(const struct pd_engine *e, const struct result *res, stru
                              .hits = s->hits,
                              .late_hits = s->late_hits,
                              .misses = s->misses,
+                             .undrafted = s->undrafted,
+                             .prompt_done = s->tokens ? s->prompt_tokens - s->kept_tokens : s->prompt_done,
                              .batches = s->submissions,
                              .rows = s->rows,
                              .draft_passes = s->draft_passes,
@@ -321,11 +318,13 @@ static void fill_stats(const struct pd_engine *e, const struct result *res, stru
         out->token_s = decode_s / (s->tokens - 1);
         out->tokens_per_s = 1 / out->token_s;
     }
-    if (step_ns > 0 && out->token_s > 0) {
+    /* Without speculation a measured step tells nothing that token_s does not. */
+    if (step_ns > 0 && out->token_s > 0 && (e->have_profile || s->draft_passes)) {
         out->steps = decode_s / out->step_s;
         out->tokens_per_step = (s->tokens - 1) / out->steps;
-        out->speedup = s->draft_passes ? token_alone_s(e, res) / out->token_s : 0;
     }
+    if (out->token_s > 0 && s->draft_passes && res->finish != PD_REASON_CANCELLED && res->finish != PD_REASON_FAULT)
+        out->speedup = token_alone_s(e, res) / out->token_s;
     if (s->hits)
         out->lag = (double)s->lag_sum_steps_x1000 / 1000 / s->hits;
     if (res->machine_steps)

@@ -217,6 +217,7 @@ static void emit_token(struct rank *r, const struct effect *e)
     s->hits += e->verdict == TREE_HIT;
     s->late_hits += e->verdict == TREE_LATE;
     s->misses += e->verdict == TREE_MISS;
+    s->undrafted += e->verdict == TREE_LAST;
     rank_observe(r, &(struct observation){.type = OBS_ADVANCE,
                                           .begin_ns = t.now_ns,
                                           .end_ns = t.now_ns,
@@ -311,6 +312,7 @@ static void learn_load(struct rank *r, const struct msg *m)
         return;
     if (m->type == MSG_ENDED) {
         r->result->load[r->n - 1].busy_ns += m->ended.head_ns;
+        r->ended_head_ns = m->ended.head_ns;
         return;
     }
     const struct msg_report *in = &m->report;
@@ -321,6 +323,12 @@ static void learn_load(struct rank *r, const struct msg *m)
         l->busy_ns += in->busy_ns;
         l->batches++;
         l->rows += in->rows;
+        if (r->result->stats.tokens) { /* of decoding proper: the first batch may find everything cold */
+            r->step_busy_ns[in->stage] += in->busy_ns;
+            r->step_batches[in->stage]++;
+        }
+    } else if (in->stage == r->n - 1) {
+        r->result->stats.prompt_done += in->rows;
     }
     int64_t now = rank_now(r);
     if (r->o.observe_reports)
@@ -575,9 +583,12 @@ enum pd_status rank_serve(struct rank *r, struct pd_error *err)
 static void summarise(struct rank *r)
 {
     for (int i = 0; i < r->n; i++) {
-        const struct stage_load *l = &r->result->load[i];
-        if (l->batches)
-            r->result->step_ns = PD_MAX(r->result->step_ns, l->busy_ns / l->batches);
+        if (!r->step_batches[i])
+            continue;
+        int64_t ns = r->step_busy_ns[i] / r->step_batches[i];
+        if (i == r->n - 1)
+            ns += r->ended_head_ns / r->result->load[i].batches;
+        r->result->step_ns = PD_MAX(r->result->step_ns, ns);
     }
 }
 
@@ -604,6 +615,9 @@ enum pd_status rank_generate(struct rank *r, const struct request *request, cons
     r->timer_ns = -1;
     out->stats = (struct stats){
         .begin_ns = rank_now(r), .prompt_tokens = request->n_tokens, .kept_tokens = request->keep};
+    memset(r->step_busy_ns, 0, sizeof r->step_busy_ns);
+    memset(r->step_batches, 0, sizeof r->step_batches);
+    r->ended_head_ns = 0;
     link_punctual();
     announce(r, true);
     struct request asked = *request;

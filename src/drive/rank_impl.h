@@ -58,6 +58,9 @@ struct rank {
     bool finished;
     int kept;
     int32_t head_tokens[LANES_MAX];
+    int64_t step_busy_ns[STAGES_MAX]; /* tree batches that ended after the first token, by stage */
+    int64_t step_batches[STAGES_MAX];
+    int64_t ended_head_ns; /* of all heads */
     int32_t *count, *tokens;
     float *logp;
     struct effects fx;

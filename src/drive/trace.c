@@ -90,7 +90,8 @@ static void put_link(struct trace *t, const struct observation *o)
 
 static const char *verdict_name(enum tree_verdict v)
 {
-    return v == TREE_HIT ? "hit" : v == TREE_LATE ? "late hit" : "miss";
+    static const char *const names[] = {"hit", "late hit", "miss", "last"};
+    return names[v];
 }
 
 static void put_advance(struct trace *t, const struct observation *o)

@@ -53,9 +53,12 @@ void policy_defaults(struct policy_options *o)
     o->expand = o->expand ? o->expand : d[o->mode].expand;
     o->min_path = o->min_path > 0 ? o->min_path : 0.005;
     o->width_max = o->width_max ? o->width_max : 32;
-    o->width = o->width ? o->width : d[o->mode].width;
-    if (o->mode == PD_MODE_CHAIN)
+    if (o->mode == PD_MODE_CHAIN) {
+        if (o->width)
+            o->depth = PD_MIN(o->depth, o->width - 1);
         o->width = o->depth + 1;
+    }
+    o->width = o->width ? o->width : d[o->mode].width;
     if (o->mode == PD_MODE_PP)
         o->width = 1;
 }
@@ -136,11 +139,6 @@ static int select_nodes(const struct policy *p, struct tree *t, uint32_t mask, u
     return kept;
 }
 
-static bool shape_expandable(const struct policy *p, const struct tree *t, int node)
-{
-    return shape_goes_on(p, t, node) && in_shape(p, t, node);
-}
-
 static bool in_depth(const struct policy *p, const struct tree *t, int node)
 {
     return tree_depth(t, node) < p->o.depth;
@@ -149,6 +147,23 @@ static bool in_depth(const struct policy *p, const struct tree *t, int node)
 static bool round_open(const struct policy *p, const struct tree *t)
 {
     return !has(t, t->root, TREE_SUBMITTED) && p->passes < p->o.depth;
+}
+
+/* A round submits its best `width` nodes. A child comes behind its parent, so only nodes among the best width - 1 can
+ * have children that are submitted, and more drafting only moves a node further back: nothing else is drafted. */
+static int expand_round(const struct policy *p, struct tree *t, int max, int32_t *out)
+{
+    const bool shaped = p->o.mode == PD_MODE_STPP;
+    int n = tree_best(t, 0, 0, shaped ? t->capacity : PD_MIN(p->o.width, t->capacity), t->stack), kept = 0;
+    for (int i = 0, rank = 0; i < n && rank < p->o.width - 1 && kept < max; i++) {
+        int node = t->stack[i];
+        if (shaped && !in_shape(p, t, node))
+            continue;
+        rank++;
+        if (!has(t, node, drafted) && (!shaped || shape_goes_on(p, t, node)))
+            out[kept++] = node;
+    }
+    return kept;
 }
 
 /* The most probable nodes first: their children would be submitted next. Improbable ones are left alone. */
@@ -172,9 +187,8 @@ int policy_expand(struct policy *p, struct tree *t, int max, int32_t *out)
         out[0] = chain_end(t);
         return round_open(p, t) && !has(t, out[0], drafted);
     case PD_MODE_STPP:
-        return round_open(p, t) ? select_nodes(p, t, drafted, 0, max, out, shape_expandable) : 0;
     case PD_MODE_ROUNDS:
-        return round_open(p, t) ? tree_best(t, drafted, 0, max, out) : 0;
+        return round_open(p, t) ? expand_round(p, t, max, out) : 0;
     case PD_MODE_LAYER: {
         int32_t pos = frontier_pos(t);
         int n = tree_best(t, drafted | TREE_SUBMITTED, TREE_SUBMITTED, t->capacity, t->stack), kept = 0;

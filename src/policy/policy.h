@@ -22,13 +22,13 @@
 enum { POLICY_MODES = PD_MODE_BEST, POLICY_LEVELS = 32, POLICY_RANKS = 16 };
 
 struct policy_options { /* 0 means: the mode's default */
-    enum pd_mode mode;  /* default: pp */
-    int width;          /* rows a step (rounds, chain, stpp: rows a round); 0: automatic, by `cost` */
-    int width_max;      /* bound of the automatic width */
-    int children;       /* candidates per node */
-    int depth;          /* chain, rounds, stpp: levels drafted a round; best: levels below the root at most */
-    int expand;         /* nodes a draft pass computes */
-    double min_path;    /* best: a node less probable than this, given the root, is not drafted further */
+    enum pd_mode mode;
+    int width; /* rows a step (rounds, chain, stpp: rows a round, root included); 0: automatic, by `cost` */
+    int width_max;   /* bound of the automatic width */
+    int children;    /* candidates per node */
+    int depth;       /* chain, rounds, stpp: levels drafted a round; best: levels below the root at most */
+    int expand;      /* nodes a draft pass computes */
+    double min_path; /* best: a node less probable than this, given the root, is not drafted further */
     /* stpp: how many children a node of rank r at level l gets (level 0: the root). All 0: the default shape. */
     uint8_t shape[POLICY_LEVELS][POLICY_RANKS];
 };

@@ -203,6 +203,7 @@ static void begin(struct drafter *d, const struct event *in, struct effects *out
     struct lane *l = choose_lane(d, r, &from, &keep);
     l->draft_pos = PD_MIN(from->draft_pos, keep);
     draft_keep(d, l, from->index);
+    d->quiet = false;
     if (!lanes_running(d)) {
         d->stage0_idle = d->sent == d->taken;
         d->last_submit_ns = d->hold_submit_ns = d->hold_draft_ns = 0;
@@ -221,6 +222,28 @@ static void begin(struct drafter *d, const struct event *in, struct effects *out
                             .sample = r->sample,
                             .n_end_tokens = l->n_end_tokens};
     memcpy(b->end_tokens, l->end_tokens, sizeof b->end_tokens);
+}
+
+/* ---- what a token takes alone ---- */
+
+/* A token of `l` has come, after the one before. */
+static void learn_alone(struct drafter *d, const struct lane *l, int64_t now)
+{
+    if (!alone(d))
+        return;
+    if (l->mark.advance_ns && d->quiet)
+        d->alone_ns[d->n_alone++] = now - l->mark.advance_ns;
+    d->quiet = !d->draft_busy && lanes_running(d) == 1;
+}
+
+/* The median: one hiccup does not count. 0: not measured yet. */
+static int64_t alone_ns(const struct drafter *d)
+{
+    const int64_t *x = d->alone_ns;
+    if (d->n_alone < ALONE_TOKENS)
+        return 0;
+    int64_t low = PD_MIN(x[0], x[1]), high = PD_MAX(x[0], x[1]);
+    return PD_MAX(low, PD_MIN(high, x[2]));
 }
 
 /* ---- where it ends ---- */
@@ -246,6 +269,7 @@ static void try_finished(struct drafter *d, struct lane *l, int64_t now)
     l->phase = PHASE_IDLE;
     l->stats.end_ns = now;
     l->stats.rested = d->o.have_draft && !d->payoff.on && !l->stats.draft_passes;
+    l->stats.alone_ns = alone_ns(d);
     draft_keep(d, l, l->index);
 }
 
@@ -273,7 +297,8 @@ static void count(struct drafter *d, struct lane *l, enum tree_verdict v, const 
     s->hits += v == TREE_HIT;
     s->late_hits += v == TREE_LATE;
     s->misses += v == TREE_MISS;
-    if (v != TREE_MISS)
+    s->undrafted += v == TREE_LAST;
+    if (v == TREE_HIT || v == TREE_LATE)
         s->logp_sum += root->logp;
     double step = pace_step_ns(&d->pace);
     if (v == TREE_HIT && step > 0)
@@ -295,7 +320,10 @@ static void on_advance(struct drafter *d, struct lane *l, const struct msg_advan
     int n_dead = 0;
     l->advances++;
     pace_advance(&d->pace, &l->mark, before.entered_ns, before.entered_batch, now);
+    learn_alone(d, l, now);
     enum tree_verdict v = tree_advance(t, a->token, l->dead, &n_dead);
+    if (a->finish) /* neither an end nor what follows the last useful position is ever put into the tree */
+        v = TREE_LAST;
     for (int i = 0; i < n_dead; i++)
         l->drop[l->n_drop++] = l->dead[i];
     l->root_pos = a->pos;
@@ -333,8 +361,11 @@ static void on_report(struct drafter *d, struct lane *l, const struct msg_report
         d->taken = r->taken;
         d->stage0_idle = r->idle && r->taken == d->sent;
     }
-    if (l && r->stage == d->o.n_stages - 1 && l->chunks_out < l->chunks_sent)
+    if (l && r->stage == d->o.n_stages - 1 && l->chunks_out < l->chunks_sent) {
+        struct stats *s = &l->stats;
         l->chunks_out++;
+        s->prompt_done = PD_MIN(s->prompt_done + r->n_prompt, s->prompt_tokens - s->kept_tokens);
+    }
     if (r->rows && !r->n_prompt && r->rows_live && pace_report(&d->pace, r->stage, r->busy_ns))
         payoff_batch(&d->payoff, r->rows, r->busy_ns);
 }

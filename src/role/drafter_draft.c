@@ -73,12 +73,13 @@ static void add_behind(struct drafter *d, struct lane *l, bool prefill, int max)
     }
 }
 
+/* Before tokens are measured alone the draft may read a prompt beside the target. */
 static bool start_prefill(struct drafter *d, int64_t now, struct effects *out)
 {
     struct lane *oldest = NULL;
     for (int i = 0; i < d->o.lanes; i++) {
         struct lane *l = &d->lanes[i];
-        if (running(l) && lags(l) && (!oldest || l->begun < oldest->begun))
+        if (running(l) && lags(l) && (drafting(d) || !l->advances) && (!oldest || l->begun < oldest->begun))
             oldest = l;
     }
     if (!oldest)
@@ -115,6 +116,8 @@ static bool hold(struct drafter *d, int n_views, int64_t now)
 static bool start_pass(struct drafter *d, int64_t now, struct effects *out)
 {
     int n_views = 0, room = PD_MIN(d->o.draft_rows, BATCH_ROWS);
+    if (!drafting(d))
+        return false;
     for (int i = 0; i < d->o.lanes; i++) {
         struct lane *l = &d->lanes[i];
         if (!running(l) || lags(l) || room <= lag_of(l))
@@ -150,7 +153,7 @@ static bool start_pass(struct drafter *d, int64_t now, struct effects *out)
 void draft_next(struct drafter *d, int64_t now, struct effects *out)
 {
     d->hold_draft_ns = 0;
-    if (d->draft_busy || !drafting(d))
+    if (d->draft_busy || !speculating(d))
         return;
     d->n_draft = d->n_behind = d->n_asks = 0;
     /* prompts and trees take turns, so that neither waits for long */

@@ -12,6 +12,7 @@
 enum {
     CATCH_UP_ROWS = 8, /* chosen tokens the draft lags by, up to which they ride along in a draft pass */
     CHUNKS_A_STEP = 2, /* prompt chunks that wait before stage 0 */
+    ALONE_TOKENS = 3,  /* measured for stats.alone_ns */
     HISTORY_PATH = 256 /* tokens of a path in the tree that a history has, at most */
 };
 
@@ -73,6 +74,11 @@ struct drafter {
     int64_t draft_begin_ns;
     struct kv_ops ops; /* that wait for the device */
 
+    /* what a token takes alone (measure_alone) */
+    int n_alone;
+    int64_t alone_ns[ALONE_TOKENS];
+    bool quiet; /* nothing but the one request's row has been at work since its newest token */
+
     /* what the next effects point to */
     struct row out_rows[BATCH_ROWS];
     struct row chunk_rows[CHUNKS_A_STEP * CHUNK_ROWS];
@@ -89,9 +95,18 @@ static inline bool alive(const struct lane *l, int32_t index, node_id id)
 {
     return l->tree.nodes[index].id.v == id.v && id.v;
 }
-static inline bool drafting(const struct drafter *d)
+static inline bool speculating(const struct drafter *d)
 {
     return d->o.have_draft && d->o.policy.mode != PD_MODE_PP && d->payoff.on;
+}
+/* Are these the tokens that are measured alone? */
+static inline bool alone(const struct drafter *d)
+{
+    return d->o.measure_alone && d->n_alone < ALONE_TOKENS;
+}
+static inline bool drafting(const struct drafter *d)
+{
+    return speculating(d) && !alone(d);
 }
 static inline bool running(const struct lane *l)
 {

@@ -201,7 +201,10 @@ enum effect_type {
 struct stats { /* of one request, kept by the drafter */
     int64_t begin_ns, first_token_ns, last_token_ns, end_ns;
     int32_t prompt_tokens, kept_tokens, tokens; /* tokens: produced */
+    int32_t prompt_done;                        /* rows of the prompt that have come out of the last stage */
     int32_t hits, late_hits, misses;
+    int32_t undrafted; /* the last token, at which nothing is drafted on purpose: neither hit nor miss */
+    int64_t alone_ns;  /* of a token alone in the chain, as measured in this drafter's life; 0: not known */
     int64_t lag_sum_steps_x1000; /* over hits: steps between a parent's submission and its child's */
     int32_t submissions, rows;   /* tree batches and rows submitted */
     int32_t draft_passes, draft_rows;
@@ -322,9 +325,12 @@ struct drafter_options {
     /* [cost_n] time of a step with i + 1 rows, from a profile; NULL: measured; borrowed */
     const double *cost_ns;
     int cost_n;
+    bool measure_alone;
     /* without cost_ns: devices share cores, so speculation starts at rest until it is seen to pay */
     bool doubtful;
 };
+/* With `measure_alone` the first tokens of the drafter's life travel as in pp, with the draft at rest, and their mean
+ * is told in the statistics: what speculation is to be compared with. Use it where there is no profile. */
 struct drafter;
 struct drafter *drafter_new(const struct drafter_options *o);
 void drafter_free(struct drafter *d);

@@ -56,7 +56,8 @@ struct tree {
 enum tree_verdict {
     TREE_HIT,  /* the chosen token was in the tree and in flight */
     TREE_LATE, /* in the tree, not submitted */
-    TREE_MISS  /* not in the tree: a new root was made */
+    TREE_MISS, /* not in the tree: a new root was made */
+    TREE_LAST  /* not by tree_advance: the request's last token, at which nothing is drafted on purpose */
 };
 
 void tree_init(struct tree *t, int capacity);

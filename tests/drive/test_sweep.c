@@ -180,7 +180,8 @@ static void one_seed(uint64_t seed, bool aloud)
         assert_memory_equal(got.tokens, want.tokens, (size_t)got.n * sizeof *got.tokens);
         if (res.finish != PD_REASON_CANCELLED && res.finish != PD_REASON_STOP)
             assert_int_equal(got.n, want.n);
-        assert_int_equal(res.stats.hits + res.stats.late_hits + res.stats.misses, got.n);
+        assert_int_equal(res.stats.hits + res.stats.late_hits + res.stats.misses + res.stats.undrafted,
+                         got.n);
         assert_true(cancel || got.stop_after || (int)res.stats.heads == got.n);
         check_time(&o, &res, &got);
         kept = d->kept(d);

@@ -195,6 +195,45 @@ static void rounds(void **state)
     world_free(w);
 }
 
+/* What cannot be submitted is not drafted: the submission is the same as if it were, with fewer rows drafted. */
+static void narrow_rounds(void **state)
+{
+    (void)state;
+    const double four[] = {0.4, 0.3, 0.2, 0.05};
+    static const struct {
+        enum pd_mode mode;
+        int width, rows, drafted;
+    } all[] = {
+        {PD_MODE_ROUNDS, 1, 1, 0}, {PD_MODE_ROUNDS, 2, 2, 1}, {PD_MODE_ROUNDS, 4, 4, 3}, {PD_MODE_STPP, 1, 1, 0},
+        {PD_MODE_STPP, 3, 3, 2},   {PD_MODE_CHAIN, 1, 1, 0},  {PD_MODE_CHAIN, 3, 3, 2},
+    };
+    for (size_t i = 0; i < PD_COUNT(all); i++) {
+        struct world *w = world_new((struct policy_options){.mode = all[i].mode, .width = all[i].width});
+        int rows = 0;
+        for (int pass = 0; pass < 40 && expand(w) > 0; pass++) {
+            rows += w->n;
+            draft(w, four, 4);
+        }
+        assert_int_equal(submit(w), all[i].rows);
+        assert_in_range(rows, all[i].drafted, all[i].drafted);
+        world_free(w);
+    }
+    /* The same nodes as those of an unhurried draft that expands all there is. */
+    struct world *a = world_new((struct policy_options){.mode = PD_MODE_ROUNDS, .width = 6, .depth = 5});
+    struct world *b = world_new((struct policy_options){.mode = PD_MODE_ROUNDS, .width = 128, .depth = 5});
+    while (expand(a) > 0)
+        draft(a, four, 4);
+    while (expand(b) > 0)
+        draft(b, four, 4);
+    assert_int_equal(submit(a), 6);
+    b->n = policy_submit(&b->p, &b->t, NULL, 6, b->out);
+    assert_int_equal(b->n, 6);
+    for (int i = 0; i < 6; i++)
+        assert_true(fabs(a->t.nodes[a->out[i]].path - b->t.nodes[b->out[i]].path) < 1e-9);
+    world_free(a);
+    world_free(b);
+}
+
 static void rounds_wait_for_a_pass_in_hand(void **state)
 {
     (void)state;
@@ -382,17 +421,12 @@ static void invariants(void **state)
 int main(void)
 {
     const struct CMUnitTest tests[] = {
-        cmocka_unit_test(names),
-        cmocka_unit_test(pp),
-        cmocka_unit_test(chain),
-        cmocka_unit_test(stpp),
-        cmocka_unit_test(default_shape),
-        cmocka_unit_test(rounds),
-        cmocka_unit_test(rounds_wait_for_a_pass_in_hand),
-        cmocka_unit_test(layer),
-        cmocka_unit_test(best),
-        cmocka_unit_test(best_limits),
-        cmocka_unit_test(worth),
+        cmocka_unit_test(names),         cmocka_unit_test(pp),
+        cmocka_unit_test(chain),         cmocka_unit_test(stpp),
+        cmocka_unit_test(default_shape), cmocka_unit_test(rounds),
+        cmocka_unit_test(narrow_rounds), cmocka_unit_test(rounds_wait_for_a_pass_in_hand),
+        cmocka_unit_test(layer),         cmocka_unit_test(best),
+        cmocka_unit_test(best_limits),   cmocka_unit_test(worth),
         cmocka_unit_test(invariants),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);

@@ -26,6 +26,7 @@ struct world {
     bool failed;
     int32_t text[CTX + 1]; /* by position */
     enum tree_verdict verdict;
+    struct stats stats;
 };
 
 static void on_kv(struct world *w, const struct effect *e)
@@ -101,6 +102,7 @@ static void step(struct world *w, struct event ev)
             w->finished++;
             w->finish = e->finish;
             w->kept = e->kept;
+            w->stats = *e->stats;
             break;
         case EFF_SUBMITTED:
             assert_int_equal(e->n, w->n_rows);
@@ -209,7 +211,7 @@ static void begin(struct world *w, int n_tokens, int keep)
     assert_true(b->ctx == CTX && b->max_tokens == 100 && b->n_end_tokens == 1 && b->end_tokens[0] == 3);
 }
 
-static struct world *world_new(enum pd_mode mode, bool have_draft)
+static struct world *world_new_with(enum pd_mode mode, bool have_draft, bool measure_alone)
 {
     struct world *w = mem_new(1, sizeof *w);
     static const double flat[BATCH_ROWS] = {1e6, 1e6, 1e6, 1e6, 1e6, 1e6, 1e6, 1e6};
@@ -221,12 +223,18 @@ static struct world *world_new(enum pd_mode mode, bool have_draft)
                                 .draft_rows = 32,
                                 .chunk_rows = CHUNK_ROWS,
                                 .have_draft = have_draft,
+                                .measure_alone = measure_alone,
                                 .cost_ns = flat,
                                 .cost_n = 8};
     w->d = drafter_new(&o);
     w->timer_ns = -1;
     w->now_ns = 1000;
     return w;
+}
+
+static struct world *world_new(enum pd_mode mode, bool have_draft)
+{
+    return world_new_with(mode, have_draft, false);
 }
 
 static void end_request(struct world *w)
@@ -457,6 +465,89 @@ static void cancelled_late_news(void **state)
     world_free(w);
 }
 
+/* The last token, at which nothing is drafted on purpose, is neither a hit nor a miss. */
+static void the_last_token(void **state)
+{
+    (void)state;
+    static const enum pd_reason ends[] = {PD_REASON_END, PD_REASON_LENGTH, PD_REASON_CONTEXT};
+    for (size_t i = 0; i < PD_COUNT(ends); i++) {
+        struct world *w = world_new(PD_MODE_BEST, true);
+        begin(w, 1, 0);
+        ready(w);
+        drafted(w, 2);
+        stage0_is_free(w);
+        advance(w, 1, PD_REASON_NONE);
+        assert_int_equal(w->verdict, TREE_HIT);
+        advance(w, 77, PD_REASON_NONE);
+        assert_int_equal(w->verdict, TREE_MISS);
+        advance(w, 2, ends[i]);
+        assert_int_equal(w->verdict, TREE_LAST);
+        if (w->stop)
+            draft_stopped(w);
+        end_request(w);
+        assert_int_equal(w->stats.tokens, 3);
+        assert_true(w->stats.hits == 1 && w->stats.misses == 1 && w->stats.undrafted == 1);
+        world_free(w);
+    }
+}
+
+/* The first tokens travel alone and are measured, once; the draft reads the prompt meanwhile, but drafts nothing. */
+static void measured_alone(void **state)
+{
+    (void)state;
+    struct world *w = world_new_with(PD_MODE_ROUNDS, true, true);
+    static const int64_t gaps[] = {3000000, 90000000, 5000000, 4000000};
+    begin(w, 5, 0);
+    report_of(w, 0, 4, true, true, w->sent);
+    ready(w);
+    assert_true(w->drafting && w->prefill);
+    assert_int_equal(w->n_rows, 1); /* no round is waited for */
+    advance(w, 1, PD_REASON_NONE);  /* the draft still reads: the next gap does not count */
+    for (size_t i = 0; i < PD_COUNT(gaps); i++) {
+        if (i == 1) /* it reads in the gap before */
+            drafted(w, 0);
+        ready(w);
+        assert_int_equal(w->drafting, i == 0);
+        assert_int_equal(w->n_rows, 1);
+        w->now_ns += gaps[i];
+        advance(w, 1, PD_REASON_NONE);
+    }
+    assert_false(w->drafting);
+    w->now_ns += 4500000;
+    advance(w, 1, PD_REASON_NONE);
+    ready(w);
+    assert_true(w->drafting); /* and now it begins */
+    step(w, (struct event){.type = EV_CANCEL, .id = w->request, .finish = PD_REASON_STOP});
+    draft_stopped(w);
+    end_request(w);
+    assert_int_equal(w->stats.alone_ns,
+                     4500000); /* of 5, 4 and 4.5 after 90, in which the draft was at work */
+    begin(w, 3, 0);
+    report_of(w, 0, 2, true, true, w->sent);
+    ready(w);
+    assert_true(w->drafting);
+    step(w, (struct event){.type = EV_CANCEL, .id = w->request, .finish = PD_REASON_CANCELLED});
+    draft_stopped(w);
+    end_request(w);
+    assert_int_equal(w->stats.alone_ns, 4500000); /* kept */
+    world_free(w);
+}
+
+/* How far a prompt had come when its request was cancelled. */
+static void cancelled_in_the_prompt(void **state)
+{
+    (void)state;
+    struct world *w = world_new(PD_MODE_BEST, true);
+    begin(w, 200, 0);
+    report_of(w, STAGES - 1, CHUNK_ROWS, true, true, 0);
+    step(w, (struct event){.type = EV_CANCEL, .id = w->request, .finish = PD_REASON_CANCELLED});
+    end_request(w);
+    assert_int_equal(w->stats.prompt_tokens, 200);
+    assert_int_equal(w->stats.prompt_done, CHUNK_ROWS);
+    assert_int_equal(w->stats.tokens, 0);
+    world_free(w);
+}
+
 /* A later stage is the slowest: submissions keep its pace, by a timer; a new root never waits. */
 static void pace_of_the_slowest(void **state)
 {
@@ -526,7 +617,9 @@ int main(void)
         cmocka_unit_test(one_batch_in_hand),     cmocka_unit_test(commits_and_drops),
         cmocka_unit_test(a_dead_pass_that_ends), cmocka_unit_test(catching_up),
         cmocka_unit_test(a_second_turn),         cmocka_unit_test(cancelled_late_news),
-        cmocka_unit_test(pace_of_the_slowest),   cmocka_unit_test(hostile_messages),
+        cmocka_unit_test(pace_of_the_slowest),   cmocka_unit_test(the_last_token),
+        cmocka_unit_test(measured_alone),        cmocka_unit_test(cancelled_in_the_prompt),
+        cmocka_unit_test(hostile_messages),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
 }
