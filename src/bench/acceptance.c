@@ -1,6 +1,8 @@
 /* Recorded acceptance: asking a draft, the file, and playing it back. */
 #include "bench/acceptance.h"
 
+#include "bench/bench.h"
+
 #include <errno.h>
 #include <math.h>
 #include <stdlib.h>
@@ -176,6 +178,7 @@ static void copy_name(char out[40], yyjson_val *root, const char *key)
 {
     const char *s = yyjson_get_str(yyjson_obj_get(root, key));
     snprintf(out, 40, "%.39s", s ? s : "");
+    bench_name_clean(out);
 }
 
 /* NULL, or the field that is wrong. */

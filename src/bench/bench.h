@@ -47,6 +47,7 @@ struct bench_point {
     X(hits, int64_t)                                                                                         \
     X(late_hits, int64_t)                                                                                    \
     X(misses, int64_t)                                                                                       \
+    X(undrafted, int64_t)                                                                                    \
     X(lag_millisteps, int64_t) /* over hits */                                                               \
     X(submissions, int64_t)                                                                                  \
     X(rows, int64_t)                                                                                         \
@@ -97,9 +98,16 @@ struct bench_ask {
 enum pd_status bench_measure(const struct bench_setup *setup, const struct bench_point *point,
                              const struct compute *compute, const struct bench_ask *ask,
                              struct bench_run *out, struct pd_error *err);
-/* Digest of what a run at this point depends on; `models` stands for the files. Hex into out. */
-void bench_config(char out[20], const struct bench_setup *setup, const struct bench_point *point,
-                  const struct pd_sampling *sample, int max_tokens, uint64_t models, bool full);
+/* All that a run depends on: two runs with the same key need not both be measured. */
+struct bench_key {
+    const struct bench_setup *setup;
+    const struct bench_point *point;
+    const struct bench_ask *ask;
+    const char *kind, *category; /* what the report files it under */
+    uint64_t models;             /* stands for the files, and for how they are computed */
+    bool full;
+};
+void bench_config(char out[20], const struct bench_key *key); /* its digest in hex */
 
 /* ---- what was measured ---- */
 
@@ -121,6 +129,9 @@ enum pd_status run_set_take(struct run_set *s, const char *config, const char *q
                             const struct bench_run **out, struct pd_error *err);
 /* PD_ERR_MISMATCH names question, position and both points if the tokens differ (a shorter run: as far as it goes). */
 enum pd_status bench_same_tokens(const struct bench_run *a, const struct bench_run *b, struct pd_error *err);
+
+/* Names of questions, kinds and categories go to terminals, tables and scripts: control characters become spaces. */
+void bench_name_clean(char *name);
 
 /* "best, 14 stages, width 32" in a static buffer of the thread. */
 const char *bench_point_name(const struct bench_point *p);

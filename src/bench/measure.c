@@ -57,6 +57,7 @@ static void fill_run(struct bench_run *r, const struct result *result, int stage
     r->hits = s->hits;
     r->late_hits = s->late_hits;
     r->misses = s->misses;
+    r->undrafted = s->undrafted;
     r->lag_millisteps = s->lag_sum_steps_x1000;
     r->submissions = s->submissions;
     r->rows = s->rows;
@@ -174,24 +175,34 @@ static uint64_t profile_digest(uint64_t h, const struct profile *p)
     return mixed(h, numbers, sizeof numbers);
 }
 
-void bench_config(char out[20], const struct bench_setup *setup, const struct bench_point *point,
-                  const struct pd_sampling *sample, int max_tokens, uint64_t models, bool full)
+/* With its length, so that two texts never run into each other. */
+static uint64_t mixed_text(uint64_t h, const char *text)
 {
+    size_t n = strlen(text);
+    return mixed(rng_u64(h, n, 0, 0), text, n);
+}
+
+void bench_config(char out[20], const struct bench_key *key)
+{
+    const struct bench_setup *setup = key->setup;
+    const struct bench_point *point = key->point;
+    const struct bench_ask *ask = key->ask;
+    const struct pd_sampling *sample = &ask->sample;
     const struct drafter_options *d = &setup->drafter;
-    const double numbers[] = {setup->clock,         point->mode,
-                              point->stages,        point->width,
-                              max_tokens,           full,
-                              d->policy.width_max,  d->policy.children,
-                              d->policy.depth,      d->policy.expand,
-                              d->tree_nodes,        d->live_rows_max,
-                              d->draft_rows,        d->grace,
-                              setup->n_embd,        sample->temperature,
-                              sample->top_k,        sample->top_p,
-                              sample->min_p,        sample->repeat_penalty,
-                              sample->repeat_last_n};
-    uint64_t h = mixed(models, numbers, sizeof numbers);
+    const double numbers[] = {
+        setup->clock,          point->mode,        point->stages,       point->width,
+        ask->max_tokens,       key->full,          d->policy.width_max, d->policy.children,
+        d->policy.depth,       d->policy.expand,   d->tree_nodes,       d->live_rows_max,
+        d->draft_rows,         d->grace,           setup->n_embd,       sample->temperature,
+        sample->top_k,         sample->top_p,      sample->min_p,       sample->repeat_penalty,
+        sample->repeat_last_n, d->policy.min_path, ask->n_tokens,       ask->n_end_tokens};
+    uint64_t h = mixed(key->models, numbers, sizeof numbers);
     h = mixed(h, d->policy.shape, sizeof d->policy.shape);
     h = mixed(h, &sample->seed, sizeof sample->seed);
+    h = mixed(h, &setup->seed, sizeof setup->seed);
+    h = mixed(h, ask->tokens, (size_t)ask->n_tokens * sizeof *ask->tokens);
+    h = mixed(h, ask->end_tokens, (size_t)ask->n_end_tokens * sizeof *ask->end_tokens);
+    h = mixed_text(mixed_text(h, key->kind), key->category);
     h = mixed(h, PD_VERSION, sizeof PD_VERSION);
     if (setup->clock != BENCH_WALL)
         h = profile_digest(h, setup->profile);

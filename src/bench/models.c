@@ -179,22 +179,33 @@ static enum pd_status make_prompt(struct bench *b, const struct question *q, int
     return s;
 }
 
-/* Room for the longest question's turns and replies, unless the user has said how much there is. */
+/* Room for the longest question's turns and replies: no more than asked for, or than engines have by themselves. */
 static enum pd_status find_ctx(struct bench *b, struct pd_error *err)
 {
     struct token_list ids = {0};
     struct text_buf none[64] = {{0}};
-    size_t most = 0;
+    size_t most = 0, room = (size_t)engine_ctx(&b->engine, &b->info);
     enum pd_status s = PD_OK;
     for (int i = 0; i < b->o->n_picked && !s; i++) {
+        if (cancelled(b)) {
+            s = error_set(err, PD_ERR_CANCELLED, "interrupted");
+            break;
+        }
         const struct question *q = &b->o->workload->questions[b->o->picked[i]];
         int turns = PD_MIN(PD_MIN(q->n_turns, b->o->turns), (int)PD_COUNT(none));
         s = make_prompt(b, q, turns - 1, none, &ids, err);
-        most = PD_MAX(most, ids.count + (size_t)turns * (size_t)(b->o->max_tokens + 16));
+        size_t need = ids.count + (size_t)turns * (size_t)b->o->max_tokens;
+        if (!s && need > room)
+            s = error_set(
+                err, PD_ERR_CONTEXT,
+                "question %s: %zu prompt tokens and %zu more do not fit %zu positions: leave it out, "
+                "or give a larger --ctx",
+                q->id, ids.count, need - ids.count, room);
+        most = PD_MAX(most, need + (size_t)turns * 16);
     }
     token_list_free(&ids);
     if (!s && b->engine.ctx == 0)
-        b->engine.ctx = (int)PD_MIN(most, 1 << 20);
+        b->engine.ctx = (int)PD_MIN(most, room);
     return s;
 }
 
@@ -209,6 +220,16 @@ static void label(struct bench_run *r, const struct asked *a, const char *config
     r->full = full;
 }
 
+/* The files and, where real time passes, what else it hangs on. */
+static uint64_t computing_digest(const struct bench *b, const struct bench_setup *setup)
+{
+    uint64_t h = rng_u64(b->digest, b->o->cache, 0, 0);
+    if (setup->clock == BENCH_VIRTUAL)
+        return h;
+    return rng_u64(h, (uint64_t)b->engine.threads, (uint64_t)b->engine.draft_threads,
+                   (uint64_t)b->engine.ctx);
+}
+
 /* Measure, or take what an earlier execution has measured. */
 static enum pd_status run_or_take(struct bench *b, const struct bench_setup *setup,
                                   const struct bench_point *point, const struct compute *c,
@@ -217,7 +238,13 @@ static enum pd_status run_or_take(struct bench *b, const struct bench_setup *set
 {
     char config[20];
     struct bench_run run;
-    bench_config(config, setup, point, &a->ask.sample, a->ask.max_tokens, b->digest, full);
+    bench_config(config, &(struct bench_key){.setup = setup,
+                                             .point = point,
+                                             .ask = &a->ask,
+                                             .kind = a->question->kind,
+                                             .category = a->question->category,
+                                             .models = computing_digest(b, setup),
+                                             .full = full});
     enum pd_status s = run_set_take(b->set, config, a->id, out, err);
     if (s || *out)
         return s;

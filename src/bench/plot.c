@@ -107,7 +107,10 @@ static enum pd_status plot_speedup(const struct report *r, const char *dir, int 
         const struct report_cell *c = &r->cells[i];
         if (c->point.mode != modes[0] || !is_main(r, c))
             continue;
-        fprintf(p.dat, "\"%s\"", c->kind);
+        fputc('"', p.dat);
+        for (const char *k = c->kind; *k; k++)
+            fputc(*k == '"' || *k == '\\' ? '\'' : *k, p.dat);
+        fputc('"', p.dat);
         for (int m = 0; m < n; m++) {
             struct bench_point at = {modes[m], r->main.stages, r->main.width};
             const struct report_cell *other = report_find(r, c->kind, &at);

@@ -87,7 +87,8 @@ static const struct bench_run *rival(const struct report *r, const struct bench_
 
 struct sums {
     double decode, whole, tree, steps, lag, busy, draft_busy, machine;
-    int64_t gaps, verdicts, hits, late, misses, rows, submissions, passes, draft_rows, machine_steps, tokens;
+    int64_t gaps, verdicts, hits, late, misses, undrafted, rows, submissions, passes, draft_rows,
+        machine_steps, tokens;
     double rival[4], own[4], rival_whole, own_whole, rival_gen,
         own_gen; /* decode times of questions that both have */
     double stage[STAGES_MAX];
@@ -116,6 +117,7 @@ static void add_run(const struct report *r, struct sums *s, const struct bench_r
     s->hits += run->hits;
     s->late += run->late_hits;
     s->misses += run->misses;
+    s->undrafted += run->undrafted;
     s->lag += (double)run->lag_millisteps / 1e3;
     s->rows += run->rows;
     s->submissions += run->submissions;
@@ -150,6 +152,7 @@ static void fill_cell(struct report_cell *c, const struct sums *s)
 {
     double verdicts = (double)(s->hits + s->late + s->misses), tokens = (double)s->tokens;
     c->tokens = (int)s->tokens;
+    c->undrafted = (int)s->undrafted;
     c->steps = s->steps;
     c->tokens_per_step = ratio((double)s->gaps, s->steps);
     c->tokens_per_s = ratio((double)s->gaps, s->decode / 1e9);
@@ -204,6 +207,7 @@ static void make_all(const struct report *r, struct report_cell *all, const stru
             continue;
         all->questions += c->questions;
         all->tokens += c->tokens;
+        all->undrafted += c->undrafted;
         if (c->tokens <= c->questions) /* answers of one token: there is no decoding to rate */
             continue;
         kinds++;

@@ -38,7 +38,7 @@ void report_header_here(struct report_header *h);
     X(over_layer)                                                                                            \
     X(generation) /* over pp, from the prompt's end on: the first token's way through the chain counts */    \
     X(end_to_end) /* over pp, the prompt's time counted */                                                   \
-    X(hit_rate)   /* of tokens after the first root */                                                       \
+    X(hit_rate)   /* of tokens but the undrafted ones */                                                     \
     X(late_rate)                                                                                             \
     X(miss_rate)                                                                                             \
     X(lag) /* steps, mean over hits */                                                                       \
@@ -54,6 +54,7 @@ struct report_cell {
     char kind[40]; /* "all": over all kinds */
     struct bench_point point;
     int questions, tokens;
+    int undrafted; /* of the tokens, those at which nothing is drafted on purpose: last ones */
     double gap_p50_ms, gap_p99_ms, gap_mean_ms;
 #define REPORT_RATIO(name) double name;
     REPORT_RATIOS(REPORT_RATIO)

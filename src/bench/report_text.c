@@ -1,10 +1,10 @@
 /* A report as people and programs read it: table, CSV, JSON. */
 #include "bench/report.h"
+#include "bench/run_json.h"
 
 #include <errno.h>
 #include <stdlib.h>
 #include <string.h>
-#include <yyjson.h>
 
 /* ---- table ---- */
 
@@ -28,11 +28,24 @@ static void speedup(FILE *f, double x)
         fprintf(f, " %6s", "-");
 }
 
+/* In 16 columns, cut between characters. */
+static void print_name(FILE *f, const char *name)
+{
+    int columns = 0;
+    for (; *name; name++) {
+        columns += ((unsigned char)*name & 0xc0) != 0x80;
+        if (columns > 16)
+            break;
+        fputc(*name, f);
+    }
+    fprintf(f, "%*s", 16 - PD_MIN(columns, 16), "");
+}
+
 static void print_row(const struct report_cell *c, const char *first, FILE *f)
 {
-    fprintf(f, "%-16.16s %-7s %3d %6d %8.1f %6.2f %7.1f %7.1f %7.2f", first, pd_mode_name(c->point.mode),
-            c->questions, c->tokens, c->steps, c->tokens_per_step, c->gap_p50_ms, c->gap_p99_ms,
-            c->tokens_per_s);
+    print_name(f, first);
+    fprintf(f, " %-7s %3d %6d %8.1f %6.2f %7.1f %7.1f %7.2f", pd_mode_name(c->point.mode), c->questions,
+            c->tokens, c->steps, c->tokens_per_step, c->gap_p50_ms, c->gap_p99_ms, c->tokens_per_s);
     speedup(f, c->over_pp);
     speedup(f, c->over_stpp);
     speedup(f, c->over_rounds);
@@ -116,21 +129,38 @@ void report_print(const struct report *r, FILE *f)
 
 /* ---- CSV ---- */
 
+/* A text field: in quotes where it needs them (RFC 4180). */
+static void csv_text(FILE *f, const char *text)
+{
+    if (!text[strcspn(text, ",\"\r\n")]) {
+        fputs(text, f);
+        return;
+    }
+    fputc('"', f);
+    for (; *text; text++) {
+        if (*text == '"')
+            fputc('"', f);
+        fputc(*text, f);
+    }
+    fputc('"', f);
+}
+
 void report_csv(const struct report *r, FILE *f)
 {
     fprintf(f, "kind,mode,stages,width,questions,tokens,gap_p50_ms,gap_p99_ms,gap_mean_ms");
 #define TITLE(name) fprintf(f, ",%s", #name);
     REPORT_RATIOS(TITLE)
 #undef TITLE
-    fprintf(f, "\n");
+    fprintf(f, ",undrafted\n");
     for (int i = 0; i < r->n; i++) {
         const struct report_cell *c = &r->cells[i];
-        fprintf(f, "%s,%s,%d,%d,%d,%d,%.4f,%.4f,%.4f", c->kind, pd_mode_name(c->point.mode), c->point.stages,
+        csv_text(f, c->kind);
+        fprintf(f, ",%s,%d,%d,%d,%d,%.4f,%.4f,%.4f", pd_mode_name(c->point.mode), c->point.stages,
                 c->point.width, c->questions, c->tokens, c->gap_p50_ms, c->gap_p99_ms, c->gap_mean_ms);
 #define VALUE(name) fprintf(f, ",%.5g", c->name);
         REPORT_RATIOS(VALUE)
 #undef VALUE
-        fprintf(f, "\n");
+        fprintf(f, ",%d\n", c->undrafted);
     }
 }
 
@@ -145,6 +175,7 @@ static yyjson_mut_val *cell_json(yyjson_mut_doc *doc, const struct report_cell *
     yyjson_mut_obj_add_int(doc, o, "width", c->point.width);
     yyjson_mut_obj_add_int(doc, o, "questions", c->questions);
     yyjson_mut_obj_add_int(doc, o, "tokens", c->tokens);
+    yyjson_mut_obj_add_int(doc, o, "undrafted", c->undrafted);
     yyjson_mut_obj_add_real(doc, o, "gap_p50_ms", c->gap_p50_ms);
     yyjson_mut_obj_add_real(doc, o, "gap_p99_ms", c->gap_p99_ms);
     yyjson_mut_obj_add_real(doc, o, "gap_mean_ms", c->gap_mean_ms);
@@ -152,22 +183,6 @@ static yyjson_mut_val *cell_json(yyjson_mut_doc *doc, const struct report_cell *
     REPORT_RATIOS(ADD)
 #undef ADD
     yyjson_mut_obj_add_val(doc, o, "busy", yyjson_mut_arr_with_double(doc, c->busy, (size_t)c->point.stages));
-    return o;
-}
-
-static yyjson_mut_val *run_json(yyjson_mut_doc *doc, const struct bench_run *r)
-{
-    yyjson_mut_val *o = yyjson_mut_obj(doc);
-    yyjson_mut_obj_add_str(doc, o, "question", r->question);
-    yyjson_mut_obj_add_str(doc, o, "kind", r->kind);
-    yyjson_mut_obj_add_str(doc, o, "category", r->category);
-    yyjson_mut_obj_add_str(doc, o, "mode", pd_mode_name(r->point.mode));
-    yyjson_mut_obj_add_int(doc, o, "stages", r->point.stages);
-    yyjson_mut_obj_add_int(doc, o, "width", r->point.width);
-    yyjson_mut_obj_add_bool(doc, o, "full", r->full);
-#define ADD(name, type) yyjson_mut_obj_add_sint(doc, o, #name, (int64_t)r->name);
-    BENCH_RUN_FIELDS(ADD)
-#undef ADD
     return o;
 }
 
@@ -202,8 +217,11 @@ char *report_json(const struct report *r, size_t *size)
     for (int i = 0; i < r->n; i++)
         yyjson_mut_arr_append(cells, cell_json(doc, &r->cells[i]));
     for (int i = 0; i < r->set->n; i++)
-        if (r->set->runs[i]->used)
-            yyjson_mut_arr_append(runs, run_json(doc, r->set->runs[i]));
+        if (r->set->runs[i]->used) {
+            yyjson_mut_val *run = yyjson_mut_obj(doc);
+            run_json_fields(doc, run, r->set->runs[i]);
+            yyjson_mut_arr_append(runs, run);
+        }
     /* a path in the header may be any bytes */
     const yyjson_write_flag flags =
         YYJSON_WRITE_PRETTY_TWO_SPACES | YYJSON_WRITE_NEWLINE_AT_END | YYJSON_WRITE_ALLOW_INVALID_UNICODE;

@@ -1,23 +1,29 @@
 /* The set of runs, and its file: a JSON line a run. */
-#include "bench/bench.h"
+#include "bench/run_json.h"
 
 #include <errno.h>
 #include <stdlib.h>
 #include <string.h>
 #include <sys/stat.h>
 #include <unistd.h>
-#include <yyjson.h>
 
 enum { FILE_MAX = 1 << 30 };
 
 /* ---- one run as a line ---- */
 
-static char *run_json(const struct bench_run *r, size_t *size)
+void bench_name_clean(char *name)
 {
-    yyjson_mut_doc *doc = yyjson_mut_doc_new(NULL);
-    yyjson_mut_val *o = yyjson_mut_obj(doc);
-    yyjson_mut_doc_set_root(doc, o);
-    yyjson_mut_obj_add_str(doc, o, "config", r->config);
+    unsigned char *s = (unsigned char *)name;
+    for (; *s; s++) {
+        if (*s < 32 || *s == 127)
+            *s = ' ';
+        else if (*s == 0xc2 && s[1] >= 0x80 && s[1] < 0xa0) /* C1 controls in UTF-8 */
+            s[0] = s[1] = ' ';
+    }
+}
+
+void run_json_fields(yyjson_mut_doc *doc, yyjson_mut_val *o, const struct bench_run *r)
+{
     yyjson_mut_obj_add_str(doc, o, "question", r->question);
     yyjson_mut_obj_add_str(doc, o, "kind", r->kind);
     yyjson_mut_obj_add_str(doc, o, "category", r->category);
@@ -28,6 +34,15 @@ static char *run_json(const struct bench_run *r, size_t *size)
 #define ADD(name, type) yyjson_mut_obj_add_sint(doc, o, #name, (int64_t)r->name);
     BENCH_RUN_FIELDS(ADD)
 #undef ADD
+}
+
+static char *run_json(const struct bench_run *r, size_t *size)
+{
+    yyjson_mut_doc *doc = yyjson_mut_doc_new(NULL);
+    yyjson_mut_val *o = yyjson_mut_obj(doc);
+    yyjson_mut_doc_set_root(doc, o);
+    yyjson_mut_obj_add_str(doc, o, "config", r->config);
+    run_json_fields(doc, o, r);
     yyjson_mut_obj_add_val(doc, o, "busy_ns",
                            yyjson_mut_arr_with_sint64(doc, r->busy_ns, (size_t)r->point.stages));
     yyjson_mut_obj_add_val(doc, o, "ids", yyjson_mut_arr_with_sint32(doc, r->ids, (size_t)r->tokens));
@@ -46,6 +61,7 @@ static bool copy_text(yyjson_val *o, const char *key, char *out, size_t room)
     if (!s || strlen(s) >= room)
         return false;
     memcpy(out, s, strlen(s) + 1);
+    bench_name_clean(out);
     return true;
 }
 

@@ -155,16 +155,23 @@ static enum pd_status job_run(const struct job *j, const struct bench_point *p, 
     char config[20];
     const struct bench_run *old;
     struct bench_run run;
-    bench_config(config, &j->o->setup, p, &j->ask.sample, j->ask.max_tokens,
-                 rng_u64(j->o->source->digest, (uint64_t)j->o->prompt_tokens, 0, 0), false);
+    const char *kind = j->trace ? j->trace->kind : "oracle",
+               *category = j->trace ? j->trace->category : "oracle";
+    bench_config(config, &(struct bench_key){
+                             .setup = &j->o->setup,
+                             .point = p,
+                             .ask = &j->ask,
+                             .kind = kind,
+                             .category = category,
+                             .models = rng_u64(j->o->source->digest, (uint64_t)j->o->prompt_tokens, 0, 0)});
     enum pd_status s = run_set_take(set, config, j->id, &old, err);
     if (s || old || (s = job_measure(j, p, &run, err)))
         return s;
     run.max_tokens = j->o->max_tokens; /* a recording may be shorter: that is as if the text ended */
     snprintf(run.config, sizeof run.config, "%s", config);
     snprintf(run.question, sizeof run.question, "%s", j->id);
-    snprintf(run.kind, sizeof run.kind, "%s", j->trace ? j->trace->kind : "oracle");
-    snprintf(run.category, sizeof run.category, "%s", j->trace ? j->trace->category : "oracle");
+    snprintf(run.kind, sizeof run.kind, "%s", kind);
+    snprintf(run.category, sizeof run.category, "%s", category);
     return run_set_add(set, &run, err);
 }
 

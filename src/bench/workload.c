@@ -1,13 +1,15 @@
 /* Reading and choosing questions. */
 #include "bench/workload.h"
 
+#include "bench/bench.h"
+
 #include <errno.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
 #include <yyjson.h>
 
-enum { FILE_MAX = 1 << 28 };
+enum { FILE_MAX = 1 << 28, ID_MAX = 32, NAME_MAX_BYTES = 39 };
 
 static const char *kind_of(const char *category)
 {
@@ -17,6 +19,80 @@ static const char *kind_of(const char *category)
         if (!strcmp(category, mt_bench[i]))
             return "mt_bench";
     return category;
+}
+
+/* ---- names, each kept once ---- */
+
+struct names {
+    const char **slot; /* [mask + 1] open addressing */
+    int *value;
+    size_t mask, n;
+};
+
+static void names_init(struct names *t, size_t most)
+{
+    size_t room = 16;
+    while (room < 2 * most)
+        room *= 2;
+    *t = (struct names){mem_new(room, sizeof *t->slot), mem_new(room, sizeof *t->value), room - 1, 0};
+}
+
+static void names_free(struct names *t)
+{
+    free(t->slot);
+    free(t->value);
+}
+
+/* The value of a name, 0 at first; the name is borrowed. At most as many names as names_init was told. */
+static int *names_find(struct names *t, const char *name)
+{
+    size_t at = hash_bytes(0, name, strlen(name)) & t->mask;
+    while (t->slot[at] && strcmp(t->slot[at], name) != 0)
+        at = (at + 1) & t->mask;
+    t->n += !t->slot[at];
+    t->slot[at] = name;
+    return &t->value[at];
+}
+
+/* Number kinds and the questions within each category. False: an id comes twice, it is question `*twice`. */
+static bool index_questions(struct workload *w, int *twice)
+{
+    struct names ids, kinds, categories;
+    bool good = true;
+    names_init(&ids, (size_t)w->n);
+    names_init(&kinds, (size_t)w->n);
+    names_init(&categories, (size_t)w->n);
+    w->kinds = arena_take(&w->arena, (size_t)w->n * sizeof *w->kinds);
+    for (int i = 0; i < w->n && good; i++) {
+        struct question *q = &w->questions[i];
+        int *kind = names_find(&kinds, q->kind);
+        if (!*kind) {
+            w->kinds[w->n_kinds++] = q->kind;
+            *kind = w->n_kinds;
+        }
+        q->kind_index = *kind - 1;
+        q->turn = (*names_find(&categories, q->category))++;
+        good = !(*names_find(&ids, q->id))++;
+        *twice = i;
+    }
+    names_free(&ids);
+    names_free(&kinds);
+    names_free(&categories);
+    return good;
+}
+
+/* ---- one question ---- */
+
+static char *clean_copy(struct workload *w, const char *name)
+{
+    char *copy = arena_strdup(&w->arena, name);
+    bench_name_clean(copy);
+    return copy;
+}
+
+static bool has_nul(yyjson_val *text)
+{
+    return strlen(yyjson_get_str(text)) != yyjson_get_len(text);
 }
 
 /* One JSON line. NULL, or the field that is wrong. */
@@ -34,19 +110,25 @@ static const char *read_json(struct workload *w, struct question *q, const char 
         wrong = "not JSON";
     else if (!yyjson_is_int(id) && !yyjson_is_str(id))
         wrong = "question_id: missing, or neither a number nor a text";
+    else if (yyjson_is_str(id) && (yyjson_get_len(id) > ID_MAX || !yyjson_get_len(id) || has_nul(id)))
+        wrong = "question_id: empty, with a NUL character, or longer than 32 bytes";
     else if (!category || !*category)
         wrong = "category: missing";
+    else if (strlen(category) > NAME_MAX_BYTES)
+        wrong = "category: longer than 39 bytes";
     else if (n < 1)
         wrong = "turns: missing or empty";
     if (!wrong) {
-        q->id = arena_strdup(&w->arena, yyjson_is_str(id) ? yyjson_get_str(id) : number);
-        q->category = arena_strdup(&w->arena, category);
+        q->id = clean_copy(w, yyjson_is_str(id) ? yyjson_get_str(id) : number);
+        q->category = clean_copy(w, category);
         q->kind = kind_of(q->category);
         q->turns = arena_take(&w->arena, n * sizeof *q->turns);
         yyjson_arr_foreach(turns, i, max, turn)
         {
             if (!yyjson_is_str(turn))
                 wrong = "turns: not texts";
+            else if (has_nul(turn))
+                wrong = "turns: a NUL character";
             else
                 q->turns[q->n_turns++] = arena_strdup(&w->arena, yyjson_get_str(turn));
         }
@@ -67,6 +149,15 @@ static void read_plain(struct workload *w, struct question *q, const char *line,
     q->n_turns = 1;
 }
 
+/* A line of a text: no control characters but tabs and a carriage return. Anything else is some other kind of file. */
+static bool is_text(const char *line, size_t n)
+{
+    for (size_t i = 0; i < n; i++)
+        if (((unsigned char)line[i] < 32 && line[i] != '\t' && line[i] != '\r') || line[i] == 127)
+            return false;
+    return true;
+}
+
 static bool blank(const char *s, size_t n)
 {
     for (size_t i = 0; i < n; i++)
@@ -79,7 +170,12 @@ enum pd_status workload_parse(struct workload *w, const char *name, const char *
                               struct pd_error *err)
 {
     *w = (struct workload){0};
-    size_t lines = 1, at = 0;
+    size_t lines = 1, at = 0, first = 0;
+    while (first < size && text[first] != '\n')
+        first++;
+    if (!is_text(text, first)) /* at once, however large the file is */
+        return error_set(err, PD_ERR_FORMAT,
+                         "%s:1: no text: questions are JSON lines, or plain text, one a line", name);
     for (size_t i = 0; i < size; i++)
         lines += text[i] == '\n';
     w->questions = arena_take(&w->arena, lines * sizeof *w->questions);
@@ -94,6 +190,10 @@ enum pd_status workload_parse(struct workload *w, const char *name, const char *
         if (blank(line, n))
             continue;
         struct question *q = &w->questions[w->n++];
+        if (!json && !is_text(line, n)) {
+            workload_free(w);
+            return error_set(err, PD_ERR_FORMAT, "%s:%d: no text: control characters", name, number);
+        }
         if (!json) {
             read_plain(w, q, line, n, number);
             continue;
@@ -108,26 +208,53 @@ enum pd_status workload_parse(struct workload *w, const char *name, const char *
         workload_free(w);
         return error_set(err, PD_ERR_FORMAT, "%s: no questions", name);
     }
+    int twice;
+    if (!index_questions(w, &twice)) {
+        enum pd_status s =
+            error_set(err, PD_ERR_FORMAT, "%s: question_id '%s' comes twice: runs are told apart by it", name,
+                      w->questions[twice].id);
+        workload_free(w);
+        return s;
+    }
     return PD_OK;
+}
+
+/* All of a file, a pipe too. NULL: *why says why not. */
+static char *read_all(FILE *f, size_t *size, int *why)
+{
+    size_t room = 1 << 16, n = 0, got;
+    char *text = mem_new(room, 1);
+    while ((got = fread(text + n, 1, room - n, f)) > 0) {
+        n += got;
+        if (n < room)
+            continue;
+        if (n >= FILE_MAX)
+            break;
+        room *= 2;
+        text = realloc(text, room);
+        PD_ASSERT(text);
+    }
+    *why = ferror(f) ? errno : n >= FILE_MAX ? EFBIG : 0;
+    *size = n;
+    if (!*why)
+        return text;
+    free(text);
+    return NULL;
 }
 
 enum pd_status workload_load(struct workload *w, const char *path, struct pd_error *err)
 {
     *w = (struct workload){0};
+    size_t size;
+    int why;
     FILE *f = fopen(path, "rb");
-    long size = -1;
-    if (f && fseek(f, 0, SEEK_END) == 0)
-        size = ftell(f);
-    if (size < 0 || size > FILE_MAX || fseek(f, 0, SEEK_SET)) {
-        int why = size > FILE_MAX ? EFBIG : errno;
-        if (f)
-            fclose(f);
-        return error_set(err, PD_ERR_FILE, "%s: %s", path, strerror(why));
-    }
-    char *text = mem_new((size_t)size + 1, 1);
-    size_t got = fread(text, 1, (size_t)size, f);
+    if (!f)
+        return error_set(err, PD_ERR_FILE, "%s: %s", path, strerror(errno));
+    char *text = read_all(f, &size, &why);
     fclose(f);
-    enum pd_status s = workload_parse(w, path, text, got, err);
+    if (!text)
+        return error_set(err, PD_ERR_FILE, "%s: %s", path, strerror(why));
+    enum pd_status s = workload_parse(w, path, text, size, err);
     free(text);
     return s;
 }
@@ -135,81 +262,57 @@ enum pd_status workload_load(struct workload *w, const char *path, struct pd_err
 void workload_free(struct workload *w)
 {
     arena_free(&w->arena);
-    w->questions = NULL;
-    w->n = 0;
+    *w = (struct workload){0};
 }
 
-/* Is `name` among the names with commas between? */
-static bool listed(const char *list, const char *name)
+static enum pd_status check_kinds(const struct workload *w, const char *kinds, bool *wanted,
+                                  struct pd_error *err)
 {
-    size_t n = strlen(name);
-    for (const char *at = list; at && *at;) {
-        const char *comma = strchr(at, ',');
-        size_t len = comma ? (size_t)(comma - at) : strlen(at);
-        if (len == n && !memcmp(at, name, n))
-            return true;
-        at = comma ? comma + 1 : NULL;
-    }
-    return false;
-}
-
-static enum pd_status check_kinds(const struct workload *w, const char *kinds, struct pd_error *err)
-{
+    for (int i = 0; i < w->n_kinds; i++)
+        wanted[i] = !kinds;
+    if (kinds && !*kinds)
+        return error_set(err, PD_ERR_USAGE, "the list of kinds is empty: name some, or leave --kinds out");
     for (const char *at = kinds; at && *at;) {
-        const char *comma = strchr(at, ',');
-        int len = (int)(comma ? (size_t)(comma - at) : strlen(at));
+        size_t len = strcspn(at, ",");
         bool found = false;
-        for (int i = 0; i < w->n && !found; i++)
-            found =
-                (int)strlen(w->questions[i].kind) == len && !memcmp(w->questions[i].kind, at, (size_t)len);
+        for (int i = 0; i < w->n_kinds; i++)
+            if (strlen(w->kinds[i]) == len && !memcmp(w->kinds[i], at, len))
+                wanted[i] = found = true;
         if (!found)
-            return error_set(err, PD_ERR_USAGE, "no question is of kind '%.*s'", PD_MIN(len, 64), at);
-        at = comma ? comma + 1 : NULL;
+            return error_set(err, PD_ERR_USAGE, "no question is of kind '%.*s'", (int)PD_MIN(len, 64), at);
+        at += len + (at[len] == ',');
     }
     return PD_OK;
 }
 
-/* How many questions of the same category come before `i`. */
-static int turn_in_category(const struct workload *w, int i)
+/* Kind by kind; within one the first question of each category, then the second. */
+static int by_turn(const void *a, const void *b)
 {
-    int n = 0;
-    for (int k = 0; k < i; k++)
-        n += !strcmp(w->questions[k].category, w->questions[i].category);
-    return n;
-}
-
-static bool first_of_kind(const struct workload *w, int i)
-{
-    for (int k = 0; k < i; k++)
-        if (!strcmp(w->questions[k].kind, w->questions[i].kind))
-            return false;
-    return true;
+    const struct question *x = *(const struct question *const *)a, *y = *(const struct question *const *)b;
+    if (x->kind_index != y->kind_index)
+        return x->kind_index < y->kind_index ? -1 : 1;
+    if (x->turn != y->turn)
+        return x->turn < y->turn ? -1 : 1;
+    return (x > y) - (x < y); /* the order of the file */
 }
 
 enum pd_status workload_pick(const struct workload *w, int per_kind, const char *kinds, int *picked,
                              int *n_picked, struct pd_error *err)
 {
-    enum pd_status s = check_kinds(w, kinds, err);
+    bool *wanted = mem_new((size_t)w->n_kinds, sizeof *wanted);
+    enum pd_status s = check_kinds(w, kinds, wanted, err);
     *n_picked = 0;
-    if (s)
-        return s;
-    int *turn = mem_new((size_t)w->n, sizeof *turn), last = 0;
-    for (int i = 0; i < w->n; i++) {
-        turn[i] = turn_in_category(w, i);
-        last = PD_MAX(last, turn[i]);
+    const struct question **order = mem_new((size_t)w->n, sizeof *order);
+    for (int i = 0; i < w->n; i++)
+        order[i] = &w->questions[i];
+    if (!s)
+        qsort(order, (size_t)w->n, sizeof(const struct question *), by_turn);
+    for (int i = 0, of_kind = 0; i < w->n && !s; i++) {
+        of_kind = i && order[i]->kind_index == order[i - 1]->kind_index ? of_kind + 1 : 0;
+        if (wanted[order[i]->kind_index] && (per_kind <= 0 || of_kind < per_kind))
+            picked[(*n_picked)++] = (int)(order[i] - w->questions);
     }
-    for (int i = 0; i < w->n; i++) {
-        const char *kind = w->questions[i].kind;
-        if (!first_of_kind(w, i) || (kinds && !listed(kinds, kind)))
-            continue;
-        int n = 0;
-        for (int round = 0; round <= last; round++)
-            for (int k = i; k < w->n && (n < per_kind || per_kind <= 0); k++)
-                if (turn[k] == round && !strcmp(w->questions[k].kind, kind)) {
-                    picked[(*n_picked)++] = k;
-                    n++;
-                }
-    }
-    free(turn);
-    return PD_OK;
+    free(order);
+    free(wanted);
+    return s;
 }

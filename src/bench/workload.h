@@ -19,19 +19,24 @@ struct question {
     const char *id, *kind, *category;
     const char **turns; /* what the user says */
     int n_turns;        /* >= 1 */
+    int kind_index;     /* into workload.kinds */
+    int turn;           /* how many of its category come before it */
 };
 struct workload {
     struct question *questions;
     int n;
+    const char **kinds; /* [n_kinds] in the order of the file */
+    int n_kinds;
     struct arena arena;
 };
-/* PD_ERR_FILE; PD_ERR_FORMAT names the line and the field. */
+/* A file or a pipe, 256 MB at most. Ids are unique, 32 bytes at most, categories 39; control characters in them become
+ * spaces. PD_ERR_FILE; PD_ERR_FORMAT names the line and the field. */
 enum pd_status workload_load(struct workload *w, const char *path, struct pd_error *err);
 enum pd_status workload_parse(struct workload *w, const char *name, const char *text, size_t size,
                               struct pd_error *err);
 void workload_free(struct workload *w);
 /* Choose `per_kind` questions of each kind (0: all), in file order but spread over the kind's categories: the first
- * of each category, then the second. `kinds`: names with commas between, NULL for all; a name that no question has
+ * of each category, then the second. `kinds`: names with commas between, NULL for all; an empty list or a name that no question has
  * gives PD_ERR_USAGE. picked has room for w->n; *n_picked is how many, kind by kind in the order of the file. */
 enum pd_status workload_pick(const struct workload *w, int per_kind, const char *kinds, int *picked,
                              int *n_picked, struct pd_error *err);

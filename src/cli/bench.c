@@ -48,6 +48,14 @@ static error_t parse(int key, char *arg, struct argp_state *state)
     case ARGP_KEY_INIT:
         state->child_inputs[0] = &a->b;
         return 0;
+    case ARGP_KEY_END: {
+        /* Runs are many and local: what is of one run, or of other machines, has no meaning. */
+        static const char *const unused[] = {"trace", "dump-tree", "wire", "restarts", "spin", "stats", NULL};
+        const char *name = cli_common_given(&a->b.common, unused);
+        if (name)
+            argp_error(state, "bench has no use for --%s: 'pipedec run' has", name);
+        return 0;
+    }
     case KEY_QUESTIONS:
         a->questions = arg;
         return 0;

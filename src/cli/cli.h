@@ -29,13 +29,14 @@ struct cli_common {
     struct pd_engine_options engine; /* model, draft, stages, threads, mode, width, clock, profile, ... */
     struct pd_sampling sampling;
     bool stages_set, mode_set, clock_set, seed_set, temperature_set;
-    bool emulate; /* --emulate: the profile on the wall clock */
-    bool json;    /* one object on standard output */
-    bool quiet;   /* no progress, no statistics */
-    bool stats;   /* statistics even if standard error is no terminal */
-    int restarts; /* --restarts, for launch */
-    int wire;     /* enum wire_hidden: hidden states between machines */
-    bool exact;   /* refuse what is not exact */
+    bool emulate;   /* --emulate: the profile on the wall clock */
+    bool json;      /* one object on standard output */
+    bool quiet;     /* no progress, no statistics */
+    bool stats;     /* statistics even if standard error is no terminal */
+    int restarts;   /* --restarts, for launch */
+    int wire;       /* enum wire_hidden: hidden states between machines */
+    bool exact;     /* refuse what is not exact */
+    uint64_t given; /* bit k: option CLI_KEY + k is on the command line (bit 63: -t) */
 };
 extern const struct argp cli_common_argp; /* input: struct cli_common * */
 void cli_common_init(struct cli_common *c);
@@ -46,6 +47,10 @@ void cli_parse_with(const struct argp *argp, int argc, char **argv, unsigned fla
 enum pd_status cli_common_check(const struct cli_common *c, bool need_model, struct pd_error *err);
 /* For commands that build their own pipelines (bench): the same options in the driver's terms. */
 struct compute_options cli_compute_options(const struct cli_common *c);
+
+/* The first of these long options (NULL-terminated) that is on the command line, or NULL: for commands that have no
+ * use for some of the shared ones. */
+const char *cli_common_given(const struct cli_common *c, const char *const *names);
 
 /* Numbers of options; on nonsense they end the program by argp_error. */
 long cli_int(struct argp_state *state, const char *name, const char *text, long min, long max);

@@ -143,8 +143,8 @@ static uint64_t seed(struct argp_state *state, const char *text)
     char *end;
     errno = 0;
     unsigned long long value = strtoull(text, &end, 0);
-    if (end == text || *end || errno || strpbrk(text, "+- \t\n"))
-        argp_error(state, "--seed %s: give a whole number from 0 to 2^64 - 1", text);
+    if (end == text || *end || errno || *text < '0' || *text > '9')
+        argp_error(state, "--seed '%s': give a whole number from 0 on", text);
     return value;
 }
 
@@ -329,11 +329,29 @@ static void settle_clock(struct cli_common *c, struct argp_state *state)
         o->profile = "uniform14";
 }
 
+static uint64_t given_bit(int key)
+{
+    _Static_assert(KEY_QUIET - CLI_KEY < 63, "one bit an option");
+    if (key >= CLI_KEY && key <= KEY_QUIET)
+        return (uint64_t)1 << (key - CLI_KEY);
+    return key == 't' ? (uint64_t)1 << 63 : 0;
+}
+
+const char *cli_common_given(const struct cli_common *c, const char *const *names)
+{
+    for (; *names; names++)
+        for (const struct argp_option *o = options; o->name || o->doc; o++)
+            if (o->name && !strcmp(o->name, *names) && c->given & given_bit(o->key))
+                return *names;
+    return NULL;
+}
+
 static error_t parse(int key, char *arg, struct argp_state *state)
 {
     struct cli_common *c = state->input;
     if (key == ARGP_KEY_END)
         settle_clock(c, state);
+    c->given |= given_bit(key);
     return parse_model(c, key, arg, state) || parse_pipeline(c, key, arg, state) ||
                    parse_devices(c, key, arg, state) || parse_sampling(c, key, arg, state) ||
                    parse_output(c, key)

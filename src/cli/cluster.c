@@ -96,7 +96,12 @@ enum pd_status cli_engine_new(struct pd_engine **out, struct cli_common *c, stru
 
 int cli_engine_free(struct pd_engine *e, int code)
 {
-    pd_engine_free(e);
+    struct pd_error err = {0};
+    if (engine_close(e, &err) &&
+        (!code || code == PD_ERR_CANCELLED)) { /* an error before has been told already */
+        int failed = cli_fail(&err);
+        code = code ? code : failed;
+    }
     if (!job)
         return code;
     /* An interrupted reply is no fault: the ranks part in order. */

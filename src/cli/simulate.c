@@ -4,6 +4,7 @@
 #include "drive/engine.h"
 #include "drive/trace.h"
 
+#include <errno.h>
 #include <stdlib.h>
 #include <string.h>
 
@@ -28,6 +29,12 @@ static const struct argp_option options[] = {
 
 static error_t parse(int key, char *arg, struct argp_state *state)
 {
+    /* What models, samplers and machines of one's own would need. */
+    static const char *const unused[] = {"ctx",   "kv",    "chat-template",  "threads",       "draft-threads",
+                                         "spin",  "wire",  "exact",          "restarts",      "temp",
+                                         "top-k", "top-p", "repeat-penalty", "repeat-last-n", "min-p",
+                                         "stats", NULL};
+    const char *name;
     struct simulate_args *a = state->input;
     switch (key) {
     case ARGP_KEY_INIT:
@@ -42,6 +49,8 @@ static error_t parse(int key, char *arg, struct argp_state *state)
     case ARGP_KEY_END:
         if (a->b.common.engine.model || a->b.common.engine.draft)
             argp_error(state, "no models are used here: bench is for those");
+        if ((name = cli_common_given(&a->b.common, unused)))
+            argp_error(state, "simulate has no use for --%s", name);
         return 0;
     default:
         return ARGP_ERR_UNKNOWN;
@@ -66,25 +75,71 @@ static void set_up(const struct simulate_args *a, struct synthetic_options *o, i
     o->setup.cancel = bench_cli_cancel();
 }
 
+/* Trace and tree dump, of one run. */
+struct watch {
+    struct trace *trace;
+    struct tree_dump dump;
+    const char *dump_path;
+    struct observer see_trace, see_dump, see_both;
+    struct observer_pair pair;
+};
+
+static enum pd_status watch_open(struct watch *w, const struct pd_engine_options *e,
+                                 struct synthetic_options *o, const struct bench_points *points,
+                                 struct pd_error *err)
+{
+    enum pd_status s;
+    *w = (struct watch){.dump_path = e->dump_tree};
+    if (!e->trace && !e->dump_tree)
+        return PD_OK;
+    if (points->n > 1 || synthetic_requests(o) > 1)
+        return error_set(err, PD_ERR_USAGE, "%s is of one run: give one mode and --per-kind 1",
+                         e->trace ? "a trace" : "a tree dump");
+    if (e->trace) {
+        if ((s = trace_open(&w->trace, e->trace, points->main.stages, err)))
+            return s;
+        w->see_trace = trace_observer(w->trace);
+        w->pair.a = &w->see_trace;
+    }
+    if (e->dump_tree) {
+        w->dump.out = strcmp(e->dump_tree, "-") != 0 ? fopen(e->dump_tree, "w") : stderr;
+        if (!w->dump.out)
+            return error_set(err, PD_ERR_FILE, "%s: %s", e->dump_tree, strerror(errno));
+        w->see_dump = tree_dump_observer(&w->dump);
+        w->pair.b = &w->see_dump;
+    }
+    w->see_both = observer_both(&w->pair);
+    o->setup.observer = &w->see_both;
+    return PD_OK;
+}
+
+static enum pd_status watch_close(struct watch *w, struct pd_error *err)
+{
+    enum pd_status s = trace_close(w->trace, err);
+    FILE *f = w->dump.out;
+    if (!f || f == stderr)
+        return s;
+    errno = 0;
+    bool failed = fflush(f) != 0 || ferror(f);
+    failed = fclose(f) != 0 || failed;
+    return failed && !s ? error_set(err, PD_ERR_FILE, "%s: the tree dump is not complete: %s", w->dump_path,
+                                    errno ? strerror(errno) : "write error")
+                        : s;
+}
+
 static enum pd_status run(const struct simulate_args *a, struct synthetic_options *o,
                           const struct bench_points *points, struct pd_error *err)
 {
     struct run_set set;
-    struct trace *trace = NULL;
-    struct observer see;
+    struct watch watch = {0};
     char workload[64], draft[200];
     enum pd_status s = run_set_open(&set, a->b.out, a->b.resume, err);
-    const char *trace_path = a->b.common.engine.trace;
-    if (!s && trace_path && (points->n > 1 || synthetic_requests(o) > 1))
-        s = error_set(err, PD_ERR_USAGE, "a trace is of one run: give one mode and --per-kind 1");
-    if (!s && trace_path && !(s = trace_open(&trace, trace_path, points->main.stages, err))) {
-        see = trace_observer(trace);
-        o->setup.observer = &see;
-    }
+    if (!s)
+        s = watch_open(&watch, &a->b.common.engine, o, points, err);
     if (!s)
         s = synthetic_bench(o, &set, err);
     cli_progress_end();
-    enum pd_status closed = trace_close(trace, s ? NULL : err);
+    enum pd_status closed = watch_close(&watch, s ? NULL : err);
     s = s ? s : closed;
     if (!s) {
         snprintf(workload, sizeof workload, "%d requests", synthetic_requests(o));

@@ -327,18 +327,28 @@ enum pd_status pd_engine_new(struct pd_engine **out, const struct pd_engine_opti
     return engine_new_with(out, o, &none, err);
 }
 
-void pd_engine_free(struct pd_engine *e)
+static enum pd_status close_dump(struct pd_engine *e, struct pd_error *err)
+{
+    FILE *f = e->dump_file;
+    if (!f)
+        return PD_OK;
+    errno = 0;
+    bool failed = fflush(f) != 0 || ferror(f);
+    failed = fclose(f) != 0 || failed;
+    return failed ? error_set(err, PD_ERR_FILE, "%s: the tree dump is not complete: %s", e->o.dump_tree,
+                              errno ? strerror(errno) : "write error")
+                  : PD_OK;
+}
+
+enum pd_status engine_close(struct pd_engine *e, struct pd_error *err)
 {
     if (!e)
-        return;
+        return PD_OK;
     if (e->driver)
         e->driver->free(e->driver);
     compute_free(&e->compute);
-    struct pd_error err = {0};
-    if (trace_close(e->trace, &err))
-        log_msg(LOG_ERROR, "%s", err.text);
-    if (e->dump_file && fclose(e->dump_file) != 0)
-        log_msg(LOG_ERROR, "%s: %s", e->o.dump_tree, strerror(errno));
+    enum pd_status status = trace_close(e->trace, err), dumped = close_dump(e, status ? NULL : err);
+    status = status ? status : dumped;
     tokenizer_free(e->tokenizer);
     gguf_close(e->target);
     gguf_close(e->draft);
@@ -348,6 +358,14 @@ void pd_engine_free(struct pd_engine *e)
     pthread_mutex_destroy(&e->turn);
     arena_free(&e->arena);
     free(e);
+    return status;
+}
+
+void pd_engine_free(struct pd_engine *e)
+{
+    struct pd_error err = {0};
+    if (engine_close(e, &err))
+        log_msg(LOG_ERROR, "%s", err.text);
 }
 
 /* The count first: a request that takes its turn now clears the flag, and then looks at the count. */

@@ -21,6 +21,9 @@ struct engine_hooks {
 enum pd_status engine_new_with(struct pd_engine **out, const struct pd_engine_options *o,
                                const struct engine_hooks *hooks, struct pd_error *err);
 
+/* pd_engine_free that tells whether trace and tree dump are whole: PD_ERR_FILE. The engine is gone in any case. */
+enum pd_status engine_close(struct pd_engine *e, struct pd_error *err);
+
 /* Defaults of what a pipeline is sized by, in one place for engine, bench and workers. */
 enum { ENGINE_TREE_NODES = 4096, ENGINE_LIVE_ROWS = 1024, ENGINE_CTX = 4096 };
 enum { ENGINE_CTX_MAX = 1 << 26, ENGINE_THREADS_MAX = 512 };

@@ -108,17 +108,23 @@ static struct sim_event heap_pop(struct sim *s)
     return top;
 }
 
-static void schedule(struct sim *s, struct sim_event e, int64_t at_ns)
-{
-    e.at_ns = at_ns;
-    e.seq = s->seq++;
-    heap_push(s, &e);
-}
-
 static void fail(struct sim *s, enum pd_status status, const char *text)
 {
     if (!s->status)
         s->status = error_set(s->err, status, "%s", text);
+}
+
+/* No single delay comes near the bound, so that no sum of times can overflow below it. */
+static const int64_t clock_end_ns = INT64_MAX / 4;
+
+static void schedule(struct sim *s, struct sim_event e, int64_t at_ns)
+{
+    if (at_ns > clock_end_ns)
+        fail(s, PD_ERR_PROFILE,
+             "the virtual clock ends after 73 years: the profile's times are too long for so many tokens");
+    e.at_ns = PD_MIN(at_ns, clock_end_ns);
+    e.seq = s->seq++;
+    heap_push(s, &e);
 }
 
 static void observe(struct sim *s, struct observation o)

@@ -144,6 +144,7 @@ static void check_cells(const struct report *r)
     assert_true(pp->gap_p50_ms == pp->gap_p99_ms && pp->rows_per_token == 1);
     assert_true(best->over_pp > 2 && best->over_pp < 3 * STAGES);
     assert_true(best->generation < best->over_pp && best->end_to_end < best->generation);
+    assert_int_equal(best->undrafted, REQUESTS); /* the last token of each */
     double rates = best->hit_rate + best->late_rate + best->miss_rate;
     assert_true(rates > 0.999 && rates < 1.001);
     for (int s = 0; s < STAGES; s++)
@@ -281,6 +282,84 @@ static void test_mismatch(void **state)
     run_set_close(&set);
 }
 
+/* Finished work is known again by everything it depends on, the question's tokens first. */
+static void test_config(void **state)
+{
+    (void)state;
+    struct fixture f;
+    set_up(&f);
+    int32_t a[] = {1, 2, 3}, b[] = {1, 2, 4};
+    struct bench_ask ask = {.tokens = a, .n_tokens = 3, .max_tokens = 9, .sample = sample_defaults()},
+                     other = ask;
+    const struct bench_key key = {&f.o.setup, &points[4], &ask, "qa", "qa", 7, false};
+    char first[20], again[20];
+    bench_config(first, &key);
+    bench_config(again, &key);
+    assert_string_equal(first, again);
+    struct bench_setup setup = f.o.setup;
+    setup.drafter.policy.min_path = 0.25;
+    struct bench_ask asks[5] = {ask, ask, ask, ask, ask};
+    asks[0].tokens = b;
+    asks[1].n_tokens = 2;
+    asks[2].max_tokens = 8;
+    asks[3].n_end_tokens = 1;
+    asks[4].sample.seed++;
+    for (int i = 0; i < 10; i++) {
+        struct bench_key k = key;
+        switch (i) {
+        case 5:
+            k.setup = &setup;
+            break;
+        case 6:
+            k.point = &points[7];
+            break;
+        case 7:
+            k.kind = "q";
+            break;
+        case 8:
+            k.category = "rag";
+            break;
+        case 9:
+            k.full = true;
+            break;
+        default:
+            other = asks[i];
+            k.ask = &other;
+        }
+        bench_config(again, &k);
+        if (!strcmp(first, again))
+            fail_msg("case %d has the same digest", i);
+    }
+    tear_down(&f);
+}
+
+/* A kind may be any text: it stays one field of the CSV, one line of the table. */
+static void test_odd_names(void **state)
+{
+    (void)state;
+    struct run_set set;
+    struct report r;
+    struct pd_error err = {0};
+    char name[] = "a,\"b\"\x1b[31m\n\xc2\x9b", *text = NULL;
+    size_t size = 0;
+    bench_name_clean(name);
+    assert_string_equal(name, "a,\"b\" [31m   ");
+    assert_int_equal(run_set_open(&set, NULL, false, &err), PD_OK);
+    struct bench_run run = made(PD_MODE_PP, 5, 3);
+    snprintf(run.kind, sizeof run.kind, "%s", name);
+    assert_int_equal(run_set_add(&set, &run, &err), PD_OK);
+    struct report_header h = {.title = "t", .max_tokens = 9};
+    const struct bench_point point = {PD_MODE_PP, 2, 0};
+    report_make(&r, &h, &set, &point, false);
+    FILE *out = open_memstream(&text, &size);
+    report_csv(&r, out);
+    fclose(out);
+    assert_non_null(strstr(text, "\n\"a,\"\"b\"\" [31m   \",pp,2,"));
+    free(text);
+    report_free(&r);
+    run_set_close(&set);
+}
+
 static void test_oracles(void **state)
 {
     (void)state;
@@ -343,8 +422,9 @@ static void test_trace(void **state)
 int main(void)
 {
     const struct CMUnitTest tests[] = {
-        cmocka_unit_test(test_resume),  cmocka_unit_test(test_report), cmocka_unit_test(test_mismatch),
-        cmocka_unit_test(test_oracles), cmocka_unit_test(test_trace),
+        cmocka_unit_test(test_resume), cmocka_unit_test(test_report),    cmocka_unit_test(test_mismatch),
+        cmocka_unit_test(test_config), cmocka_unit_test(test_odd_names), cmocka_unit_test(test_oracles),
+        cmocka_unit_test(test_trace),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
 }

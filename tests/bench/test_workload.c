@@ -4,6 +4,7 @@
 #include <setjmp.h>
 #include <stdarg.h>
 #include <stdio.h>
+#include <stdlib.h>
 #include <string.h>
 
 #include <cmocka.h>
@@ -53,6 +54,14 @@ static void test_refused(void **state)
         {"{\"question_id\": 1, \"category\": \"qa\"}", "q:1: turns"},
         {"{\"question_id\": 1, \"category\": \"qa\", \"turns\": []}", "q:1: turns"},
         {"{\"question_id\": 1, \"category\": \"qa\", \"turns\": [7]}", "q:1: turns: not texts"},
+        {"{\"question_id\": 1, \"category\": \"qa\", \"turns\": [\"a\\u0000b\"]}", "q:1: turns: a NUL"},
+        {"{\"question_id\": \"\", \"category\": \"qa\", \"turns\": [\"a\"]}", "q:1: question_id"},
+        {"{\"question_id\": 1, \"category\": \"aaaaaaaaaabbbbbbbbbbccccccccccdddddddddd\", \"turns\": "
+         "[\"a\"]}",
+         "q:1: category: longer"},
+        {"{\"question_id\": 1, \"category\": \"qa\", \"turns\": [\"a\"]}\n"
+         "{\"question_id\": \"1\", \"category\": \"qa\", \"turns\": [\"b\"]}",
+         "question_id '1' comes twice"},
     };
     for (size_t i = 0; i < PD_COUNT(bad); i++) {
         struct workload w;
@@ -64,6 +73,12 @@ static void test_refused(void **state)
     struct workload w;
     struct pd_error err = {0};
     assert_int_equal(workload_load(&w, "/nowhere/q", &err), PD_ERR_FILE);
+    assert_int_equal(workload_load(&w, "/", &err), PD_ERR_FILE);
+    assert_non_null(strstr(err.text, "directory"));
+    assert_int_equal(workload_parse(&w, "q", "ab\0c\n", 5, &err), PD_ERR_FORMAT);
+    assert_non_null(strstr(err.text, "q:1: no text"));
+    assert_int_equal(workload_parse(&w, "q", "ab\nc\x01\n", 6, &err), PD_ERR_FORMAT);
+    assert_non_null(strstr(err.text, "q:2: no text"));
 }
 
 static void test_pick(void **state)
@@ -90,15 +105,54 @@ static void test_pick(void **state)
     assert_int_equal(n, 4);
     assert_int_equal(workload_pick(&w, 1, "qa,poetry", picked, &n, &err), PD_ERR_USAGE);
     assert_non_null(strstr(err.text, "poetry"));
+    assert_int_equal(workload_pick(&w, 1, "", picked, &n, &err), PD_ERR_USAGE);
+    assert_non_null(strstr(err.text, "empty"));
+    workload_free(&w);
+}
+
+/* Choosing is quick however many questions there are, and of however many kinds. */
+static void test_many(void **state)
+{
+    (void)state;
+    enum { MANY = 200000 };
+    size_t room = 100 * (size_t)MANY, at = 0;
+    char *text = mem_new(room, 1);
+    for (int i = 0; i < MANY; i++)
+        at += (size_t)snprintf(text + at, room - at,
+                               "{\"question_id\": %d, \"category\": \"k%d\", \"turns\": [\"a\"]}\n", i,
+                               i % 2 ? 0 : i);
+    struct workload w = parse(text);
+    int *picked = mem_new(MANY, sizeof *picked), n;
+    assert_int_equal(w.n, MANY);
+    assert_int_equal(w.n_kinds, MANY / 2); /* all odd ones are of the first one's kind */
+    assert_int_equal(workload_pick(&w, 0, NULL, picked, &n, NULL), PD_OK);
+    assert_int_equal(n, MANY);
+    assert_true(picked[0] == 0 && picked[1] == 1 && picked[MANY / 2] == MANY - 1 &&
+                picked[MANY / 2 + 1] == 2);
+    assert_int_equal(workload_pick(&w, 3, "k0,k4", picked, &n, NULL), PD_OK);
+    assert_true(n == 4 && picked[2] == 3 && picked[3] == 4);
+    free(picked);
+    free(text);
+    workload_free(&w);
+}
+
+/* Control characters never leave the file. */
+static void test_clean(void **state)
+{
+    (void)state;
+    struct workload w =
+        parse("{\"question_id\": \"1\\u001b[2J\", \"category\": \"q\\na\", \"turns\": [\"a\\nb\"]}");
+    assert_string_equal(w.questions[0].id, "1 [2J");
+    assert_string_equal(w.questions[0].kind, "q a");
+    assert_string_equal(w.questions[0].turns[0], "a\nb"); /* what is asked stays as it is */
     workload_free(&w);
 }
 
 int main(void)
 {
     const struct CMUnitTest tests[] = {
-        cmocka_unit_test(test_formats),
-        cmocka_unit_test(test_refused),
-        cmocka_unit_test(test_pick),
+        cmocka_unit_test(test_formats), cmocka_unit_test(test_refused), cmocka_unit_test(test_pick),
+        cmocka_unit_test(test_many),    cmocka_unit_test(test_clean),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
 }

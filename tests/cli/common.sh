@@ -33,6 +33,18 @@ refuse() {
     grep -q "^pipedec: .*$text" "$tmp/err" || fail "$*: no '$text' in: $(cat "$tmp/err")"
 }
 
+# refuse_all: a table on standard input, a line a case: CODE | TEXT | ARGUMENTS. Arguments are words of the shell.
+refuse_all() {
+    local code text words
+    while IFS='|' read -r code text words; do
+        [ -n "$code" ] || continue
+        text=${text# }
+        text=${text%"${text##*[! ]}"}
+        eval "set -- $words"
+        refuse "${code// /}" "$text" "$@"
+    done
+}
+
 finish() {
     [ $failures -eq 0 ] || echo "$failures failures" >&2
     [ $failures -eq 0 ]

@@ -3,14 +3,46 @@
 . tests/cli/common.sh
 questions="$PD_TEST_DATA/questions.jsonl"
 
-refuse 2 "which model" bench --questions "$questions"
-refuse 2 "which questions" bench -m "$model"
+refuse_all <<'CASES'
+2 | which model        | bench --questions "$questions"
+2 | which questions    | bench -m "$model"
+2 | modes LIST         | bench -m "$model" --questions "$questions" --mode best
+2 | no use for --trace | bench -m "$model" --questions "$questions" --trace "$tmp/t.json"
+2 | no use for --dump-tree | bench -m "$model" --questions "$questions" --dump-tree="$tmp/t.txt"
+2 | no use for --restarts  | bench -m "$model" --questions "$questions" --restarts 2
+2 | seed ' -1'         | bench -m "$model" --questions "$questions" --seed " -1"
+2 | seed '-1'          | bench -m "$model" --questions "$questions" --seed -1
+2 | seed ''            | bench -m "$model" --questions "$questions" --seed ""
+CASES
 need_model
-refuse 3 "nowhere" bench -m "$model" --questions "$tmp/nowhere.jsonl"
-refuse 2 "poetry" bench -m "$model" --questions "$questions" --kinds poetry
-refuse 2 "needs a draft" bench -m "$model" --questions "$questions" --modes pp,best --kinds qa -n 2
-refuse 7 "do not fit" bench -m "$model" --questions "$questions" --kinds qa --per-kind 1 --ctx 16
-refuse 2 "modes LIST" bench -m "$model" --questions "$questions" --mode best
+{ head -c 100000 /dev/zero; cat "$questions"; } >"$tmp/binary"
+yes 'Who was it?' | head -c 60000 | tr '\n' ' ' >"$tmp/long"
+printf '{"question_id":1,"category":"a,\\"b\\"\\u001b[2J","turns":["Who?"]}\n' >"$tmp/odd"
+cat "$tmp/odd" "$tmp/odd" >"$tmp/twice"
+refuse_all <<'CASES'
+3 | nowhere            | bench -m "$model" --questions "$tmp/nowhere.jsonl"
+3 | Is a directory     | bench -m "$model" --questions "$tmp"
+4 | binary:1: no text  | bench -m "$model" --questions "$tmp/binary"
+4 | no questions       | bench -m "$model" --questions /dev/null
+4 | comes twice        | bench -m "$model" --questions "$tmp/twice"
+2 | poetry             | bench -m "$model" --questions "$questions" --kinds poetry
+2 | list of kinds is empty | bench -m "$model" --questions "$questions" --kinds ""
+2 | of kind ''         | bench -m "$model" --questions "$questions" --kinds ,qa
+2 | no modes           | bench -m "$model" --questions "$questions" --modes ""
+2 | needs a draft      | bench -m "$model" --questions "$questions" --modes pp,best --kinds qa -n 2
+7 | do not fit 16      | bench -m "$model" --questions "$questions" --kinds qa --per-kind 1 --ctx 16
+7 | question 1: .*do not fit | bench -m "$model" --questions "$tmp/long" -n 2
+CASES
+
+# Questions from a pipe; an odd category stays one field of a line. Another question under the same id is other work.
+"$PIPEDEC" bench -t 1 -m "$model" --questions <(cat "$tmp/odd") --modes pp -n 2 --stages 2 --no-plots --csv \
+    --verify-full 0 --out "$tmp/again" >"$tmp/csv" 2>"$tmp/err" || fail "a pipe: exit code $?: $(cat "$tmp/err")"
+grep -q '^"a,""b"" \[2J",pp,2,' "$tmp/csv" || fail "an odd category: $(cat "$tmp/csv")"
+lines=$(wc -l <"$tmp/again/runs.jsonl")
+sed 's/Who?/Why?/' "$tmp/odd" >"$tmp/odder"
+"$PIPEDEC" bench -t 1 -m "$model" --questions "$tmp/odder" --modes pp -n 2 --stages 2 --no-plots --csv \
+    --verify-full 0 --out "$tmp/again" --resume >/dev/null 2>"$tmp/err" || fail "another question: $(cat "$tmp/err")"
+[ "$(wc -l <"$tmp/again/runs.jsonl")" -eq $((2 * lines)) ] || fail "another question took the figures of the first"
 
 bench() {
     "$PIPEDEC" bench -t 1 -m "$model" -d "$model" --questions "$questions" --kinds qa,translation --per-kind 1 -n 8 \

@@ -81,6 +81,12 @@ timeout 60 bash -c '"$0" run -m "$1" -t 1 -p "$2" --ignore-end --ctx 4096 2>"$3"
     "$PIPEDEC" "$model" "$prompt" "$tmp/err" || fail "a closed pipe: exit code $?"
 [ -s "$tmp/err" ] && fail "a closed pipe: $(cat "$tmp/err")"
 if [ -w /dev/full ]; then
+    for what in --trace --dump-tree; do
+        run -p "$prompt" -n 4 --stages 2 -d "$model" $what=/dev/full >/dev/null
+        [ $? -eq 3 ] || fail "$what on a full disk: not exit code 3"
+        [ "$(grep -c "^pipedec: /dev/full: the t.* is not complete" "$tmp/err")" -eq 1 ] ||
+            fail "$what on a full disk: $(cat "$tmp/err")"
+    done
     run -p "$prompt" -n 4 >/dev/full
     [ $? -eq 3 ] || fail "a full disk: not exit code 3"
     grep -q "^pipedec: standard output: " "$tmp/err" || fail "a full disk: $(cat "$tmp/err")"

@@ -56,17 +56,37 @@ LINES
 grep -q "^qa,best,14,0,1,8," "$tmp/rec.csv" && grep -q "^rag,best,14,0,1,4," "$tmp/rec.csv" ||
     fail "recorded: $(cat "$tmp/rec.csv")"
 
-refuse 2 "which oracle" simulate
-refuse 2 "chances" simulate --oracle top=0.9,0.8
-refuse 3 "nowhere" simulate --oracle "$tmp/nowhere.jsonl"
-refuse 15 "no device profile 'nosuch'" simulate --oracle top=0.9 --profile nosuch
-refuse 2 "no mode 'fast'" simulate --oracle top=0.9 --modes pp,fast
-refuse 2 "sweep-stages 0" simulate --oracle top=0.9 --sweep-stages 2,0
-refuse 2 "resume needs" simulate --oracle top=0.9 --resume
-refuse 2 "bench is for those" simulate --oracle top=0.9 -m x.gguf
-refuse 2 "one mode" simulate --oracle top=0.9 --trace "$tmp/t.json"
-refuse 9 "stages" simulate --oracle top=0.9 --stages 500
-echo "[stage]" >"$tmp/bad.ini"
-echo "step_ms = 1:-5" >>"$tmp/bad.ini"
-refuse 15 "bad.ini:2: \[stage\] step_ms" simulate --oracle top=0.9 --profile "$tmp/bad.ini"
+sim --modes best --trace "$tmp/trace2.json" --dump-tree="$tmp/tree.txt" >/dev/null || fail "--dump-tree"
+grep -q "^step 1, .* rows submitted" "$tmp/tree.txt" && cmp -s "$tmp/trace.json" "$tmp/trace2.json" ||
+    fail "a dump and a trace together: $(head -3 "$tmp/tree.txt")"
+grep -q '"name":"last"' "$tmp/trace.json" || fail "the last token counts as a miss"
+
+printf '[stage]\nstep_ms = 1:-5\n' >"$tmp/bad.ini"
+printf '[profile]\nstages = 14\nscale = device\n[stage]\nstep_ms = 1:10000000\n[draft]\nstep_ms = 1:1\n[head]\nms = 1\n[link]\nlatency_us = 1\nbandwidth_gbps = 10\ncontrol_us = 1\n' >"$tmp/slow.ini"
+refuse_all <<'CASES'
+2  | which oracle       | simulate
+2  | chances            | simulate --oracle top=0.9,0.8
+3  | nowhere            | simulate --oracle "$tmp/nowhere.jsonl"
+15 | no device profile 'nosuch' | simulate --oracle top=0.9 --profile nosuch
+15 | bad.ini:2: \[stage\] step_ms | simulate --oracle top=0.9 --profile "$tmp/bad.ini"
+15 | ends after 73 years | simulate --oracle top=0.9 --profile "$tmp/slow.ini" --stages 128 -n 10000 --modes pp --per-kind 1
+2  | no mode 'fast'     | simulate --oracle top=0.9 --modes pp,fast
+2  | no modes           | simulate --oracle top=0.9 --modes ""
+2  | sweep-stages 0     | simulate --oracle top=0.9 --sweep-stages 2,0
+2  | resume needs       | simulate --oracle top=0.9 --resume
+2  | bench is for those | simulate --oracle top=0.9 -m x.gguf
+2  | one mode           | simulate --oracle top=0.9 --trace "$tmp/t.json"
+2  | one mode           | simulate --oracle top=0.9 --dump-tree="$tmp/t.txt"
+2  | no use for --ctx   | simulate --oracle top=0.9 --ctx 8
+2  | no use for --temp  | simulate --oracle top=0.9 --temp 1
+2  | no use for --threads | simulate --oracle top=0.9 -t 2
+2  | seed ' -1'         | simulate --oracle top=0.9 --seed " -1"
+9  | stages             | simulate --oracle top=0.9 --stages 500
+CASES
+if [ -w /dev/full ]; then
+    for what in --trace --dump-tree; do
+        refuse 3 "/dev/full: the t.* is not complete" simulate --oracle top=0.9 --per-kind 1 --modes best \
+            $what=/dev/full
+    done
+fi
 finish

@@ -488,6 +488,39 @@ static void nonsense_in_requests_is_refused(void **state)
     pd_engine_free(e);
 }
 
+/* On the wall clock a speed-up is one over what tokens were measured to take alone, or is not told. */
+static void a_speedup_is_measured_or_absent(void **state)
+{
+    (void)state;
+    struct pd_engine *e = open_engine(2, true, PD_CLOCK_WALL, PD_MODE_ROUNDS, 256);
+    struct pd_request r = ask(story, 3, NULL);
+    struct pd_reply reply = generate(e, &r);
+    assert_true(reply.stats.speedup == 0 && reply.stats.draft_passes == 0); /* too few to know yet */
+    assert_int_equal(reply.stats.undrafted, 1);
+    pd_reply_free(&reply);
+    r = ask(story, STORY_TOKENS, NULL);
+    reply = generate(e, &r);
+    assert_string_equal(reply.text, story_text);
+    assert_true(reply.stats.draft_passes > 0 && reply.stats.speedup > 0);
+    assert_int_equal(reply.stats.hits + reply.stats.late_hits + reply.stats.misses + 1, STORY_TOKENS);
+    pd_reply_free(&reply);
+    struct collected c = {.cancel = e, .cancel_at = 12};
+    r = ask(story, 100, &c);
+    reply = generate(e, &r);
+    assert_int_equal(reply.reason, PD_REASON_CANCELLED);
+    assert_true(reply.stats.speedup == 0);
+    pd_reply_free(&reply);
+    pd_engine_free(e);
+    e = open_engine(1, false, PD_CLOCK_WALL, PD_MODE_PP,
+                    256); /* nothing drafted: its steps would say nothing */
+    r = ask(story, STORY_TOKENS, NULL);
+    reply = generate(e, &r);
+    assert_true(reply.stats.steps == 0 && reply.stats.tokens_per_step == 0 && reply.stats.token_s > 0);
+    assert_int_equal(reply.stats.prompt_done, reply.stats.prompt_tokens);
+    pd_reply_free(&reply);
+    pd_engine_free(e);
+}
+
 int main(void)
 {
     const char *path = test_model(MODEL_SMALL);
@@ -503,6 +536,7 @@ int main(void)
         cmocka_unit_test(context_bounds_prompt_and_reply),
         cmocka_unit_test(turns_are_kept_and_history_does_not_show),
         cmocka_unit_test(events_can_be_pulled),
+        cmocka_unit_test(a_speedup_is_measured_or_absent),
         cmocka_unit_test(nonsense_is_refused),
         cmocka_unit_test(nonsense_in_requests_is_refused),
     };
