@@ -1,5 +1,5 @@
 /* Writes GGUF files for tests: any pairs and tensors (gb_*), and whole tiny models with random weights and a working
- * byte-level tokenizer (test_build_model). A test that includes this links pd_model ("needs: model").
+ * byte-level tokenizer (test_build_model). A test that includes this links pd_gguf ("needs: gguf").
  *
  *     struct test_model_options o = {.type = GGML_TYPE_Q8_0, .tied = true};
  *     test_build_model("qwen3", &o, "/tmp/x/tiny.gguf");
@@ -8,7 +8,7 @@
 #define PD_TESTS_GGUF_BUILD_H
 
 #include "base/base.h"
-#include "model/gguf.h"
+#include "gguf/gguf.h"
 
 #include <ggml.h>
 #include <math.h>

@@ -4,7 +4,6 @@
 #include "model/model.h"
 #include "text/text.h"
 
-#include <ggml.h>
 #include <inttypes.h>
 #include <stdio.h>
 #include <stdlib.h>
@@ -29,7 +28,7 @@ struct facts {
     struct arch_params params;
     uint64_t parameters;
     int n_parts;
-    struct type_use types[GGML_TYPE_COUNT];
+    struct type_use types[GGUF_TYPES_MAX];
     const char *tokenizer, *pre; /* NULL: the file does not say */
     size_t tokens, merges;
     const char *template; /* family; "unknown": a text that is no known family's; NULL: none */
@@ -174,9 +173,9 @@ static void print_model(struct facts *f)
 static void print_types(const struct facts *f)
 {
     printf("\n%-12s %8s %10s %7s\n", "type", "tensors", "bytes", "share");
-    for (int i = 0; i < GGML_TYPE_COUNT; i++)
+    for (int i = 0; i < GGUF_TYPES_MAX; i++)
         if (f->types[i].tensors)
-            printf("%-12s %8zu %10s %6.1f%%\n", ggml_type_name((enum ggml_type)i), f->types[i].tensors,
+            printf("%-12s %8zu %10s %6.1f%%\n", gguf_type_name((uint32_t)i), f->types[i].tensors,
                    human(f->types[i].bytes, "B"),
                    100.0 * (double)f->types[i].bytes / (double)f->model.weights_bytes);
 }
@@ -264,11 +263,11 @@ static void json_str_or_null(yyjson_mut_doc *d, yyjson_mut_val *o, const char *k
 static void json_lists(yyjson_mut_doc *d, yyjson_mut_val *o, const struct facts *f)
 {
     yyjson_mut_val *types = yyjson_mut_obj_add_arr(d, o, "types");
-    for (int i = 0; i < GGML_TYPE_COUNT; i++) {
+    for (int i = 0; i < GGUF_TYPES_MAX; i++) {
         if (!f->types[i].tensors)
             continue;
         yyjson_mut_val *t = yyjson_mut_arr_add_obj(d, types);
-        yyjson_mut_obj_add_str(d, t, "type", ggml_type_name((enum ggml_type)i));
+        yyjson_mut_obj_add_str(d, t, "type", gguf_type_name((uint32_t)i));
         yyjson_mut_obj_add_uint(d, t, "tensors", f->types[i].tensors);
         yyjson_mut_obj_add_uint(d, t, "bytes", f->types[i].bytes);
     }

@@ -19,7 +19,7 @@
 #define PD_MODEL_ARCH_H
 
 #include "base/base.h"
-#include "model/gguf.h"
+#include "gguf/gguf.h"
 
 /* X(ID, name, per layer?, fastest dimension, second dimension). 1-dimensional tensors are f32, matrices of any
  * type that ggml can multiply with. Q = n_head * head_dim, KV = n_head_kv * head_dim, QKV = Q + 2 KV. */

@@ -23,7 +23,7 @@
 
 #include "base/base.h"
 #include "base/row.h"
-#include "model/gguf.h"
+#include "gguf/gguf.h"
 
 /* What an architecture and its file say of the whole model. */
 struct model_info {

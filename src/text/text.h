@@ -19,7 +19,7 @@
 #define PD_TEXT_H
 
 #include "base/base.h"
-#include "model/gguf.h"
+#include "gguf/gguf.h"
 
 /* Growing arrays. */
 struct token_list {

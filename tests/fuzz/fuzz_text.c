@@ -1,4 +1,4 @@
-/* needs: text model base */
+/* needs: text gguf base */
 /* Any bytes as a vocabulary: taken or refused, and if taken, it must encode. And any bytes as text, with a small
  * byte-level and a small SentencePiece-style vocabulary: encoding must succeed, the pieces must give the text back
  * where the vocabulary can say it, and the detokeniser must write valid UTF-8 only. */

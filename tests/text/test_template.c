@@ -1,4 +1,4 @@
-/* needs: model */
+/* needs: gguf */
 /* Chat templates: the reference prompts token for token, each family's text by hand, detection from the texts that
  * models carry, and the rule that lets a chat keep its KV. */
 #include "text/text.h"

@@ -1,4 +1,4 @@
-/* needs: model */
+/* needs: gguf */
 /* Tokenizers against the reference vectors, hand-derived results on small vocabularies, and properties. */
 #include "text/text.h"
 

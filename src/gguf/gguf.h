@@ -13,8 +13,8 @@
  *     const struct gguf_tensor *t = gguf_tensor(g, "token_embd.weight");
  *     gguf_close(g);
  */
-#ifndef PD_MODEL_GGUF_H
-#define PD_MODEL_GGUF_H
+#ifndef PD_GGUF_H
+#define PD_GGUF_H
 
 #include "base/base.h"
 
@@ -82,7 +82,9 @@ struct gguf_str gguf_array_str(const struct gguf *g, const char *key, size_t ind
 const int32_t *gguf_array_i32(const struct gguf *g, const char *key); /* kind I32 (or U32), aligned copy */
 const float *gguf_array_f32(const struct gguf *g, const char *key);
 
-/* Tensors. */
+/* Tensors. A type is one of ggml's numbers, below GGUF_TYPES_MAX. */
+enum { GGUF_TYPES_MAX = 64 };
+const char *gguf_type_name(uint32_t type); /* "q4_K"; static */
 size_t gguf_tensor_count(const struct gguf *g);
 const struct gguf_tensor *gguf_tensor_at(const struct gguf *g, size_t index);
 const struct gguf_tensor *gguf_tensor(const struct gguf *g, const char *name); /* NULL if missing; O(log n) */

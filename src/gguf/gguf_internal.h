@@ -1,8 +1,8 @@
 /* gguf_internal: what gguf.c (files, split sets, look-up) and gguf_parse.c (the format) share. */
-#ifndef PD_MODEL_GGUF_INTERNAL_H
-#define PD_MODEL_GGUF_INTERNAL_H
+#ifndef PD_GGUF_INTERNAL_H
+#define PD_GGUF_INTERNAL_H
 
-#include "model/gguf.h"
+#include "gguf/gguf.h"
 
 #include <sys/stat.h>
 

@@ -1,5 +1,5 @@
 /* Files and split sets: open, map, parse (gguf_parse.c), look up. */
-#include "model/gguf_internal.h"
+#include "gguf/gguf_internal.h"
 
 #include <errno.h>
 #include <fcntl.h>

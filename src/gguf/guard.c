@@ -1,7 +1,7 @@
 /* A file that shrinks while it is mapped: reading what is gone raises SIGBUS. The handler puts zeros in its place and
  * notes that, so that whoever computes goes on to the end of the batch and then throws the result away
  * (gguf_check). */
-#include "model/gguf_internal.h"
+#include "gguf/gguf_internal.h"
 
 #include <errno.h>
 #include <signal.h>

@@ -1,6 +1,6 @@
 /* The format itself: header, metadata, tensor table. Every count is checked against the bytes that are left
  * before anything is allocated for it, so memory use is bounded by a small multiple of the file's header. */
-#include "model/gguf_internal.h"
+#include "gguf/gguf_internal.h"
 
 #include <ggml.h>
 #include <stdio.h>
@@ -241,6 +241,13 @@ static enum pd_status read_metadata(struct cursor *c, uint64_t count)
             return error_set(c->err, PD_ERR_FORMAT, "%s: the key '%.120s' is there twice", p->label,
                              p->kv_by_key[i]->key);
     return PD_OK;
+}
+
+_Static_assert((int)GGML_TYPE_COUNT <= (int)GGUF_TYPES_MAX, "room for every type");
+
+const char *gguf_type_name(uint32_t type)
+{
+    return ggml_type_name((enum ggml_type)type);
 }
 
 /* Elements and bytes of a tensor whose type and dimensions are read, without overflow. */
