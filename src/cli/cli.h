@@ -121,9 +121,17 @@ cli_write_failed(struct pd_error *err); /* PD_OK if all was written; a closed pi
 int32_t *cli_journal_open(size_t *n);
 void cli_journal_token(int32_t token);
 bool cli_journal_kept(void); /* there is one */
-/* The run has failed: launch need not wait for an mpirun that waits for a host that is cut off. */
-void cli_journal_fault(void);
-#define JOURNAL_FAULT "fault\n"
+/* Signs for launch, of the rank that calls them: it has joined the job, where the ranks watch each other; rank 0 is
+ * about to end the job with this exit code. */
+void cli_sign_joined(void);
+void cli_sign_ends(int code);
+
+/* launch has the command itself check its arguments, in a process that goes no further than to the engine. There:
+ * standard input is about to be read (may end the process); the ranks that launch knows of (0: not known; -1: this is
+ * no such process); everything is in order (ends it). */
+void cli_check_reads_stdin(void);
+int cli_check_ranks(void);
+_Noreturn void cli_check_passed(const struct cli_common *c);
 
 int cmd_run(int argc, char **argv);
 int cmd_chat(int argc, char **argv);

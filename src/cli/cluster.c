@@ -28,10 +28,10 @@ static int threads_here(void)
     return 0;
 }
 
-static enum pd_status check_job(struct cli_common *c, struct pd_error *err)
+/* Do the options suit a job of so many stages? 0: not known yet. */
+static enum pd_status fits(const struct cli_common *c, int stages, struct pd_error *err)
 {
-    const int stages = mpi_stages(job);
-    if (c->stages_set && c->engine.stages != stages)
+    if (stages && c->stages_set && c->engine.stages != stages)
         return error_set(err, PD_ERR_STAGES,
                          "%d stages need %d ranks (the first one drafts), but there are %d", c->engine.stages,
                          c->engine.stages + 1, stages + 1);
@@ -39,7 +39,15 @@ static enum pd_status check_job(struct cli_common *c, struct pd_error *err)
         return error_set(
             err, PD_ERR_USAGE,
             "the virtual clock runs in one process; on several give --emulate instead of --profile");
-    c->engine.stages = stages;
+    return PD_OK;
+}
+
+static enum pd_status check_job(struct cli_common *c, struct pd_error *err)
+{
+    enum pd_status status = fits(c, mpi_stages(job), err);
+    if (status)
+        return status;
+    c->engine.stages = mpi_stages(job);
     if (!c->engine.threads)
         c->engine.threads = threads_here();
     return PD_OK;
@@ -79,12 +87,19 @@ static enum pd_status make_driver(void *user, struct driver **out, const struct 
 
 enum pd_status cli_engine_new(struct pd_engine **out, struct cli_common *c, struct pd_error *err)
 {
+    const int check = cli_check_ranks();
+    enum pd_status status = check >= 0 ? fits(c, PD_MAX(check - 1, 0), err) : PD_OK;
     *out = NULL;
-    if (!mpi_launched())
-        return pd_engine_new(out, &c->engine, err);
-    enum pd_status status = mpi_start(&job, err);
     if (status)
         return status;
+    if (check >= 0)
+        cli_check_passed(c);
+    if (!mpi_launched())
+        return pd_engine_new(out, &c->engine, err);
+    status = mpi_start(&job, err);
+    if (status)
+        return status;
+    cli_sign_joined();
     if (mpi_rank(job) > 0)
         serve(c);
     struct engine_hooks hooks = {
@@ -102,6 +117,8 @@ int cli_engine_free(struct pd_engine *e, int code)
         int failed = cli_fail(&err);
         code = code ? code : failed;
     }
+    if (cli_is_first_rank())
+        cli_sign_ends(code); /* before the job is ended, perhaps this process with it */
     if (!job)
         return code;
     /* An interrupted reply is no fault: the ranks part in order. */

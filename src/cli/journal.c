@@ -10,8 +10,8 @@
 
 static int file = -1;
 
-/* A line cut short by the fault is not a token. */
-static size_t parse(const char *text, int32_t *out)
+/* A line cut short by the fault is not a token; *used bytes are. */
+static size_t parse(const char *text, int32_t *out, size_t *used)
 {
     size_t n = 0;
     for (const char *line = text, *end; (end = strchr(line, '\n')) != NULL; line = end + 1) {
@@ -20,6 +20,7 @@ static size_t parse(const char *text, int32_t *out)
         if (stop != end || stop == line || token < 0 || token > INT32_MAX)
             break;
         out[n++] = (int32_t)token;
+        *used = (size_t)(end + 1 - text);
     }
     return n;
 }
@@ -28,26 +29,23 @@ int32_t *cli_journal_open(size_t *n)
 {
     const char *path = getenv("PIPEDEC_JOURNAL");
     char *text = NULL;
-    size_t size = 0;
+    size_t size = 0, used = 0;
     int32_t *tokens = NULL;
     *n = 0;
     if (!path || !cli_is_first_rank())
         return NULL;
     if (!cli_read_file(path, 64 << 20, &text, &size, NULL) && size) {
         tokens = mem_new(size, sizeof *tokens);
-        *n = parse(text, tokens);
+        *n = parse(text, tokens, &used);
     }
     free(text);
-    file = open(path, O_WRONLY | O_CREAT | O_TRUNC | O_CLOEXEC, 0600);
-    for (size_t i = 0; i < *n; i++) /* again, without what was cut short */
-        cli_journal_token(tokens[i]);
-    return tokens;
-}
-
-void cli_journal_fault(void)
-{
-    if (file >= 0 && write(file, JOURNAL_FAULT, sizeof JOURNAL_FAULT - 1) < 0)
+    /* What is there stays: a fault at any moment leaves it as it was. */
+    file = open(path, O_WRONLY | O_CREAT | O_APPEND | O_CLOEXEC, 0600);
+    if (file >= 0 && ftruncate(file, (off_t)used)) {
+        close(file);
         file = -1;
+    }
+    return tokens;
 }
 
 bool cli_journal_kept(void)

@@ -1,5 +1,5 @@
 /* The program: finds the subcommand and hands over. */
-#include "cli/cli.h"
+#include "cli/launch.h"
 #include "model/model.h"
 
 #include <stdio.h>
@@ -157,6 +157,8 @@ int main(int argc, char **argv)
     }
     if (strcmp(name, "help") == 0)
         return help(argc - 1, argv + 1);
+    if (strcmp(name, LAUNCH_RANK) == 0)
+        return launch_rank_main(argc - 1, argv + 1);
     const struct command *c = find(name);
     return c ? dispatch(c, argc - 1, argv + 1) : unknown(name);
 }

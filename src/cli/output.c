@@ -67,6 +67,8 @@ enum pd_status cli_read_file(const char *path, size_t max, char **out, size_t *s
 {
     const bool standard = strcmp(path, "-") == 0;
     const char *name = standard ? "standard input" : path;
+    if (standard)
+        cli_check_reads_stdin();
     FILE *f = standard ? stdin : fopen(path, "rb");
     if (!f)
         return error_set(err, PD_ERR_FILE, "%s: %s", name, strerror(errno));

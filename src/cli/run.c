@@ -213,8 +213,6 @@ static int run(struct run_args *a)
     free(a->known);
     cli_catch_interrupt(NULL);
     int code = (int)status;
-    if (status == PD_ERR_PEER)
-        cli_journal_fault();
     if (status)
         cli_fail(&err);
     else if ((status = cli_write_failed(&err)))

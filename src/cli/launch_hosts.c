@@ -1,0 +1,281 @@
+/* Hosts of launch, where it has to know them: --spare and --allow-fewer. Which of them are still there is asked by the
+ * launch agent, as mpirun would start its daemon. */
+#include "cli/launch.h"
+
+#include <ctype.h>
+#include <errno.h>
+#include <fcntl.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/prctl.h>
+#include <sys/wait.h>
+#include <unistd.h>
+
+enum { ASK_MS = 8000, FILE_MAX = 1 << 20, AGENT_WORDS = 16 };
+
+/* ---- reading ---- */
+
+static enum pd_status add(struct host *list, int *n, const char *name, size_t size, const char *slots,
+                          struct pd_error *err)
+{
+    char *end = NULL;
+    long number = slots ? strtol(slots, &end, 10) : 1;
+    if (!size || *n == LAUNCH_HOSTS || number < 1 || number > STAGES_MAX + 1 ||
+        (slots && (end == slots || (*end && !isspace((unsigned char)*end) && *end != ','))))
+        return error_set(err, PD_ERR_USAGE,
+                         "host '%.*s': give at most %d hosts as NAME or NAME:SLOTS, from 1 to %d slots each",
+                         (int)size, name, LAUNCH_HOSTS, STAGES_MAX + 1);
+    list[*n] = (struct host){.name = strndup(name, size), .slots = (int)number};
+    PD_ASSERT(list[*n].name);
+    (*n)++;
+    return PD_OK;
+}
+
+/* "A:1,B,C:2" */
+static enum pd_status read_list(struct host *list, int *n, const char *text, struct pd_error *err)
+{
+    for (enum pd_status status; *text; text += *text == ',') {
+        size_t all = strcspn(text, ","), name = strcspn(text, ":,");
+        if ((status = add(list, n, text, name, name < all ? text + name + 1 : NULL, err)))
+            return status;
+        text += all;
+    }
+    return PD_OK;
+}
+
+/* A line of a hostfile: a name, and perhaps slots=N among other words; # begins a comment. */
+static enum pd_status read_line(struct hosts *h, char *line, struct pd_error *err)
+{
+    line[strcspn(line, "#\r")] = 0;
+    line += strspn(line, " \t");
+    if (!*line)
+        return PD_OK;
+    const char *slots = strstr(line, " slots");
+    slots = slots ? slots : strstr(line, "\tslots");
+    if (slots) {
+        slots += strcspn(slots, "=");
+        slots += *slots == '=';
+        slots += strspn(slots, " \t");
+    }
+    return add(h->host, &h->n, line, strcspn(line, " \t"), slots, err);
+}
+
+static enum pd_status read_hostfile(struct hosts *h, const char *path, struct pd_error *err)
+{
+    char *text = NULL, *rest = NULL;
+    size_t size;
+    enum pd_status status = cli_read_file(path, FILE_MAX, &text, &size, err);
+    for (char *line = status ? NULL : strtok_r(text, "\n", &rest); line && !status;
+         line = strtok_r(NULL, "\n", &rest))
+        status = read_line(h, line, err);
+    free(text);
+    return status;
+}
+
+static int slots_of(const struct hosts *h)
+{
+    int slots = 0;
+    for (int i = 0; i < h->n; i++)
+        slots += h->host[i].gone ? 0 : h->host[i].slots;
+    return slots;
+}
+
+enum pd_status hosts_read(struct launch *l, struct pd_error *err)
+{
+    struct hosts *h = &l->table;
+    enum pd_status status = PD_OK;
+    if (!l->spare && !l->allow_fewer)
+        return PD_OK;
+    if (l->hosts)
+        status = read_list(h->host, &h->n, l->hosts, err);
+    else if (l->hostfile)
+        status = read_hostfile(h, l->hostfile, err);
+    if (!status && l->spare)
+        status = read_list(h->spare, &h->n_spare, l->spare, err);
+    if (!status && !h->n)
+        status =
+            error_set(err, PD_ERR_USAGE, "--spare and --allow-fewer need hosts: give --host or --hostfile");
+    if (!status && !l->ranks)
+        l->ranks = slots_of(h);
+    return status;
+}
+
+char *hosts_list(const struct hosts *h)
+{
+    char *text = NULL;
+    size_t size;
+    FILE *f = open_memstream(&text, &size);
+    PD_ASSERT(f);
+    const char *comma = "";
+    for (int i = 0; i < h->n; i++) {
+        if (h->host[i].gone)
+            continue;
+        fprintf(f, "%s%s:%d", comma, h->host[i].name, h->host[i].slots);
+        comma = ",";
+    }
+    fclose(f);
+    return text;
+}
+
+void hosts_free(struct hosts *h)
+{
+    for (int i = 0; i < h->n; i++)
+        free(h->host[i].name);
+    for (int i = 0; i < h->n_spare; i++)
+        free(h->spare[i].name);
+    h->n = h->n_spare = 0;
+}
+
+/* ---- asking ---- */
+
+/* Open MPI's setting, wherever it was made; of "ssh : rsh" the first. */
+static const char *agent_of(const struct launch *l)
+{
+    static const char *const names[] = {"OMPI_MCA_plm_rsh_agent", "PRTE_MCA_plm_ssh_agent",
+                                        "PRTE_MCA_plm_rsh_agent"};
+    if (l->agent)
+        return l->agent;
+    for (int i = 0; i + 1 < l->n_options; i++)
+        if (strcmp(l->option[i], "plm_rsh_agent") == 0 || strcmp(l->option[i], "plm_ssh_agent") == 0)
+            return l->option[i + 1];
+    for (size_t i = 0; i < PD_COUNT(names); i++)
+        if (getenv(names[i]) && *getenv(names[i]))
+            return getenv(names[i]);
+    return "ssh";
+}
+
+static _Noreturn void become_agent(const char *agent, const char *host)
+{
+    const char *argv[AGENT_WORDS + 8];
+    char *text = mem_strdup(agent), *rest = NULL;
+    int n = 0;
+    text[strcspn(text, ":")] = 0;
+    for (char *w = strtok_r(text, " ", &rest); w && n < AGENT_WORDS; w = strtok_r(NULL, " ", &rest))
+        argv[n++] = w;
+    const char *base = n ? strrchr(argv[0], '/') : NULL;
+    if (n && strcmp(base ? base + 1 : argv[0], "ssh") == 0) {
+        argv[n++] = "-oBatchMode=yes";
+        argv[n++] = "-oConnectTimeout=5";
+    }
+    argv[n++] = host;
+    argv[n++] = "true";
+    argv[n] = NULL;
+    setpgid(0, 0); /* an agent may have children of its own */
+    prctl(PR_SET_PDEATHSIG, SIGKILL);
+    int null = open("/dev/null", O_RDWR);
+    for (int i = 0; i < 3 && null >= 0; i++)
+        dup2(null, i);
+    signal(SIGINT, SIG_DFL);
+    signal(SIGTERM, SIG_DFL);
+    execvp(argv[0], (char *const *)argv);
+    _exit(127);
+}
+
+struct question {
+    struct host *host;
+    pid_t pid; /* 0: answered */
+};
+
+/* One look at all that are still asked; how many there are. */
+static int hear_answers(struct question *q, int n)
+{
+    int open = 0, state;
+    for (int i = 0; i < n; i++) {
+        if (q[i].pid > 0 && waitpid(q[i].pid, &state, WNOHANG) == q[i].pid) {
+            q[i].host->gone = !WIFEXITED(state) || WEXITSTATUS(state) != 0;
+            q[i].pid = 0;
+        }
+        open += q[i].pid > 0;
+    }
+    return open;
+}
+
+/* All but this machine, at once. */
+static void ask(struct launch *l)
+{
+    struct hosts *h = &l->table;
+    struct question q[2 * LAUNCH_HOSTS];
+    int n = 0;
+    for (int i = 1; i < h->n; i++)
+        q[n++].host = &h->host[i];
+    for (int i = 0; i < h->n_spare; i++)
+        q[n++].host = &h->spare[i];
+    for (int i = 0; i < n; i++) {
+        const bool known = q[i].host->gone; /* for good */
+        q[i].pid = known ? 0 : fork();
+        if (q[i].pid == 0 && !known)
+            become_agent(agent_of(l), q[i].host->name);
+    }
+    const int64_t until = launch_ms() + ASK_MS;
+    while (hear_answers(q, n) && launch_ms() < until && !launch_signals)
+        usleep(20000);
+    for (int i = 0; i < n; i++)
+        if (q[i].pid > 0) {
+            kill(-q[i].pid, SIGKILL);
+            kill(q[i].pid, SIGKILL);
+            while (waitpid(q[i].pid, NULL, 0) < 0 && errno == EINTR)
+                ;
+            q[i].host->gone = true;
+        }
+}
+
+/* ---- renewing ---- */
+
+static void leave_out(const bool *before, const struct hosts *h)
+{
+    for (int i = 0; i < h->n; i++)
+        if (h->host[i].gone && !before[i])
+            fprintf(stderr, "pipedec: host %s does not answer: it is left out\n", h->host[i].name);
+}
+
+/* Spare hosts that answer take places until there are enough. */
+static void take_spares(struct hosts *h, int ranks)
+{
+    for (int i = 0; i < h->n_spare && slots_of(h) < ranks && h->n < LAUNCH_HOSTS;) {
+        if (h->spare[i].gone) {
+            i++;
+            continue;
+        }
+        fprintf(stderr, "pipedec: host %s takes its place\n", h->spare[i].name);
+        h->host[h->n++] = h->spare[i];
+        memmove(h->spare + i, h->spare + i + 1, (size_t)(h->n_spare - i - 1) * sizeof *h->spare);
+        h->n_spare--;
+    }
+}
+
+/* A number of stages in the command follows that of the ranks. */
+static void fit_stages(struct launch *l)
+{
+    static char word[32];
+    snprintf(word, sizeof word, "--stages=%d", l->ranks - 1);
+    for (char **a = l->command; *a; a++) {
+        if (strncmp(*a, "--stages=", 9) == 0)
+            *a = word;
+        else if (strcmp(*a, "--stages") == 0 && a[1])
+            *++a = word + 9;
+    }
+}
+
+enum pd_status hosts_renew(struct launch *l, struct pd_error *err)
+{
+    struct hosts *h = &l->table;
+    bool before[LAUNCH_HOSTS] = {0};
+    if (!h->n)
+        return PD_OK;
+    for (int i = 0; i < h->n; i++)
+        before[i] = h->host[i].gone;
+    ask(l);
+    leave_out(before, h);
+    take_spares(h, l->ranks);
+    int slots = slots_of(h);
+    if (slots >= l->ranks)
+        return PD_OK;
+    if (!l->allow_fewer || slots < 2)
+        return error_set(err, PD_ERR_PEER, "%d of %d ranks have a host left%s", slots, l->ranks,
+                         l->allow_fewer ? ", and 2 are the least"
+                                        : ": give more --spare hosts, or --allow-fewer");
+    fprintf(stderr, "pipedec: going on with %d ranks instead of %d\n", slots, l->ranks);
+    l->ranks = slots;
+    fit_stages(l);
+    return PD_OK;
+}
