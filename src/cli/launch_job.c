@@ -17,7 +17,7 @@ enum {
     SPEAK_MS = 1000,   /* a rank has ended at the start: time for rank 0 to say why */
     SILENT_MS = 10000, /* a rank that has shown up and then gives no sign */
     CALM_MS = 10000,   /* a rank was killed, and rank 0 still has not noticed */
-    PART_MS = 5000,    /* rank 0 has ended: time for the others */
+    PART_MS = 8000,    /* rank 0 has ended: time for the others */
     FAULT_MS = 3000,   /* the same after a fault: mpirun may wait for a host that is cut off */
     TERM_MS = 2000,    /* from SIGTERM to SIGKILL */
     LATE_MS = 2000,    /* mpirun has ended: time for rank 0's end to be told */
@@ -49,8 +49,9 @@ struct job {
     struct lines held; /* what mpirun says of an end that rank 0 explains better */
     bool in_block;
     struct life rank[STAGES_MAX + 1];
-    int n_ranks;   /* 0: not known yet */
-    int told_code; /* rank 0: "ends"; -1: nothing yet */
+    int n_ranks;     /* 0: not known yet */
+    int told_code;   /* rank 0: "ends"; -1: nothing yet */
+    int64_t told_ms; /* when; 0: not yet */
     int64_t begun_ms, moved_ms, ended_ms,
         term_ms; /* start, last rank that showed up, mpirun's end, when to end it */
     bool termed, killed;
@@ -227,8 +228,10 @@ static void sign(struct job *j, const char *line)
         fail(j, "rank 0 is on host %s, not on this machine: put this one first", host);
         j->told_code = PD_ERR_USAGE;
     }
-    if (strcmp(word, "ends") == 0 && rank == 0)
+    if (strcmp(word, "ends") == 0 && rank == 0) {
         j->told_code = number;
+        j->told_ms = r->heard_ms;
+    }
     if (strcmp(word, "code") == 0 || strcmp(word, "signal") == 0) {
         r->ended = true;
         r->killed = word[0] == 's';
@@ -468,11 +471,12 @@ static void watch_absent(struct job *j, int64_t now)
 static void watch_end(struct job *j, int64_t now)
 {
     const struct life *r = &j->rank[0];
-    if (r->ended && r->killed)
-        end_by(j, now);
+    /* Aborting the job may end rank 0 and its front together, so "ends" has to do. */
+    if (j->told_ms)
+        end_by(j, j->told_ms + (j->told_code == PD_ERR_PEER ? FAULT_MS : PART_MS));
     else if (r->ended)
-        end_by(j, r->ended_ms + (j->told_code == PD_ERR_PEER ? FAULT_MS : PART_MS));
-    for (int i = 1; i < j->n_ranks && !r->ended; i++)
+        end_by(j, r->killed ? now : r->ended_ms + PART_MS);
+    for (int i = 1; i < j->n_ranks && !r->ended && !j->told_ms; i++)
         if (j->rank[i].ended && j->rank[i].killed && now - j->rank[i].ended_ms > CALM_MS)
             fail(j, "rank %d on host %s was ended by SIG%s", i, j->rank[i].host,
                  signal_name(j->rank[i].code));
@@ -515,7 +519,7 @@ static void end_mpirun(struct job *j, int64_t now)
 static bool over(const struct job *j, int64_t now)
 {
     const struct life *r = &j->rank[0];
-    return j->ended_ms && (r->state == AWAITED || r->ended || now - j->ended_ms > LATE_MS);
+    return j->ended_ms && (r->state == AWAITED || r->ended || j->told_ms || now - j->ended_ms > LATE_MS);
 }
 
 /* Until mpirun has ended and nothing more comes: what it leaves behind may keep pipes open. */
