@@ -49,11 +49,10 @@ struct job {
     struct lines held; /* what mpirun says of an end that rank 0 explains better */
     bool in_block;
     struct life rank[STAGES_MAX + 1];
-    int n_ranks;     /* 0: not known yet */
-    int told_code;   /* rank 0: "ends"; -1: nothing yet */
-    int64_t told_ms; /* when; 0: not yet */
-    int64_t begun_ms, moved_ms, ended_ms,
-        term_ms; /* start, last rank that showed up, mpirun's end, when to end it */
+    int n_ranks;   /* 0: not known yet */
+    int told_code; /* rank 0: "ends"; -1: nothing yet */
+    /* When: rank 0 said "ends"; the start; the last rank showed up; mpirun ended; it is to be ended. 0: not yet. */
+    int64_t told_ms, begun_ms, moved_ms, ended_ms, term_ms;
     bool termed, killed;
     int signals_seen, state;
     size_t skip; /* bytes of standard output that were passed on before */

@@ -95,7 +95,7 @@ same_text() { # NAME, once launch has ended
 
 # The prompt from standard input; stage 0's rank is killed as soon as some text is there.
 begin --restarts 2 --
-until_true 400 some_text || fail "standard input: no text: $(cat "$tmp/err")"
+until_true 1800 some_text || fail "standard input: no text: $(cat "$tmp/err")"
 kill -KILL $(rank 1) || fail "no rank to kill"
 same_text "killed under way"
 grep -q 'stage 0 (rank 1 on host .*) has been silent' "$tmp/err" || fail "rank and host are not named: $(cat "$tmp/err")"
@@ -103,14 +103,14 @@ grep -q 'stage 0 (rank 1 on host .*) has been silent' "$tmp/err" || fail "rank a
 # A rank that is killed, or stopped, as soon as it exists leaves the others waiting in MPI's start.
 for how in KILL STOP; do
     begin --restarts 2 -- -p "$prompt"
-    until_true 400 there 1 && kill -$how $(rank 1) || fail "$how at the start: no rank"
+    until_true 1800 there 1 && kill -$how $(rank 1) || fail "$how at the start: no rank"
     same_text "$how at the start"
     grep -q 'rank 1 on host ' "$tmp/err" || fail "$how at the start: rank and host are not named: $(cat "$tmp/err")"
 done
 
 # Ctrl-C: what there is, statistics, 14; nothing stays.
 begin --restarts 2 -- -p "$prompt"
-until_true 400 some_text || fail "before Ctrl-C: no text: $(cat "$tmp/err")"
+until_true 1800 some_text || fail "before Ctrl-C: no text: $(cat "$tmp/err")"
 kill -INT "$launch"
 wait "$launch"
 status=$?
@@ -122,7 +122,7 @@ until_true 50 no_ranks && until_true 50 no_files || fail "Ctrl-C: left behind: $
 # launch itself hung up, or killed: its ranks and files go.
 for how in HUP KILL; do
     begin -- -p "$prompt"
-    until_true 400 some_text || fail "before $how: no text: $(cat "$tmp/err")"
+    until_true 1800 some_text || fail "before $how: no text: $(cat "$tmp/err")"
     kill -$how "$launch"
     from=$(date +%s%N)
     until_true 100 no_ranks || fail "SIG$how: ranks are left"

@@ -32,7 +32,7 @@ lose() {
     "$PIPEDEC" launch --agent "$tmp/agent" --host "$(hostname):1,beta:1,gamma:1" --restarts 1 "$@" \
         --trace "$tmp/run.json" >"$tmp/got" 2>"$tmp/err" </dev/null &
     local launch=$!
-    for _ in $(seq 600); do
+    for _ in $(seq 1800); do
         [ -s "$tmp/got" ] && break
         sleep 0.1
     done
