@@ -43,32 +43,12 @@ int mpi_end(struct mpi *m, enum pd_status status)
 
 #else
 
-#include <signal.h>
-#include <sys/prctl.h>
+#include <stddef.h>
+#include <sys/sysinfo.h>
 #include <time.h>
 
-enum { BEAT_MS = 100, HANG_S = 60, BACKSTOP_MS = 2500, SPEAK_MS = 500, CARD_MAGIC = 0x50444331 };
-
-/* What every rank says of itself before anything else; the same bytes in every version. */
-struct card {
-    uint32_t magic, protocol;
-    int64_t clock_ns;
-    char host[64], version[48];
-};
-_Static_assert(sizeof(struct card) == 128, "cards of different versions must have the same size");
-
-/* When a rank has died, Open MPI sends the others SIGCONT at once, SIGTERM later and SIGKILL later still: a second apart
- * in 4.1; in 5.0 a quarter of a second, and the last one at once if the SIGTERM ends any of them. */
-static atomic_int terminated;
-static atomic_llong continued_ns;
-
-static void on_signal(int signal_number)
-{
-    if (signal_number == SIGTERM)
-        atomic_store(&terminated, 1);
-    else
-        atomic_store(&continued_ns, link_clock());
-}
+enum { CARD_MAGIC = 0x50444331, CARD_BYTES_OLDEST = 128 };
+_Static_assert(offsetof(struct card, boot) == CARD_BYTES_OLDEST, "the part that all versions understand");
 
 int mpi_rank(const struct mpi *m)
 {
@@ -85,230 +65,189 @@ const char *mpi_host(const struct mpi *m, int rank)
     return m->hosts[rank];
 }
 
-/* The other ranks outlive a SIGTERM, so that rank 0 has the time to deliver what there is and to say why. */
-static void on_other_signal(int signal_number)
+bool mpi_same_machine(const struct mpi *m, int a, int b)
 {
-    (void)signal_number;
-    alarm(2);
-}
-
-/* ---- faults ---- */
-
-void mpi_fault(struct mpi *m, const char *text)
-{
-    pthread_mutex_lock(&m->fault_lock);
-    if (!atomic_load(&m->fault_ns)) {
-        error_set(&m->fault, PD_ERR_PEER, "%s", text);
-        atomic_store(&m->fault_ns, link_clock());
-    }
-    pthread_mutex_unlock(&m->fault_lock);
-    struct link *link = atomic_load(&m->link);
-    if (link)
-        link->wake(link);
-}
-
-bool mpi_alive(void *user, struct pd_error *err)
-{
-    struct mpi *m = user;
-    if (!atomic_load(&m->fault_ns))
-        return true;
-    pthread_mutex_lock(&m->fault_lock);
-    *err = m->fault;
-    pthread_mutex_unlock(&m->fault_lock);
-    atomic_store(&m->told, true);
-    return false;
-}
-
-/* A launcher that is ending the job already gets a second for it: MPI_Abort now could cost what was written last. The
- * lock is not waited for long: whoever holds it may hang in MPI. */
-static _Noreturn void abort_job(struct mpi *m, int status)
-{
-    struct timespec until;
-    if (atomic_load(&terminated))
-        nanosleep(&(struct timespec){.tv_sec = 1}, NULL);
-    clock_gettime(CLOCK_REALTIME, &until);
-    until.tv_sec += 1;
-    pthread_mutex_timedlock(&m->lock, &until);
-    alarm(3); /* if even that hangs */
-    signal(SIGALRM, SIG_DFL);
-    MPI_Abort(MPI_COMM_WORLD, status);
-    _exit(status);
-}
-
-/* ---- heartbeats ---- */
-
-static void beat_send(struct mpi *m, int to)
-{
-    int done = 1;
-    if (m->beat_out[to] != MPI_REQUEST_NULL)
-        MPI_Test(&m->beat_out[to], &done, MPI_STATUS_IGNORE);
-    if (done)
-        MPI_Isend(&m->beat_word, 1, MPI_INT32_T, to, 0, m->beats, &m->beat_out[to]);
-}
-
-static void beat_receive(struct mpi *m)
-{
-    for (;;) {
-        int there = 0, bytes = 0;
-        int32_t word;
-        MPI_Message message;
-        MPI_Status status;
-        if (MPI_Improbe(MPI_ANY_SOURCE, MPI_ANY_TAG, m->beats, &there, &message, &status) || !there)
-            return;
-        MPI_Get_count(&status, MPI_BYTE, &bytes);
-        if (bytes != (int)sizeof word) /* rubbish: leave it, that rank will fall silent */
-            return;
-        MPI_Mrecv(&word, 1, MPI_INT32_T, &message, MPI_STATUS_IGNORE);
-        m->heard_ns[status.MPI_SOURCE] = link_clock();
-    }
-}
-
-/* The rank that has been silent longest; its silence in ns. */
-static int most_silent(const struct mpi *m, int64_t now, int64_t *silence_ns)
-{
-    int worst = 0;
-    *silence_ns = -1;
-    for (int i = m->rank == 0 ? 1 : 0; i < (m->rank == 0 ? m->n_ranks : 1); i++)
-        if (now - m->heard_ns[i] > *silence_ns) {
-            worst = i;
-            *silence_ns = now - m->heard_ns[i];
-        }
-    return worst;
-}
-
-static void name_silent(struct mpi *m, int rank, int64_t silence_ns)
-{
-    char text[256], who[32] = "drafter";
-    if (rank)
-        snprintf(who, sizeof who, "stage %d", rank - 1);
-    snprintf(text, sizeof text,
-             "%s (rank %d on host %s) has been silent for %.1f s: it died, hangs or is cut off", who, rank,
-             m->hosts[rank], (double)silence_ns / 1e9);
-    mpi_fault(m, text);
-}
-
-static void watch(struct mpi *m, int64_t now)
-{
-    const int64_t beat = (int64_t)BEAT_MS * 1000000;
-    int64_t silence_ns, limit = (int64_t)MPI_SILENCE_MS * 1000000;
-    int rank = most_silent(m, now, &silence_ns);
-    bool hint = now - atomic_load(&continued_ns) < 2 * limit;
-    if (m->rank)
-        limit += limit / 4; /* rank 0 notices first */
-    if (hint)
-        limit = 4 * beat;
-    if (atomic_load(&terminated)) /* the launcher has known of a death for a while, or there is none */
-        limit = 2 * beat;
-    if (silence_ns > limit)
-        name_silent(m, rank, silence_ns);
-    else if (atomic_load(&terminated))
-        mpi_fault(m, "the launcher is ending the job");
-}
-
-/* A fault that nobody has taken up in time ends the job from here. If rank 0 is the silent one, rank 1 says so; the
- * ranks behind it leave it the time for that. */
-static void backstop(struct mpi *m, int64_t now)
-{
-    int64_t since = atomic_load(&m->fault_ns);
-    int64_t wait_ms = m->rank == 0 ? BACKSTOP_MS : m->rank == 1 ? 0 : SPEAK_MS;
-    if (!since || now - since < wait_ms * 1000000)
-        return;
-    if (m->rank == 1 || (m->rank == 0 && !atomic_load(&m->told)))
-        fprintf(stderr, "pipedec: %s\n", m->fault.text);
-    abort_job(m, PD_ERR_PEER);
-}
-
-/* Once SIGTERM has come there may be little time left. */
-static int pause_ms(void)
-{
-    return atomic_load(&terminated) ? BEAT_MS / 5 : BEAT_MS;
-}
-
-static void *beat_thread(void *arg)
-{
-    struct mpi *m = arg;
-    int64_t last = link_clock();
-    prctl(PR_SET_NAME, "heartbeat");
-    while (!atomic_load(&m->closing)) {
-        int64_t now = link_clock(), busy_ns = atomic_load(&m->busy_ns);
-        bool hangs = busy_ns && now - busy_ns > (int64_t)HANG_S * 1000000000;
-        pthread_mutex_lock(&m->lock);
-        for (int i = m->rank == 0 ? 1 : 0; i < (m->rank == 0 ? m->n_ranks : 1) && !hangs; i++)
-            beat_send(m, i);
-        beat_receive(m);
-        pthread_mutex_unlock(&m->lock);
-        now = link_clock();
-        if (now - last > 4 * (int64_t)BEAT_MS * 1000000) /* we were stopped, not they */
-            for (int i = 0; i < m->n_ranks; i++)
-                m->heard_ns[i] += now - last;
-        last = now;
-        if (!atomic_load(&m->fault_ns))
-            watch(m, now);
-        backstop(m, now);
-        nanosleep(&(struct timespec){.tv_nsec = pause_ms() * 1000000L}, NULL);
-    }
-    return NULL;
+    return a == b || (m->cards[a].boot[0] && strcmp(m->cards[a].boot, m->cards[b].boot) == 0);
 }
 
 /* ---- start ---- */
 
+static void fill_card(struct mpi *m)
+{
+    struct card *own = &m->cards[m->rank];
+    *own = (struct card){.magic = CARD_MAGIC, .protocol = WIRE_VERSION, .rank = m->rank};
+    own->clock_ns = link_clock();
+    gethostname(own->host, sizeof own->host - 1);
+    snprintf(own->version, sizeof own->version, "%s", PD_VERSION);
+    FILE *f = fopen("/proc/sys/kernel/random/boot_id", "r");
+    if (!f || !fgets(own->boot, sizeof own->boot, f))
+        own->boot[0] = 0;
+    if (f)
+        fclose(f);
+    own->processors = get_nprocs();
+    own->job = rng_u64((uint64_t)own->clock_ns, (uint64_t)getpid(), 0, 0);
+    watch_open(m, own);
+    memcpy(m->hosts[m->rank], own->host, sizeof own->host);
+}
+
+/* Cards on their way: everybody's to rank 0, straight and through those that rank 0 may hear in its place; then all of
+ * them from rank 0 to everybody. Nothing of it blocks, and the watch ends it if a rank cannot be heard. */
+struct dealing {
+    struct mpi *m;
+    MPI_Request *out; /* [3 * n_ranks] of which n_out are in use */
+    int n_out, n_have;
+    bool *have; /* [n_ranks] */
+    bool table; /* all have come from rank 0, or have gone from there */
+};
+
+static void deal(struct dealing *d, int to, int tag, int first, int n)
+{
+    PD_ASSERT(d->n_out < 3 * d->m->n_ranks);
+    MPI_Isend(&d->m->cards[first], (int)(sizeof(struct card) * (size_t)n), MPI_BYTE, to, tag, MPI_COMM_WORLD,
+              &d->out[d->n_out++]);
+}
+
+static void take_card(struct dealing *d, struct card *c, int from, bool pass_on)
+{
+    struct mpi *m = d->m;
+    c->host[sizeof c->host - 1] = c->version[sizeof c->version - 1] = c->boot[sizeof c->boot - 1] = 0;
+    int rank = c->magic == CARD_MAGIC && c->protocol == WIRE_VERSION ? c->rank : from;
+    if (rank < 0 || rank >= m->n_ranks || d->have[rank])
+        return;
+    m->cards[rank] = *c;
+    memcpy(m->hosts[rank], c->host, sizeof c->host);
+    d->have[rank] = true;
+    d->n_have++;
+    if (pass_on && m->rank)
+        deal(d, 0, TAG_CARD, rank, 1);
+}
+
+/* What has come; the lock is held. */
+static void take_cards(struct dealing *d)
+{
+    struct mpi *m = d->m;
+    for (int tag = TAG_CARD; tag <= TAG_TABLE;) {
+        int there = 0, bytes = 0;
+        MPI_Message message;
+        MPI_Status s;
+        if (MPI_Improbe(MPI_ANY_SOURCE, tag, MPI_COMM_WORLD, &there, &message, &s) || !there) {
+            tag++;
+            continue;
+        }
+        MPI_Get_count(&s, MPI_BYTE, &bytes);
+        char *data = mem_new((size_t)PD_MAX(bytes, (int)sizeof(struct card)), 1);
+        MPI_Mrecv(data, bytes, MPI_BYTE, &message, MPI_STATUS_IGNORE);
+        size_t all = (size_t)m->n_ranks * sizeof(struct card);
+        if (tag == TAG_CARD && bytes >= CARD_BYTES_OLDEST)
+            take_card(d, (struct card *)data, s.MPI_SOURCE, true);
+        for (int i = 0; tag == TAG_TABLE && (size_t)bytes == all && s.MPI_SOURCE == 0 && i < m->n_ranks;
+             i++) {
+            take_card(d, (struct card *)data + i, i, false);
+            d->table = i == m->n_ranks - 1;
+        }
+        free(data);
+    }
+}
+
+static void deal_turn(struct dealing *d)
+{
+    struct mpi *m = d->m;
+    int done;
+    take_cards(d);
+    if (m->rank == 0 && !d->table && d->n_have == m->n_ranks) {
+        for (int i = 1; i < m->n_ranks; i++)
+            deal(d, i, TAG_TABLE, 0, m->n_ranks);
+        d->table = true;
+    }
+    for (int i = 0; i < d->n_out; i++) /* so that MPI goes on with them */
+        MPI_Test(&d->out[i], &done, MPI_STATUS_IGNORE);
+}
+
+/* To rank 0 and to the neighbours. */
+static void deal_own(struct dealing *d)
+{
+    const struct mpi *m = d->m;
+    deal(d, 0, TAG_CARD, m->rank, 1);
+    if (m->rank > 1)
+        deal(d, m->rank - 1, TAG_CARD, m->rank, 1);
+    if (m->rank + 1 < m->n_ranks)
+        deal(d, m->rank + 1, TAG_CARD, m->rank, 1);
+}
+
+static bool all_sent(const struct dealing *d)
+{
+    for (int i = 0; i < d->n_out; i++)
+        if (d->out[i] != MPI_REQUEST_NULL)
+            return false;
+    return true;
+}
+
 static enum pd_status exchange_cards(struct mpi *m, struct pd_error *err)
 {
-    struct card own = {.magic = CARD_MAGIC, .protocol = WIRE_VERSION},
-                *all = mem_new((size_t)m->n_ranks, sizeof *all);
-    gethostname(own.host, sizeof own.host - 1);
-    snprintf(own.version, sizeof own.version, "%s", PD_VERSION);
-    MPI_Barrier(MPI_COMM_WORLD); /* so that the clocks are read at the same time */
-    own.clock_ns = link_clock();
-    MPI_Allgather(&own, sizeof own, MPI_BYTE, all, sizeof own, MPI_BYTE, MPI_COMM_WORLD);
-    enum pd_status status = PD_OK;
+    struct dealing d = {.m = m, .n_have = 1};
+    d.out = mem_new((size_t)m->n_ranks * 3, sizeof *d.out);
+    d.have = mem_new((size_t)m->n_ranks, sizeof *d.have);
+    d.have[m->rank] = true;
+    bool alive = true;
+    while (alive && !(d.table && all_sent(&d))) {
+        if (watch_lock(m)) {
+            if (m->rank && !d.n_out)
+                deal_own(&d);
+            deal_turn(&d);
+            pthread_mutex_unlock(&m->lock);
+        }
+        nanosleep(&(struct timespec){.tv_nsec = 500000}, NULL);
+        alive = mpi_alive(m, err);
+    }
+    if (alive) /* else MPI may still use them */
+        free(d.out);
+    free(d.have);
+    return alive ? PD_OK : err->status;
+}
+
+static enum pd_status compare_cards(struct mpi *m, struct pd_error *err)
+{
     m->one_clock = true;
     for (int i = 0; i < m->n_ranks; i++) {
-        struct card *c = &all[i];
-        c->host[sizeof c->host - 1] = c->version[sizeof c->version - 1] = 0;
-        memcpy(m->hosts[i], c->host, sizeof c->host);
-        int64_t apart = c->clock_ns - own.clock_ns;
-        m->one_clock &= apart < 1000000000 && apart > -1000000000;
-        if (!status && (c->magic != CARD_MAGIC || c->protocol != all[0].protocol ||
-                        memcmp(c->version, all[0].version, sizeof c->version) != 0))
-            status = error_set(
+        const struct card *c = &m->cards[i], *first = &m->cards[0];
+        m->one_clock &= mpi_same_machine(m, i, 0);
+        if (c->magic != CARD_MAGIC || c->protocol != first->protocol ||
+            strcmp(c->version, first->version) != 0)
+            return error_set(
                 err, PD_ERR_MISMATCH,
                 "rank %d on host %s runs version %s, protocol %u; rank 0 on host %s runs %s, protocol "
                 "%u: install the same version everywhere",
-                i, c->host, c->version, c->protocol, m->hosts[0], all[0].version, all[0].protocol);
+                i, c->host, c->version, c->protocol, first->host, first->version, first->protocol);
     }
-    free(all);
-    return status;
-}
-
-static MPI_Comm own_comm(void)
-{
-    MPI_Comm c;
-    MPI_Comm_dup(MPI_COMM_WORLD, &c);
-    MPI_Comm_set_errhandler(c, MPI_ERRORS_RETURN);
-    return c;
+    return PD_OK;
 }
 
 static void mpi_free(struct mpi *m)
 {
+    if (m->socket >= 0)
+        close(m->socket);
     free(m->hosts);
-    free(m->beat_out);
-    free(m->heard_ns);
+    free(m->cards);
+    free(m->peers);
     free(m);
 }
 
-static void start_beats(struct mpi *m)
+static struct mpi *world_new(void)
 {
-    for (int i = 0; i < m->n_ranks; i++) {
-        m->beat_out[i] = MPI_REQUEST_NULL;
-        m->heard_ns[i] = link_clock();
-    }
-    struct sigaction a = {.sa_handler = m->rank ? on_other_signal : on_signal, .sa_flags = SA_RESTART};
-    sigaction(SIGTERM, &a, NULL);
-    if (m->rank == 0)
-        sigaction(SIGCONT, &a, NULL);
-    int code = pthread_create(&m->beat_thread, NULL, beat_thread, m);
-    PD_ASSERT(!code);
+    struct mpi *m = mem_new(1, sizeof *m);
+    MPI_Comm_set_errhandler(MPI_COMM_WORLD, MPI_ERRORS_RETURN);
+    MPI_Comm_rank(MPI_COMM_WORLD, &m->rank);
+    MPI_Comm_size(MPI_COMM_WORLD, &m->n_ranks);
+    m->socket = -1;
+    m->hosts = mem_new((size_t)m->n_ranks, sizeof *m->hosts);
+    m->cards = mem_new((size_t)m->n_ranks, sizeof *m->cards);
+    m->peers = mem_new((size_t)m->n_ranks, sizeof *m->peers);
+    for (int i = 0; i < m->n_ranks; i++)
+        snprintf(m->hosts[i], sizeof m->hosts[i], "unknown");
+    pthread_mutex_init(&m->lock, NULL);
+    pthread_mutex_init(&m->fault_lock, NULL);
+    fill_card(m);
+    return m;
 }
 
 enum pd_status mpi_start(struct mpi **out, struct pd_error *err)
@@ -322,56 +261,55 @@ enum pd_status mpi_start(struct mpi **out, struct pd_error *err)
     setenv("OMPI_MCA_btl", "^ofi", 0);
     if (MPI_Init_thread(NULL, NULL, MPI_THREAD_SERIALIZED, &granted) || granted < MPI_THREAD_SERIALIZED)
         return error_set(err, PD_ERR_UNSUPPORTED, "this MPI does not let several threads take turns");
-    struct mpi *m = mem_new(1, sizeof *m);
-    MPI_Comm_rank(MPI_COMM_WORLD, &m->rank);
-    MPI_Comm_size(MPI_COMM_WORLD, &m->n_ranks);
-    m->hosts = mem_new((size_t)m->n_ranks, sizeof *m->hosts);
-    m->beat_out = mem_new((size_t)m->n_ranks, sizeof(MPI_Request));
-    m->heard_ns = mem_new((size_t)m->n_ranks, sizeof *m->heard_ns);
-    pthread_mutex_init(&m->lock, NULL);
-    pthread_mutex_init(&m->fault_lock, NULL);
-    enum pd_status status = exchange_cards(m, err);
-    if (!status && (m->n_ranks < 2 || m->n_ranks > STAGES_MAX + 1))
+    struct mpi *m = world_new();
+    enum pd_status status = PD_OK;
+    if (m->n_ranks < 2 || m->n_ranks > STAGES_MAX + 1) { /* every rank finds the same */
         status =
             error_set(err, PD_ERR_STAGES,
                       "%d rank%s: between 2 and %d are possible, one for the draft and one for each stage",
                       m->n_ranks, m->n_ranks == 1 ? "" : "s", STAGES_MAX + 1);
-    if (status) { /* every rank finds the same */
         MPI_Finalize();
         mpi_free(m);
         return status;
     }
-    for (int i = 0; i < LINK_CHANNELS; i++)
-        m->channel[i] = own_comm();
-    m->beats = own_comm();
-    start_beats(m);
+    watch_start(m);
+    status = exchange_cards(m, err);
+    if (!status) {
+        atomic_store(&m->addressed, true);
+        status = compare_cards(m, err);
+    }
     *out = m;
-    return PD_OK;
+    m->failed = status != PD_OK;
+    return status;
 }
 
 /* ---- end ---- */
+
+/* The others leave the first word to rank 0, or to rank 1 if rank 0 is the silent one. */
+static void wait_for_speaker(const struct mpi *m, bool rank_0_lives)
+{
+    int wait_ms = m->rank == 0 ? 0 : rank_0_lives ? 3000 : m->rank == 1 ? 0 : SPEAK_MS;
+    nanosleep(&(struct timespec){wait_ms / 1000, wait_ms % 1000 * 1000000L}, NULL);
+}
 
 int mpi_end(struct mpi *m, enum pd_status status)
 {
     if (!m)
         return status;
-    atomic_store(&m->closing, true);
-    pthread_join(m->beat_thread, NULL);
-    if (atomic_load(&m->fault_ns) || m->failed || (m->rank == 0 && !m->quit_sent)) {
+    bool in_order = watch_end(m);
+    if (!in_order || m->failed || (m->rank == 0 && !m->quit_sent)) {
         bool rank_0_lives = !atomic_load(&m->fault_ns);
         if (m->rank == 1 && !rank_0_lives)
             fprintf(stderr, "pipedec: %s\n", m->fault.text);
-        /* Rank 0 speaks, and ends the job with its status; in its place rank 1. */
-        int wait_ms = m->rank == 0 ? 0 : rank_0_lives ? 3000 : m->rank == 1 ? 0 : SPEAK_MS;
-        nanosleep(&(struct timespec){wait_ms / 1000, wait_ms % 1000 * 1000000L}, NULL);
-        abort_job(m, status ? status : PD_ERR_PEER);
+        wait_for_speaker(m, rank_0_lives);
+        watch_abort(m, status ? status : PD_ERR_PEER);
     }
     struct link *link = atomic_load(&m->link);
     if (link) {
         link_mpi_flush(link, 2000000000);
         link->free(link);
     }
-    alarm(5); /* a rank that is gone would keep us here */
+    alarm(30); /* a rank that is gone would keep us here; on a busy machine the end takes long, too */
     MPI_Finalize();
     alarm(0);
     mpi_free(m);

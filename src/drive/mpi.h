@@ -8,18 +8,21 @@
  *         exit(mpi_end(m, status));
  *     }
  *
- * Faults: every rank has a thread that exchanges heartbeats on a communicator of its own. A rank that is silent for
- * MPI_SILENCE_MS ends the engine: rank 0's generate returns PD_ERR_PEER with the rank and its host, and mpi_end
- * aborts the job with that status, so that no rank is left. If rank 0 falls silent the others abort the job.
+ * Faults: ranks that talk to each other exchange heartbeats, over MPI and over UDP, from the first moment on. A rank that
+ * is silent for MPI_SILENCE_MS (MPI_START_MS if it has never been heard), or two that do not hear each other, end the
+ * engine: rank 0's generate returns PD_ERR_PEER with the rank and its host, and mpi_end aborts the job with that status,
+ * so that no rank is left. If rank 0 falls silent the others abort the job. If the launcher ends the job, as it does
+ * after Ctrl-C, the request ends as cancelled.
  *
- * Threading: one thread calls these; the heartbeats' thread is inside. Ownership: `m` outlives the driver.
+ * Threading: one thread calls these; those of the heartbeats are inside (mpi_watch.c). Ownership: `m` outlives the
+ * driver.
  */
 #ifndef PD_DRIVE_MPI_H
 #define PD_DRIVE_MPI_H
 
 #include "drive/drive.h"
 
-enum { MPI_SILENCE_MS = 1600 };
+enum { MPI_SILENCE_MS = 1600, MPI_START_MS = 10000 };
 
 struct mpi;
 
@@ -29,7 +32,8 @@ bool mpi_launched(void);
 int mpi_env_rank(void);
 
 /* Start MPI and heartbeats; all ranks must call it. PD_ERR_UNSUPPORTED without MPI, PD_ERR_MISMATCH on every rank if
- * versions differ (the text names the host), PD_ERR_STAGES if there is one rank only or too many. */
+ * versions differ (the text names the host), PD_ERR_PEER if ranks do not hear each other, PD_ERR_STAGES if there is one
+ * rank only or too many. If *out is set mpi_end has to follow, also after an error. */
 enum pd_status mpi_start(struct mpi **out, struct pd_error *err);
 int mpi_rank(const struct mpi *m);
 int mpi_stages(const struct mpi *m); /* ranks - 1 */

@@ -68,9 +68,11 @@ static const char *host_of(void *user, int rank)
 
 static struct link *open_link(struct mpi *m, const struct driver_options *o)
 {
-    struct link_mpi_options lo = {
-        .lock = &m->lock, .limits = {.n_stages = mpi_stages(m)}, .spin_us = o ? o->spin_us : -1};
-    memcpy(lo.channel, m->channel, sizeof lo.channel);
+    struct link_mpi_options lo = {.comm = MPI_COMM_WORLD,
+                                  .tag = {[LINK_DATA] = TAG_DATA, [LINK_CONTROL] = TAG_CONTROL},
+                                  .lock = &m->lock,
+                                  .limits = {.n_stages = mpi_stages(m)},
+                                  .spin_us = o ? o->spin_us : -1};
     if (o) {
         lo.limits.n_embd = o->n_embd;
         lo.limits.n_vocab = o->n_vocab;
@@ -111,8 +113,22 @@ static struct rank_options rank_options_of(struct mpi *m, struct link *link, con
                                  .observe_reports = true,
                                  .host = host_of,
                                  .alive = mpi_alive,
+                                 .cancelled = mpi_cancelled,
                                  .user = m,
                                  .beat = &m->busy_ns};
+}
+
+/* Do ranks outnumber the processors of a machine that they share? Then what one computes the others must wait for. */
+static bool crowded(const struct mpi *m)
+{
+    for (int i = 0; i < m->n_ranks; i++) {
+        int ranks = 0;
+        for (int k = 0; k < m->n_ranks; k++)
+            ranks += mpi_same_machine(m, i, k);
+        if (ranks > m->cards[i].processors)
+            return true;
+    }
+    return false;
 }
 
 /* ---- rank 0 ---- */
@@ -193,6 +209,10 @@ static enum pd_status meet(struct mpi *m, struct link *link, const struct mpi_di
             parcel_free(p);
             return err->status;
         }
+        if (mpi_cancelled(m)) {
+            parcel_free(p);
+            return error_set(err, PD_ERR_CANCELLED, "the launcher is ending the job");
+        }
         if (link->error.status)
             return error_set(err, link->error.status, "rank %d on host %s: %s", link->error_rank,
                              mpi_host(m, link->error_rank), link->error.text);
@@ -218,6 +238,7 @@ enum pd_status mpi_new(struct driver **out, struct mpi *m, const struct driver_o
     err = err ? err : &own_err;
     enum pd_status status = settle(m, &d->o, &d->profile, err);
     struct link *link = status ? NULL : open_link(m, &d->o);
+    d->o.drafter.doubtful = !d->o.profile && crowded(m);
     if (!status)
         status = meet(m, link, digest, err);
     if (status) {

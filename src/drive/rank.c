@@ -498,7 +498,8 @@ static void drain(struct rank *r)
 /* The user's cancel, and the time asked for. */
 static void drafter_service(struct rank *r)
 {
-    if (r->sink && r->sink->cancel && atomic_load(r->sink->cancel))
+    if (r->sink &&
+        ((r->sink->cancel && atomic_load(r->sink->cancel)) || (r->o.cancelled && r->o.cancelled(r->o.user))))
         r->cancel = PD_REASON_CANCELLED;
     if (r->cancel && !r->cancelled && !r->finished) {
         r->cancelled = true;
@@ -534,7 +535,7 @@ void rank_wait(struct rank *r, int64_t until_ns)
         until_ns = PD_MIN(until_ns, r->held->due_ns);
     if (r->drafts && r->timer_ns >= 0)
         until_ns = PD_MIN(until_ns, r->timer_ns + r->o.start_ns);
-    if (r->drafts && r->sink && r->sink->cancel)
+    if (r->drafts && r->sink && (r->sink->cancel || r->o.cancelled))
         until_ns = PD_MIN(until_ns, link_clock() + CANCEL_WAIT_NS);
     if (until_ns > link_clock()) {
         struct parcel *p = r->o.link->poll(r->o.link, until_ns);

@@ -31,6 +31,8 @@ struct rank_options {
     const char *(*host)(void *user, int rank); /* for messages; NULL: one process */
     /* Asked often: false if the run must end (a peer has fallen silent), with the reason. NULL: never. */
     bool (*alive)(void *user, struct pd_error *err);
+    /* Drafter, asked often: true if the request is to end as cancelled. NULL: never. */
+    bool (*cancelled)(void *user);
     void *user;
     atomic_llong *beat; /* link_clock of the loop's last turn, for whoever watches it; NULL: nobody */
 };

@@ -3,6 +3,8 @@
 #ifdef PD_HAVE_MPI
 
 #include <sched.h>
+#include <setjmp.h>
+#include <signal.h>
 #include <stdatomic.h>
 #include <stdio.h>
 #include <stdlib.h>
@@ -10,11 +12,13 @@
 #include <time.h>
 
 enum {
-    INCOMING = 8,           /* receives under way, a channel */
-    SLEEP_NS = 100000,      /* between looks, while a request is active */
-    SLEEP_MAX_NS = 4000000, /* while none is */
-    QUIET_NS = 5000000,     /* so long without a parcel before sleeps grow */
-    LOOK_NS = 30000         /* between looks from within a computation */
+    INCOMING = 8,            /* receives under way, a channel */
+    SLEEP_NS = 100000,       /* between looks, while a request is active */
+    SLEEP_MAX_NS = 4000000,  /* while none is */
+    QUIET_NS = 5000000,      /* so long without a parcel before sleeps grow */
+    LOOK_NS = 30000,         /* between looks from within a computation */
+    LOCK_WAIT_NS = 50000000, /* for the lock, before asking if waiting makes sense */
+    ESCAPE_SIGNAL = SIGURG   /* ignored unless caught, so that a late one does no harm */
 };
 
 struct buffer { /* of a send under way, or free for the next */
@@ -42,7 +46,66 @@ struct link_mpi {
     bool active;
     int64_t heard_ns, looked_ns;
     int64_t sleep_ns;
+    _Atomic(pthread_t) thread;    /* that uses the link */
+    sigjmp_buf outside;           /* where to go on if a call hangs */
+    volatile sig_atomic_t inside; /* the thread is within MPI, and `outside` is set */
+    atomic_bool escape;           /* MPI is not to be called any more */
 };
+
+/* ---- the lock, and calls that hang ---- */
+
+static struct link_mpi *volatile inside_now; /* one link a process uses MPI */
+
+static void on_escape(int signal_number)
+{
+    (void)signal_number;
+    struct link_mpi *l = inside_now;
+    if (l && l->inside && atomic_load(&l->escape) && pthread_equal(pthread_self(), atomic_load(&l->thread))) {
+        l->inside = 0;
+        siglongjmp(l->outside, 1);
+    }
+}
+
+/* False: not any more. */
+static bool enter(struct link_mpi *l)
+{
+    atomic_store_explicit(&l->thread, pthread_self(), memory_order_relaxed);
+    while (!atomic_load(&l->escape)) {
+        struct timespec until;
+        if (!pthread_mutex_trylock(l->o.lock))
+            return true;
+        clock_gettime(CLOCK_MONOTONIC, &until);
+        until.tv_nsec += LOCK_WAIT_NS;
+        until.tv_sec += until.tv_nsec / 1000000000;
+        until.tv_nsec %= 1000000000;
+        if (!pthread_mutex_clocklock(l->o.lock, CLOCK_MONOTONIC, &until))
+            return true;
+    }
+    return false;
+}
+
+/* Between enter and the calls. sigsetjmp has to stand in the caller, whose frame it returns to. */
+#define ESCAPES(l) (sigsetjmp((l)->outside, 0) || (inside_now = (l), (l)->inside = 1, 0))
+
+static void leave(struct link_mpi *l)
+{
+    l->inside = 0;
+    pthread_mutex_unlock(l->o.lock);
+}
+
+static void escaped(struct link_mpi *l)
+{
+    if (!l->link.error.status)
+        error_set(&l->link.error, PD_ERR_PEER, "a call into MPI hangs");
+    l->link.error_rank = l->link.rank;
+}
+
+void link_mpi_escape(struct link *link)
+{
+    struct link_mpi *l = (struct link_mpi *)link;
+    atomic_store(&l->escape, true);
+    pthread_kill(atomic_load(&l->thread), ESCAPE_SIGNAL);
+}
 
 static struct buffer *buffer_take(struct link_mpi *l, size_t size)
 {
@@ -101,6 +164,33 @@ static void reap(struct link_mpi *l)
     }
 }
 
+static enum pd_status hangs(struct link_mpi *l, struct pd_error *err)
+{
+    escaped(l);
+    return error_set(err, PD_ERR_PEER, "%s", l->link.error.text);
+}
+
+static enum pd_status start_send(struct link_mpi *l, int to_rank, enum link_channel channel, struct buffer *b,
+                                 size_t size, struct pd_error *err)
+{
+    if (!enter(l) || ESCAPES(l))
+        return hangs(l, err);
+    int code = MPI_Isend(b->bytes, (int)size, MPI_BYTE, to_rank, l->o.tag[channel], l->o.comm, &b->request);
+    if (code) {
+        buffer_give(l, b);
+    } else {
+        struct buffer **at = &l->sending; /* at the end: the oldest is tested first */
+        while (*at)
+            at = &(*at)->next;
+        b->next = NULL;
+        *at = b;
+    }
+    reap(l);
+    /* reap waits for the request later. NOLINTNEXTLINE(clang-analyzer-optin.mpi.MPI-Checker) */
+    leave(l);
+    return code ? mpi_error(err, "send", code) : PD_OK;
+}
+
 static enum pd_status send_parcel(struct link *link, int to_rank, enum link_channel channel, struct parcel *p,
                                   struct pd_error *err)
 {
@@ -113,21 +203,7 @@ static enum pd_status send_parcel(struct link *link, int to_rank, enum link_chan
     else
         wire_encode(b->bytes, b->room, &e, &p->msg, l->o.limits.n_embd, l->o.hidden);
     parcel_free(p);
-    pthread_mutex_lock(l->o.lock);
-    int code = MPI_Isend(b->bytes, (int)size, MPI_BYTE, to_rank, 0, l->o.channel[channel], &b->request);
-    if (code) {
-        buffer_give(l, b);
-    } else {
-        struct buffer **at = &l->sending; /* at the end: the oldest is tested first */
-        while (*at)
-            at = &(*at)->next;
-        b->next = NULL;
-        *at = b;
-    }
-    reap(l);
-    /* reap waits for the request later. NOLINTNEXTLINE(clang-analyzer-optin.mpi.MPI-Checker) */
-    pthread_mutex_unlock(l->o.lock);
-    return code ? mpi_error(err, "send", code) : PD_OK;
+    return start_send(l, to_rank, channel, b, size, err);
 }
 
 /* ---- receiving ---- */
@@ -148,7 +224,7 @@ static void match(struct link_mpi *l, enum link_channel channel)
         MPI_Message message;
         MPI_Status status;
         int there = 0, bytes = 0, code;
-        code = MPI_Improbe(MPI_ANY_SOURCE, MPI_ANY_TAG, l->o.channel[channel], &there, &message, &status);
+        code = MPI_Improbe(MPI_ANY_SOURCE, l->o.tag[channel], l->o.comm, &there, &message, &status);
         if (code)
             fail(l, l->link.rank, "receive", code);
         if (code || !there)
@@ -215,20 +291,27 @@ static struct parcel *decode(struct link_mpi *l, const struct incoming *i)
     return p;
 }
 
+/* Has the receive ended? */
+static bool arrived(struct link_mpi *l, struct incoming *i)
+{
+    int done = 0;
+    if (!enter(l) || ESCAPES(l)) {
+        escaped(l);
+        return false;
+    }
+    int code = MPI_Test(&i->request, &done, MPI_STATUS_IGNORE);
+    leave(l);
+    if (code)
+        fail(l, i->source, "receive", code);
+    return !code && done;
+}
+
 /* The next parcel that is here in full. */
 static struct parcel *deliver(struct link_mpi *l, enum link_channel channel)
 {
     struct inflow *in = &l->in[channel];
     struct incoming *i = &in->slot[in->head];
-    int done = 0;
-    if (!in->n || l->link.error.status)
-        return NULL;
-    pthread_mutex_lock(l->o.lock);
-    int code = MPI_Test(&i->request, &done, MPI_STATUS_IGNORE);
-    pthread_mutex_unlock(l->o.lock);
-    if (code)
-        fail(l, i->source, "receive", code);
-    if (code || !done)
+    if (!in->n || l->link.error.status || !arrived(l, i))
         return NULL;
     struct parcel *p = decode(l, i);
     buffer_give(l, i->buffer);
@@ -239,13 +322,21 @@ static struct parcel *deliver(struct link_mpi *l, enum link_channel channel)
     return p;
 }
 
-static struct parcel *look(struct link_mpi *l)
+static void progress(struct link_mpi *l)
 {
-    pthread_mutex_lock(l->o.lock);
+    if (!enter(l) || ESCAPES(l)) {
+        escaped(l);
+        return;
+    }
     reap(l);
     match(l, LINK_CONTROL);
     match(l, LINK_DATA);
-    pthread_mutex_unlock(l->o.lock);
+    leave(l);
+}
+
+static struct parcel *look(struct link_mpi *l)
+{
+    progress(l);
     l->looked_ns = link_clock();
     struct parcel *p = deliver(l, LINK_CONTROL);
     if (!p)
@@ -311,9 +402,10 @@ void link_mpi_flush(struct link *link, int64_t timeout_ns)
     struct link_mpi *l = (struct link_mpi *)link;
     int64_t end = link_clock() + timeout_ns;
     while (l->sending && link_clock() < end) {
-        pthread_mutex_lock(l->o.lock);
+        if (!enter(l) || ESCAPES(l))
+            return;
         reap(l);
-        pthread_mutex_unlock(l->o.lock);
+        leave(l);
         nanosleep(&(struct timespec){.tv_nsec = SLEEP_NS}, NULL);
     }
 }
@@ -322,6 +414,7 @@ void link_mpi_flush(struct link *link, int64_t timeout_ns)
 static void free_link(struct link *link)
 {
     struct link_mpi *l = (struct link_mpi *)link;
+    inside_now = NULL;
     for (struct buffer *b = l->spare, *next; b; b = next) {
         next = b->next;
         free(b->bytes);
@@ -342,8 +435,11 @@ void link_mpi_new(struct link **out, const struct link_mpi_options *o)
                             .wake = wake,
                             .active = set_active,
                             .free = free_link};
-    MPI_Comm_rank(o->channel[LINK_DATA], &l->link.rank);
-    MPI_Comm_size(o->channel[LINK_DATA], &l->link.n_ranks);
+    MPI_Comm_rank(o->comm, &l->link.rank);
+    MPI_Comm_size(o->comm, &l->link.n_ranks);
+    l->thread = pthread_self();
+    struct sigaction a = {.sa_handler = on_escape, .sa_flags = SA_NODEFER}; /* it does not return */
+    sigaction(ESCAPE_SIGNAL, &a, NULL);
     *out = &l->link;
 }
 

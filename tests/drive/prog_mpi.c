@@ -64,7 +64,7 @@ static void send_rubbish(void)
     for (size_t i = 0; i < sizeof bytes; i++)
         bytes[i] = (uint8_t)rng_u64(1, i, 0, 0);
     pthread_mutex_lock(&world->lock);
-    MPI_Isend(bytes, sizeof bytes, MPI_BYTE, 0, 0, world->channel[LINK_CONTROL], &request);
+    MPI_Isend(bytes, sizeof bytes, MPI_BYTE, 0, TAG_CONTROL, MPI_COMM_WORLD, &request);
     pthread_mutex_unlock(&world->lock);
 }
 
@@ -129,13 +129,15 @@ static enum pd_status one_request(struct driver *d, const struct compute *c, int
     run_expected(c, &r, &want);
     enum pd_status status = d->generate(d, &r, &sink, &res, err);
     if (got.n > want.n || memcmp(got.tokens, want.tokens, (size_t)got.n * sizeof *got.tokens) != 0 ||
-        (!status && got.n != want.n))
+        (!status && res.finish != PD_REASON_CANCELLED && got.n != want.n))
         return error_set(err, PD_ERR_INTERNAL, "the text differs from the oracle's");
-    printf("request %d: %d tokens, %d counted, %.3f ms between tokens, hits %d, late %d, misses %d\n", number,
-           got.n, res.stats.tokens, got.n > 1 ? (double)(got.last_ns - got.first_ns) / 1e6 / (got.n - 1) : 0,
-           res.stats.hits, res.stats.late_hits, res.stats.misses);
+    printf("request %d: %d tokens, %d counted, %.3f ms between tokens, hits %d, late %d, misses %d%s%s\n",
+           number, got.n, res.stats.tokens,
+           got.n > 1 ? (double)(got.last_ns - got.first_ns) / 1e6 / (got.n - 1) : 0, res.stats.hits,
+           res.stats.late_hits, res.stats.misses, res.stats.rested ? ", rested" : "",
+           res.finish == PD_REASON_CANCELLED ? ", cancelled" : "");
     fflush(stdout);
-    return status;
+    return !status && res.finish == PD_REASON_CANCELLED ? PD_ERR_CANCELLED : status;
 }
 
 static enum pd_status simulate(void)
@@ -192,7 +194,7 @@ int main(int argc, char **argv)
     if (status) {
         if (mpi_env_rank() == 0)
             fprintf(stderr, "pipedec: %s\n", err.text);
-        return status;
+        return mpi_end(world, status);
     }
     int rank = mpi_rank(world), n = mpi_stages(world);
     enum pd_mode mode = PD_MODE_BEST;
@@ -215,7 +217,7 @@ int main(int argc, char **argv)
         return mpi_end(world, PD_ERR_FILE);
     }
     status = rank ? mpi_serve(world, &o, &c, &digest, &err) : drafter_rank(&o, &c, &digest, &err);
-    if (status && rank == 0)
+    if (status && rank == 0 && status != PD_ERR_CANCELLED)
         fprintf(stderr, "pipedec: %s\n", err.text);
     compute_free(&c);
     return mpi_end(world, status);

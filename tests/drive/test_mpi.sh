@@ -22,6 +22,13 @@ for ranks in 2 4 15; do
     done
 done
 
+echo "-- where ranks outnumber the processors that they share, speculation rests until it is seen to pay"
+ranks=$(($(nproc) + 2))
+if [ "$ranks" -le 40 ]; then
+    job "$ranks" "$program" --mode best --tokens 20 >"$work/out" 2>"$work/err" || fail "crowded"
+    grep -q '^request 0:.*, rested' "$work/out" || fail "crowded: the draft did not rest"
+fi
+
 echo "-- between two requests nobody is taken for dead"
 job 4 "$program" --requests 2 --wait 3 >"$work/out" 2>"$work/err" || fail "a pause between requests"
 
@@ -68,6 +75,17 @@ JOB_OPTIONS="--mca orte_abort_on_non_zero_status 0" PRTE_MCA_state_base_recovera
     "stage 2 \(rank 3 on host $host\) has been silent" $busy --rank 3 --at 30 --action kill
 fault "stopped" 4 12 11 "stage 0 \(rank 1 on host $host\) has been silent" $busy --rank 1 --at 30 --action stop
 delivered 20
+echo "-- Ctrl-C on mpirun: the text stops, with its statistics"
+job 4 "$program" --step 20 --tokens 5000 >"$work/out" 2>"$work/err" &
+running=$!
+for _ in $(seq 400); do
+    [ "$(grep -c '^token' "$work/out")" -le 20 ] || break
+    sleep 0.05
+done
+pkill -INT -P "$(pgrep -P $running -x timeout || echo $running)" -x mpirun || fail "no mpirun to interrupt"
+wait $running || true
+grep -q '^request 0: .*, cancelled' "$work/out" || fail "Ctrl-C: no statistics"
+! grep '^pipedec:' "$work/err" || fail "Ctrl-C: taken for a fault"
 fault "rank 0 stopped" 4 12 11 "drafter \(rank 0 on host $host\) has been silent" $busy --rank 0 --at 20 --action stop
 fault "rubbish" 4 6 11 "stage 1 \(rank 2 on host $host\): message from a peer: not one" \
     $busy --rank 2 --at 30 --action rubbish

@@ -63,15 +63,23 @@ done
 job $hosts "$program" --mode layer --step 10.3 --tokens 100 >"$work/out" 2>"$work/err" || fail "emulation over hosts"
 sed -n 's/^request/emulated: request/p' "$work/out"
 
-echo "-- a host is cut off: named within 2 s and a little, all ranks gone within 5; mpirun itself would wait on"
-JOB_TIMEOUT=25 job $hosts "$program" --step 20 --tokens 2000 >"$work/out" 2>"$work/err" &
-running=$!
-for _ in $(seq 200); do
-    [ "$(grep -c '^token' "$work/out")" -gt 20 ] && break
-    sleep 0.05
-done
-ip link set "pdv$$_3" down
-begin=$(date +%s%N)
+# Start a job and wait until text comes.
+begin_job() {
+    JOB_TIMEOUT=60 job $hosts "$program" --step 20 --tokens 5000 >"$work/out" 2>"$work/err" &
+    running=$!
+    for _ in $(seq 400); do
+        [ "$(grep -c '^token' "$work/out")" -gt 20 ] && return
+        sleep 0.05
+    done
+    fail "no text came"
+}
+# Of the program, in a host's namespace.
+pid_on() {
+    local pid
+    for pid in $(ip netns pids "$(name "$1")"); do
+        [ "$(readlink "/proc/$pid/exe")" != "$program" ] || echo "$pid"
+    done
+}
 # within MS COMMAND...: it succeeds at last within so many milliseconds
 within() {
     local end=$((begin + $1 * 1000000))
@@ -81,12 +89,50 @@ within() {
         sleep 0.05
     done
 }
-named() { grep -qE "^pipedec: stage 1 \\(rank 2 on host $(name 3)\\) has been silent" "$work/err"; }
+since_begin() { echo "$((($(date +%s%N) - begin) / 1000000)) ms"; }
+said() { grep -qE "^pipedec: $1" "$work/err"; }
+counted() { grep -q '^request 0: [2-9][0-9]* tokens, [1-9][0-9]* counted' "$work/out"; }
+
+echo "-- a rank on another host is killed, under plain mpirun: named, with the statistics, before mpirun ends rank 0"
+begin_job
+kill -KILL "$(pid_on 3)"
+begin=$(date +%s%N)
+wait $running || true
+said "stage 1 \\(rank 2 on host $(name 3)\\) has been silent" || fail "killed: no name for the rank"
+counted || fail "killed: no statistics"
+
+echo "-- two stages are cut from each other, but not from rank 0: the pair is named"
+cut_pair() { # add or del: packets from host A to B go to an address that nobody has
+    local a=2 b=3
+    ip -n "$(name $a)" neigh "$1" $net.$b lladdr 02:00:00:00:00:99 dev eth0 nud permanent
+    ip -n "$(name $b)" neigh "$1" $net.$a lladdr 02:00:00:00:00:99 dev eth0 nud permanent
+}
+pair="stage (0|1) \\(rank (1|2) on host ($(name 2)|$(name 3))\\) does not hear stage (0|1) \\(rank (1|2) on host ($(name 2)|$(name 3))\\)"
+begin_job
+cut_pair replace
+begin=$(date +%s%N)
+within 6000 said "$pair" || fail "the pair was not named"
+echo "named after $(since_begin)"
+status=0
+wait $running || status=$?
+[ $status = 11 ] || fail "a pair cut: exit code $status"
+counted || fail "a pair cut: no statistics"
+echo "-- the same before the start"
+status=0
+job $hosts "$program" --step 20 --tokens 50 >"$work/out" 2>"$work/err" || status=$?
+[ $status = 11 ] || fail "a pair cut at the start: exit code $status"
+said "$pair" || fail "a pair cut at the start: not named"
+cut_pair del
+
+echo "-- a host is cut off: named within 2 s and a little, all ranks gone within 5; mpirun itself would wait on"
+begin_job
+ip link set "pdv$$_3" down
+begin=$(date +%s%N)
 gone() { ! pgrep -f "^$program" >/dev/null; }
-within 4000 named || fail "no name for the host"
-echo "named after $((($(date +%s%N) - begin) / 1000000)) ms"
+within 6000 said "stage 1 \\(rank 2 on host $(name 3)\\) has been silent" || fail "no name for the host"
+echo "named after $(since_begin)"
 within 8000 gone || fail "ranks are left"
-echo "gone after $((($(date +%s%N) - begin) / 1000000)) ms"
+echo "gone after $(since_begin)"
 timeout_pid=$(pgrep -P $running || true)
 pkill -KILL -P "${timeout_pid:-0}" || true
 wait $running || true

@@ -39,10 +39,10 @@ int main(int argc, char **argv)
     link_punctual();
     struct link_mpi_options o = {.lock = &lock, .spin_us = -1};
     o.limits = (struct wire_limits){.n_stages = n - 1, .n_embd = LINK_EMBD};
-    for (int i = 0; i < LINK_CHANNELS; i++) {
-        MPI_Comm_dup(MPI_COMM_WORLD, &o.channel[i]);
-        MPI_Comm_set_errhandler(o.channel[i], MPI_ERRORS_RETURN);
-    }
+    o.comm = MPI_COMM_WORLD;
+    o.tag[LINK_DATA] = 1;
+    o.tag[LINK_CONTROL] = 2;
+    MPI_Comm_set_errhandler(MPI_COMM_WORLD, MPI_ERRORS_RETURN);
     struct link *l;
     link_mpi_new(&l, &o);
     if (argc > 1) {
