@@ -123,7 +123,7 @@ static enum pd_status answer(struct chat *c, struct pd_error *err)
         cli_write(NULL, "\n", 1);
     if (!status && c->common.json)
         status = cli_print_json(c->engine, &reply, err);
-    if (reply.text && !c->common.quiet && (c->common.stats || stopped || isatty(STDERR_FILENO)))
+    if (reply.text && !c->common.quiet && (c->common.stats || stopped || cli_on_terminal()))
         cli_print_stats(&reply.stats, reply.reason);
     if (!status)
         say(c, "assistant", reply.text);

@@ -71,6 +71,8 @@ char *cli_text(struct argp_state *state, const char *name, char *arg);
 enum pd_status cli_read_file(const char *path, size_t max, char **out, size_t *size, struct pd_error *err);
 
 /* Progress on a terminal (a pd_progress_fn); silent when standard error is none. */
+/* Whoever started this sees standard error on a terminal, straight or through mpirun. */
+bool cli_on_terminal(void);
 void cli_progress(void *user, const char *what, int64_t done, int64_t total);
 void cli_progress_end(void);
 

@@ -3,6 +3,7 @@
 #include "drive/mpi.h"
 
 #include <errno.h>
+#include <fcntl.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
@@ -99,15 +100,32 @@ enum pd_status cli_read_file(const char *path, size_t max, char **out, size_t *s
 
 /* ---- progress ---- */
 
+/* mpirun reads rank 0's standard error through a pipe: what counts is where its own goes, if it runs here. */
+static bool launcher_on_terminal(void)
+{
+    char path[64];
+    snprintf(path, sizeof path, "/proc/%d/fd/%d", (int)getppid(), STDERR_FILENO);
+    int fd = open(path, O_WRONLY | O_NOCTTY | O_NONBLOCK | O_CLOEXEC);
+    bool terminal = fd >= 0 && isatty(fd);
+    if (fd >= 0)
+        close(fd);
+    return terminal;
+}
+
+bool cli_on_terminal(void)
+{
+    static int known = -1;
+    if (known < 0)
+        known = isatty(STDERR_FILENO) || (mpi_launched() && cli_is_first_rank() && launcher_on_terminal());
+    return known;
+}
+
 static bool progress_shown;
 
 void cli_progress(void *user, const char *what, int64_t done, int64_t total)
 {
     (void)user;
-    static int terminal = -1;
-    if (terminal < 0)
-        terminal = isatty(STDERR_FILENO);
-    if (!terminal || (done >= total && !progress_shown))
+    if (!cli_on_terminal() || (done >= total && !progress_shown))
         return;
     fprintf(stderr, "\r\033[K%s %lld/%lld", what, (long long)done, (long long)total);
     progress_shown = true;

@@ -182,8 +182,7 @@ static enum pd_status conclude(struct run_args *a, const struct pd_reply *reply,
     else if (reply->text_size && reply->text[reply->text_size - 1] != '\n' &&
              !(status && cli_journal_kept())) /* the text goes on after a restart */
         cli_write(a->engine, "\n", 1);
-    if (reply->text && !c->quiet &&
-        (c->stats || reply->reason == PD_REASON_CANCELLED || isatty(STDERR_FILENO)))
+    if (reply->text && !c->quiet && (c->stats || reply->reason == PD_REASON_CANCELLED || cli_on_terminal()))
         cli_print_stats(&reply->stats, reply->reason);
     return status;
 }

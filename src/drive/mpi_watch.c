@@ -22,6 +22,8 @@
 enum {
     HANG_S = 60,
     BACKSTOP_MS = 2500,
+    /* Without a turn. Less than that is a busy machine, and what has come meanwhile waits in the queue. */
+    STOPPED_MS = 1000,
     RESCUE_MS = 150, /* after a fault: who has not taken it up by then hangs in MPI */
     BEAT_MAGIC = 0x50444232
 };
@@ -408,7 +410,7 @@ static void backstop(struct mpi *m, int64_t now)
     watch_abort(m, PD_ERR_PEER);
 }
 
-/* This process was stopped, or got no processor: the others' silence has to be counted anew. */
+/* This process was stopped, and maybe the others too: their silence is counted anew. */
 static void forgive(struct mpi *m, int64_t ns)
 {
     atomic_store(&continued_ns, 0); /* that was it, and not the launcher's wish */
@@ -442,7 +444,7 @@ static void *watch_thread(void *arg)
     while (!atomic_load(&m->closing)) {
         watch_udp(m);
         int64_t now = link_clock();
-        if (now - last > 4 * (int64_t)BEAT_MS * 1000000)
+        if (now - last > (int64_t)STOPPED_MS * 1000000)
             forgive(m, now - last);
         last = now;
         if (!atomic_load(&m->fault_ns))

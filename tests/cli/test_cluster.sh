@@ -22,6 +22,14 @@ grep -q "hits" "$tmp/err" || fail "with a draft: $(cat "$tmp/err")"
     "$(printf 'Name a colour.\n' | "$PIPEDEC" chat -m "$model" -t 1 --ctx 512 -n 8)" ] ||
     fail "chat: another reply, or none: $(cat "$tmp/err")"
 
+# On a terminal mpirun's user sees the statistics unasked, as the user of one process does.
+if command -v script >/dev/null; then
+    root=; [ "$(id -u)" != 0 ] || root=--allow-run-as-root
+    timeout 120 script -qec "mpirun $root --oversubscribe -np 3 '$PIPEDEC' run -m '$model' --ctx 512 -n 4 -p '$prompt'" \
+        /dev/null </dev/null >"$tmp/out" || fail "on a terminal: exit code $?: $(cat "$tmp/out")"
+    grep -q "prompt tokens.*4 tokens" "$tmp/out" || fail "on a terminal: no statistics: $(cat "$tmp/out")"
+fi
+
 # wrong CODE TEXT RANKS ARGS...: the job ends soon with this code and one line of ours, nothing on standard output.
 wrong() {
     local code=$1 text=$2 ranks=$3 got
