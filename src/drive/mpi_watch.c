@@ -365,15 +365,17 @@ static int most_silent(struct mpi *m, int64_t now, int from, int until, int64_t 
     return worst;
 }
 
-/* What the others say they no longer hear. If that rank is about to be found silent here as well, it is not a pair. */
+/* What the others say they no longer hear. It is a pair only if that rank has been heard here well after it was missed
+ * there: what was merely slow is heard again by both at once. */
 static void judge_reports(struct mpi *m, int64_t now)
 {
-    const int64_t patience = 6 * (int64_t)BEAT_MS * 1000000;
+    const int64_t beat = (int64_t)BEAT_MS * 1000000;
     for (int i = 1; i < m->n_ranks; i++) {
         int other = atomic_load(&m->peers[i].silent_rank) - 1;
-        if (other < 1 || other >= m->n_ranks || now - atomic_load(&m->peers[i].silent_ns) < patience)
+        int64_t since = now - atomic_load(&m->peers[i].silent_ns);
+        if (other < 1 || other >= m->n_ranks || since < 6 * beat)
             continue;
-        if (silence_ns(m, other, now) < 2 * patience && silence_ns(m, i, now) < patience)
+        if (silence_ns(m, other, now) + 4 * beat < since && silence_ns(m, i, now) < 3 * beat)
             name_pair(m, i, other);
     }
 }
@@ -388,7 +390,7 @@ static void judge(struct mpi *m, int64_t now)
         return;
     }
     /* Only rank 0 speaks about the others: it is told, early enough that it can speak in time. */
-    int deaf_to = most_silent(m, now, 1, m->n_ranks, 1000000000);
+    int deaf_to = most_silent(m, now, 1, m->n_ranks, 800000000);
     atomic_store(&m->silent, deaf_to + 1);
 }
 
