@@ -144,7 +144,7 @@ static uint64_t seed(struct argp_state *state, const char *text)
     errno = 0;
     unsigned long long value = strtoull(text, &end, 0);
     if (end == text || *end || errno || *text < '0' || *text > '9')
-        argp_error(state, "--seed '%s': give a whole number from 0 on", text);
+        argp_error(state, "--seed '%s': give a whole number from 0 to 2^64 - 1", text);
     return value;
 }
 

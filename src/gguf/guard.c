@@ -69,10 +69,11 @@ static void on_bus(int number, siginfo_t *info, void *context)
 
 void gguf_guard(void)
 {
-    if (page_bytes)
-        return;
+    struct sigaction act = {.sa_sigaction = on_bus, .sa_flags = SA_SIGINFO | SA_RESTART}, now;
     page_bytes = (uintptr_t)sysconf(_SC_PAGESIZE);
-    struct sigaction act = {.sa_sigaction = on_bus, .sa_flags = SA_SIGINFO | SA_RESTART};
     sigemptyset(&act.sa_mask);
-    sigaction(SIGBUS, &act, &before);
+    if (sigaction(SIGBUS, NULL, &now) || now.sa_sigaction == on_bus) /* somebody may have replaced ours */
+        return;
+    before = now;
+    sigaction(SIGBUS, &act, NULL);
 }

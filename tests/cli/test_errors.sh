@@ -62,10 +62,10 @@ done <<'TABLE'
 2|number from 0 to 1|run -m x --min-p 2 -p a
 2|number from 0.01|run -m x --repeat-penalty 0 -p a
 2|whole number from 0|run -m x --repeat-last-n -1 -p a
-2|--seed -1: |run -m x --seed -1 -p a
-2|--seed +1: |run -m x --seed +1 -p a
-2|--seed 0x: |run -m x --seed 0x -p a
-2|--seed 18446744073709551616: |run -m x --seed 18446744073709551616 -p a
+2|--seed '-1': |run -m x --seed -1 -p a
+2|--seed '+1': |run -m x --seed +1 -p a
+2|--seed '0x': |run -m x --seed 0x -p a
+2|--seed '18446744073709551616': |run -m x --seed 18446744073709551616 -p a
 2|whole number from 0|run -m x --restarts -1 -p a
 2|-p: byte 3 (0xff) is no UTF-8|run -m x -p ab%Xc
 2|--stop: byte 1 (0xff) is no UTF-8|run -m x -p a --stop %X

@@ -1,4 +1,4 @@
-/* needs: gguf base */
+/* needs: model gguf base */
 /* The GGUF reader: what it gives for good files, and that no bad one gets past it. */
 #include "gguf_build.h"
 #include "model/model.h"
