@@ -345,7 +345,8 @@ static void test_target(void **state)
     chain_open(&c, g, 14, (struct model_options){.threads = 1, .ctx = 64, .tree_rows = 32});
     chain_feed(&c, tokens, 0, 2, 2, logits);
     for (int i = 2; i < N; i++) /* a path as tree rows, its first parent committed */
-        rows[i] = (struct row){{(uint32_t)i}, {(uint32_t)i - 1}, tokens[i], i, 0};
+        rows[i] =
+            (struct row){.node = {(uint32_t)i}, .parent = {(uint32_t)i - 1}, .token = tokens[i], .pos = i};
     chain_run(&c, rows + 2, N - 2, MODEL_TREE, logits + 2 * n_vocab);
     chain_close(&c);
     for (int i = 0; i < N; i++)
@@ -436,7 +437,8 @@ static void test_stop(void **state)
     float wanted[320], logits[320 * 2];
     assert_int_equal(c.info.n_vocab, 320);
     int32_t tokens[4] = {1, 2, 3, 4};
-    struct row rows[2] = {{{9}, {0}, 50, 4, 0}, {{10}, {9}, 60, 5, 0}};
+    struct row rows[2] = {{.node = {9}, .parent = {0}, .token = 50, .pos = 4},
+                          {.node = {10}, .parent = {9}, .token = 60, .pos = 5}};
     chain_feed(&c, tokens, 0, 4, 4, NULL);
     struct countdown in = {20};
     model_set_stop(c.m[0], on_node, &in);
@@ -509,7 +511,9 @@ static void test_refusals(void **state)
     for (size_t i = 0; i < PD_COUNT(bad); i++)
         assert_int_equal(model_run(c.m[0], c.kv[0], &bad[i].row, 1, c.hidden, bad[i].kind, &err),
                          bad[i].status);
-    struct row chain[3] = {{{1}, {0}, 1, 4, 0}, {{2}, {1}, 1, 5, 0}, {{3}, {2}, 1, 6, 0}};
+    struct row chain[3] = {{.node = {1}, .parent = {0}, .token = 1, .pos = 4},
+                           {.node = {2}, .parent = {1}, .token = 1, .pos = 5},
+                           {.node = {3}, .parent = {2}, .token = 1, .pos = 6}};
     assert_int_equal(model_run(c.m[0], c.kv[0], chain, 3, c.hidden, MODEL_TREE, &err), PD_ERR_MEMORY);
     chain[2].parent.v = 1;
     chain[2].pos = 5;
