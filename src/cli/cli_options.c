@@ -16,6 +16,7 @@ enum {
     KEY_KV,
     KEY_TEMPLATE,
     KEY_ANY_TOKENIZER,
+    KEY_NO_PACK,
     KEY_STAGES,
     KEY_DRAFT_THREADS,
     KEY_MODE,
@@ -52,6 +53,9 @@ static const struct argp_option options[] = {
     {"ctx", KEY_CTX, "N", 0, "positions of the context (the model's, but at most 4096)", GROUP_MODEL},
     {"kv", KEY_KV, "TYPE", 0, "type of the KV cache: f16 (default), f32, q8_0", GROUP_MODEL},
     {"chat-template", KEY_TEMPLATE, "NAME", 0, "template family, where the file's own is unknown",
+     GROUP_MODEL},
+    {"no-pack", KEY_NO_PACK, NULL, 0,
+     "keep weights in the mapped file alone and compute by ggml: less memory, slower, and other bits",
      GROUP_MODEL},
     {"allow-unknown-tokenizer", KEY_ANY_TOKENIZER, NULL, 0,
      "cut text the default way if the file's own is not known; tokens may be wrong", GROUP_MODEL},
@@ -166,6 +170,9 @@ static bool parse_model(struct cli_common *c, int key, char *arg, struct argp_st
     case KEY_TEMPLATE:
         o->chat_template = arg;
         return true;
+    case KEY_NO_PACK:
+        o->no_pack = true;
+        return 0;
     case KEY_ANY_TOKENIZER:
         o->allow_unknown_tokenizer = true;
         return true;

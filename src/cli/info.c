@@ -1,5 +1,6 @@
 /* pipedec info: what a GGUF file holds, and how it would be cut into stages. Reads the header only. */
 #include "cli/cli.h"
+#include "kernel/kernel.h"
 #include "model/arch.h"
 #include "model/model.h"
 #include "text/text.h"
@@ -19,6 +20,7 @@ struct info_args {
 struct type_use {
     size_t tensors;
     uint64_t bytes;
+    uint64_t by_ggml; /* bytes of matrices that have no packed form */
 };
 
 /* All that is printed, gathered before the first line is: an error leaves standard output empty. */
@@ -29,6 +31,8 @@ struct facts {
     uint64_t parameters;
     int n_parts;
     struct type_use types[GGUF_TYPES_MAX];
+    const struct kernel *kernel; /* NULL: ggml's, by PD_KERNELS */
+    uint64_t by_ggml;            /* bytes that ggml's kernels multiply with */
     const char *tokenizer, *pre; /* NULL: the file does not say */
     size_t tokens, merges;
     const char *template; /* family; "unknown": a text that is no known family's; NULL: none */
@@ -91,6 +95,10 @@ static void gather_tensors(struct facts *f)
         const struct gguf_tensor *t = gguf_tensor_at(f->g, i);
         f->types[t->type].tensors++;
         f->types[t->type].bytes += t->bytes;
+        if (t->n_dims > 1 && (!f->kernel || !kernel_packed_bytes(t->type, t->ne[0], t->ne[1]))) {
+            f->types[t->type].by_ggml += t->bytes;
+            f->by_ggml += t->bytes;
+        }
         f->parameters += (uint64_t)(t->ne[0] * t->ne[1] * t->ne[2] * t->ne[3]);
         f->n_parts = PD_MAX(f->n_parts, t->part + 1);
     }
@@ -101,7 +109,7 @@ static enum pd_status gather(struct facts *f, const struct gguf *g, int stages, 
     enum chat_family family;
     f->g = g;
     enum pd_status st = model_describe(&f->model, g, &f->arena, err);
-    if (st || (st = arch_read(&f->params, g, err)))
+    if (st || (st = arch_read(&f->params, g, err)) || (st = model_kernels(&f->kernel, err)))
         return st;
     gather_tensors(f);
     f->tokenizer = gguf_cstr(g, "tokenizer.ggml.model", NULL);
@@ -170,14 +178,32 @@ static void print_model(struct facts *f)
     printf("%-15s %s\n", "chat template", f->template ? f->template : "none");
 }
 
+static const char *kernels_name(const struct facts *f)
+{
+    return f->kernel ? kernel_name(kernel_variant_of(f->kernel)) : "ggml";
+}
+
 static void print_types(const struct facts *f)
 {
-    printf("\n%-12s %8s %10s %7s\n", "type", "tensors", "bytes", "share");
+    printf("\n%-12s %8s %10s %7s  %s\n", "type", "tensors", "bytes", "share", "products by");
     for (int i = 0; i < GGUF_TYPES_MAX; i++)
         if (f->types[i].tensors)
-            printf("%-12s %8zu %10s %6.1f%%\n", gguf_type_name((uint32_t)i), f->types[i].tensors,
+            printf("%-12s %8zu %10s %6.1f%%  %s\n", gguf_type_name((uint32_t)i), f->types[i].tensors,
                    human(f->types[i].bytes, "B"),
-                   100.0 * (double)f->types[i].bytes / (double)f->model.weights_bytes);
+                   100.0 * (double)f->types[i].bytes / (double)f->model.weights_bytes,
+                   f->types[i].by_ggml ? "ggml" : kernels_name(f));
+}
+
+/* Tensors whose products are ggml's, and so the same on one kind of machine only. */
+static void print_kernels(const struct facts *f)
+{
+    printf("\n%-15s %s: the same bits on every machine for %.1f%% of the bytes\n", "kernels", kernels_name(f),
+           100 - 100.0 * (double)f->by_ggml / (double)f->model.weights_bytes);
+    for (size_t i = 0; f->kernel && i < gguf_tensor_count(f->g); i++) {
+        const struct gguf_tensor *t = gguf_tensor_at(f->g, i);
+        if (t->n_dims > 1 && !kernel_packed_bytes(t->type, t->ne[0], t->ne[1]))
+            printf("%-15s %s (%s)\n", "  by ggml", t->name, gguf_type_name(t->type));
+    }
 }
 
 /* Neighbouring layers of the same size share a line. */
@@ -270,7 +296,10 @@ static void json_lists(yyjson_mut_doc *d, yyjson_mut_val *o, const struct facts 
         yyjson_mut_obj_add_str(d, t, "type", gguf_type_name((uint32_t)i));
         yyjson_mut_obj_add_uint(d, t, "tensors", f->types[i].tensors);
         yyjson_mut_obj_add_uint(d, t, "bytes", f->types[i].bytes);
+        yyjson_mut_obj_add_uint(d, t, "bytes_by_ggml", f->types[i].by_ggml);
     }
+    yyjson_mut_obj_add_str(d, o, "kernels", kernels_name(f));
+    yyjson_mut_obj_add_uint(d, o, "bytes_by_ggml", f->by_ggml);
     yyjson_mut_val *t = yyjson_mut_obj_add_obj(d, o, "tokenizer");
     json_str_or_null(d, t, "model", f->tokenizer);
     json_str_or_null(d, t, "pre", f->pre);
@@ -313,6 +342,7 @@ static enum pd_status report(const struct info_args *a, struct facts *f, struct 
         return print_json(f, err);
     print_model(f);
     print_types(f);
+    print_kernels(f);
     print_layers(f);
     if (f->stages)
         print_cut(f);

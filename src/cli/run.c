@@ -1,18 +1,21 @@
 /* pipedec run: one prompt, one reply. */
 #include "cli/cli.h"
 
+#include "drive/engine.h"
+
+#include <inttypes.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
 #include <unistd.h>
 
-enum { KEY_CHAT = CLI_KEY_OWN, KEY_SYSTEM, KEY_STOP, KEY_IGNORE_END, KEY_SPECIAL };
+enum { KEY_CHAT = CLI_KEY_OWN, KEY_SYSTEM, KEY_STOP, KEY_IGNORE_END, KEY_SPECIAL, KEY_DIGEST };
 enum { STOPS_MAX = 16, PROMPT_MAX = 256 << 20 };
 
 struct run_args {
     struct cli_common common;
     const char *prompt, *file, *system;
-    bool chat, ignore_end, special;
+    bool chat, ignore_end, special, digest;
     int max_tokens;
     char *stop[STOPS_MAX];
     size_t n_stop;
@@ -32,6 +35,8 @@ static const struct argp_option options[] = {
      "end before this text; may be given several times; \\n and \\t are understood", 1},
     {"ignore-end", KEY_IGNORE_END, NULL, 0, "go on after the model's end token", 1},
     {"special", KEY_SPECIAL, NULL, 0, "write control tokens by name", 1},
+    {"digest", KEY_DIGEST, NULL, 0,
+     "end with a hash over the bits of all logits that were sampled from, to compare machines", 1},
     {0},
 };
 
@@ -95,6 +100,9 @@ static error_t parse(int key, char *arg, struct argp_state *state)
         return 0;
     case KEY_SPECIAL:
         a->special = true;
+        return 0;
+    case KEY_DIGEST:
+        a->digest = true;
         return 0;
     case ARGP_KEY_ARG:
         argp_error(state, "'%s': a prompt is given with -p", arg);
@@ -172,6 +180,18 @@ static enum pd_status generate(struct run_args *a, char *prompt, size_t size, st
     return pd_generate(a->engine, &r, reply, err);
 }
 
+static enum pd_status print_digest(const struct run_args *a, struct pd_error *err)
+{
+    char line[64];
+    uint64_t digest;
+    if (!engine_logits_digest(a->engine, &digest))
+        return error_set(err, PD_ERR_UNSUPPORTED,
+                         "--digest: the last stage is another process's; use it without mpirun");
+    snprintf(line, sizeof line, "logits %016" PRIx64 "\n", digest);
+    cli_write(a->engine, line, strlen(line));
+    return PD_OK;
+}
+
 /* What is left to say after the text: its end, statistics, JSON. */
 static enum pd_status conclude(struct run_args *a, const struct pd_reply *reply, enum pd_status status,
                                struct pd_error *err)
@@ -182,6 +202,8 @@ static enum pd_status conclude(struct run_args *a, const struct pd_reply *reply,
     else if (reply->text_size && reply->text[reply->text_size - 1] != '\n' &&
              !(status && cli_journal_kept())) /* the text goes on after a restart */
         cli_write(a->engine, "\n", 1);
+    if (!status && a->digest)
+        status = print_digest(a, err);
     if (reply->text && !c->quiet && (c->stats || reply->reason == PD_REASON_CANCELLED || cli_on_terminal()))
         cli_print_stats(&reply->stats, reply->reason);
     return status;

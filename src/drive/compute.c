@@ -25,6 +25,7 @@ struct part { /* a model and its kv; a stage or the draft */
     int n_vocab;        /* of this model */
     int n_vocab_ranked; /* tokens that the target knows too */
     float spread;
+    uint64_t digest; /* over the bits of all logits that were sampled from; the last stage */
 };
 
 struct compute_self {
@@ -122,6 +123,19 @@ static int part_tree_rows(void *self)
     return n;
 }
 
+/* Several chains, since it is done for each token: a large vocabulary takes some 30 us. */
+static uint64_t digest_floats(uint64_t seed, const float *x, int n)
+{
+    uint64_t chain[4] = {seed, 1, 2, 3};
+    for (int i = 0; i < n; i++) {
+        uint32_t bits;
+        memcpy(&bits, &x[i], sizeof bits);
+        chain[i % 4] = (chain[i % 4] ^ bits) * 0x9e3779b97f4a7c15u;
+        chain[i % 4] ^= chain[i % 4] >> 29;
+    }
+    return hash_bytes(seed, chain, sizeof chain);
+}
+
 static enum pd_status head_run(void *self, const struct head_job *job, struct pd_error *err)
 {
     struct part *p = self;
@@ -130,6 +144,7 @@ static enum pd_status head_run(void *self, const struct head_job *job, struct pd
         enum pd_status status = model_head(p->model, r->hidden, 1, p->logits, err);
         if (status)
             return status;
+        p->digest = digest_floats(p->digest, p->logits, p->n_vocab);
         job->tokens[i] = sample_token(r->sample, p->logits, r->history, r->pos + 1, r->pos + 1, p->scratch);
     }
     return PD_OK;
@@ -259,11 +274,33 @@ const struct compute_info *compute_info(const struct compute *c)
     return c->free == compute_self_free ? &((struct compute_self *)c->self)->info : NULL;
 }
 
+bool compute_logits_digest(const struct compute *c, uint64_t *out)
+{
+    if (c->free != compute_self_free)
+        return false;
+    const struct compute_self *s = c->self;
+    const struct part *last = &s->stage[c->n_stages - 1];
+    *out = last->digest;
+    return last->logits != NULL;
+}
+
+/* A part on its way: whole parts before it, and a share of its own. */
+struct loading {
+    const struct compute_self *s;
+    const struct compute_options *o;
+};
+
+static void on_share(void *user, double share)
+{
+    const struct loading *l = user;
+    if (l->o->on_part)
+        l->o->on_part(l->o->on_part_user, (int)(100 * (l->s->loaded + share) / l->s->to_load), 100);
+}
+
 static void part_loaded(struct compute_self *s, const struct compute_options *o)
 {
     s->loaded++;
-    if (o->on_part)
-        o->on_part(o->on_part_user, s->loaded, s->to_load);
+    on_share(&(struct loading){s, o}, 0);
 }
 
 static bool wanted(const struct compute_options *o, int role)
@@ -288,6 +325,9 @@ static enum pd_status load_stage(struct compute *c, int i, const struct gguf *g,
         .batch_rows = o->batch_rows ? o->batch_rows : BATCH_ROWS,
         .chunk_rows = CHUNK_ROWS,
         .kv_type = o->kv_type,
+        .no_pack = o->no_pack,
+        .on_pack = on_share,
+        .on_pack_user = &(struct loading){s, o},
     };
     enum pd_status status = part_load(p, g, &mo, PD_MAX(o->lanes, 1), err);
     if (!status && last)
@@ -321,6 +361,9 @@ static enum pd_status load_draft(struct compute *c, const struct gguf *g, const 
         .tree_rows = o->draft_tree_rows ? o->draft_tree_rows : 4096,
         .batch_rows = batch,
         .kv_type = o->kv_type,
+        .no_pack = o->no_pack,
+        .on_pack = on_share,
+        .on_pack_user = &(struct loading){s, o},
         .fast = true, /* a prediction need not be the same everywhere */
     };
     enum pd_status status = part_load(p, g, &mo, PD_MAX(o->lanes, 1), err);

@@ -33,11 +33,12 @@ struct compute_options {
     int tree_rows;                /* live tree rows of a stage; 0: 1024 */
     int draft_tree_rows;          /* of the draft; 0: 4096 */
     int batch_rows;               /* 0: BATCH_ROWS */
+    bool no_pack;                 /* model_options' */
     bool allow_unknown_tokenizer; /* tokenizer_new_for's any_pre */
     float spread;                 /* of the draft's ranking (sample_rank); 0: the measured default */
     int only_role; /* COMPUTE_ALL, or a role (role_stage(i), ROLE_DRAFTER): build just that one's part; the last
                        stage's part has the head too */
-    void (*on_part)(void *user, int done, int total); /* a stage or the draft has been loaded; may be NULL */
+    void (*on_part)(void *user, int done, int total); /* percent of what is to be loaded; may be NULL */
     void *on_part_user;
 };
 void compute_options_init(struct compute_options *o);
@@ -52,6 +53,10 @@ struct compute_info {
     int threads, draft_threads;
 };
 const struct compute_info *compute_info(const struct compute *c); /* NULL: not of models */
+
+/* A hash over the bits of all logits that were sampled from so far, in their order; equal on two machines only if
+ * their computing is. false: the last stage was not built here. Not while a request runs. */
+bool compute_logits_digest(const struct compute *c, uint64_t *out);
 
 /* Threads for each of `stages` stages that hold `bytes` of weights together: the processors shared out, or
  * all of them, by turns, if stages outnumber them. One where a stage is so small that waiting for each other takes longer

@@ -111,6 +111,7 @@ void engine_compute_options(struct compute_options *out, const struct pd_engine_
     out->alone = o->clock == PD_CLOCK_VIRTUAL;
     out->kv_type = o->kv_type;
     out->allow_unknown_tokenizer = o->allow_unknown_tokenizer;
+    out->no_pack = o->no_pack;
     out->tree_rows = rows_bound(ENGINE_LIVE_ROWS);
     out->draft_tree_rows = nodes + 2 * BATCH_ROWS;
 }
@@ -465,6 +466,11 @@ void engine_part_free(struct engine_part *p)
     compute_free(&p->compute);
     gguf_close(p->target);
     free(p);
+}
+
+bool engine_logits_digest(const struct pd_engine *e, uint64_t *out)
+{
+    return compute_logits_digest(&e->compute, out);
 }
 
 uint32_t engine_options_digest(const struct pd_engine_options *o, int n_stages, int ctx, int wire)

@@ -105,6 +105,19 @@ enum pd_status gguf_check(const struct gguf *g, int part, struct pd_error *err)
     return PD_OK;
 }
 
+void gguf_release(const struct gguf *g, const void *data, size_t bytes)
+{
+    const uintptr_t page = (uintptr_t)sysconf(_SC_PAGESIZE), from = (uintptr_t)data;
+    for (size_t i = 0; i < g->n_parts; i++) {
+        const uintptr_t begin = (uintptr_t)g->parts[i].data, end = begin + g->parts[i].size;
+        if (!g->parts[i].mapped || from < begin || from >= end)
+            continue;
+        uintptr_t first = (from + page - 1) / page * page, last = PD_MIN(from + bytes, end) / page * page;
+        if (last > first)
+            madvise((void *)first, last - first, MADV_DONTNEED);
+    }
+}
+
 static int by_name(const void *a, const void *b)
 {
     return strcmp((*(struct gguf_tensor *const *)a)->name, (*(struct gguf_tensor *const *)b)->name);

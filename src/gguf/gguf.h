@@ -89,6 +89,9 @@ size_t gguf_tensor_count(const struct gguf *g);
 const struct gguf_tensor *gguf_tensor_at(const struct gguf *g, size_t index);
 const struct gguf_tensor *gguf_tensor(const struct gguf *g, const char *name); /* NULL if missing; O(log n) */
 
+/* Bytes of the map that will hardly be read again: the system may take their memory; they stay readable. */
+void gguf_release(const struct gguf *g, const void *data, size_t bytes);
+
 /* Digest of metadata and tensor table (names, types, shapes, sizes), not of the weights: equal on two machines
  * exactly if they hold the same model file as far as its header tells. */
 uint64_t gguf_digest(const struct gguf *g);

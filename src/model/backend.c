@@ -118,6 +118,26 @@ enum pd_status backend_compute(struct backend *b, struct ggml_cgraph *graph, str
     }
 }
 
+enum pd_status backend_product(struct backend *b, struct ggml_tensor *w, const float *x, int n, float *out,
+                               struct pd_error *err)
+{
+    enum { NODES = 4 };
+    struct ggml_init_params params = {
+        NODES * ggml_tensor_overhead() + ggml_graph_overhead_custom(NODES, false), NULL, true};
+    struct ggml_context *ctx = ggml_init(params);
+    if (!ctx)
+        return error_set(err, PD_ERR_MEMORY, "no memory for a product's graph");
+    struct ggml_tensor *in = ggml_new_tensor_2d(ctx, GGML_TYPE_F32, w->ne[0], n);
+    struct ggml_tensor *product = ggml_mul_mat(ctx, w, in);
+    in->data = (void *)(uintptr_t)x; /* nobody writes */
+    product->data = out;
+    struct ggml_cgraph *graph = ggml_new_graph_custom(ctx, NODES, false);
+    ggml_build_forward_expand(graph, product);
+    enum pd_status status = backend_compute(b, graph, err);
+    ggml_free(ctx);
+    return status;
+}
+
 ggml_backend_buffer_type_t backend_repack_type(void)
 {
     model_init_process();

@@ -26,11 +26,11 @@ static bool row_finite(const struct ggml_tensor *t, int64_t i, float *row)
     return finite_all(row, (size_t)t->ne[0]);
 }
 
-const struct ggml_tensor *finite_find(struct ggml_tensor *const *w, int n)
+const struct ggml_tensor *finite_find(const struct weight *w, int n)
 {
     const struct ggml_tensor *found = NULL;
     for (int k = 0; k < n && !found; k++) {
-        const struct ggml_tensor *t = w[k];
+        const struct ggml_tensor *t = w[k].tensor;
         if (!t || !ggml_backend_buffer_is_host(t->buffer)) /* rearranged: not to be read in rows */
             continue;
         float *row = mem_new((size_t)t->ne[0], sizeof *row);
@@ -44,7 +44,7 @@ const struct ggml_tensor *finite_find(struct ggml_tensor *const *w, int n)
 
 int32_t finite_embedding(const struct model *m, const struct row *rows, int n)
 {
-    const struct ggml_tensor *t = m->w[ARCH_TOKEN_EMBD];
+    const struct ggml_tensor *t = m->w[ARCH_TOKEN_EMBD].tensor;
     int32_t token = -1;
     float *row = mem_new((size_t)t->ne[0], sizeof *row);
     for (int i = 0; i < n && token < 0; i++)

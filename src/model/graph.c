@@ -1,7 +1,5 @@
-/* One graph for every architecture: what a layer lacks is NULL and leaves no node behind.
- *
- * Everything that adds numbers up is either within a row (norms, products with weights, attention) or between two
- * tensors of the same row, so rows do not see each other but for the mask. */
+/* Graphs of ggml's nodes: one shape of batch at a time, computed by a backend. What a layer lacks is NULL and leaves no
+ * node behind. */
 #include "model/model_impl.h"
 
 #include <stdlib.h>
@@ -66,78 +64,134 @@ static enum pd_status finish(struct graph *g, struct ggml_tensor *out, struct pd
     return PD_OK;
 }
 
-static struct ggml_tensor *norm(struct ggml_context *c, struct ggml_tensor *x, struct ggml_tensor *weight,
-                                float eps)
+/* ggml's form of the operations: each builds its nodes. */
+
+struct build {
+    struct model *m;
+    struct graph *g;
+    const struct kv *kv; /* NULL for the head */
+    struct ggml_tensor *reg[REG_COUNT];
+};
+
+static struct ggml_tensor *weight(const struct build *b, int layer, enum arch_tensor_id id)
 {
-    return ggml_mul(c, ggml_rms_norm(c, x, eps), weight);
+    return model_weight(b->m, layer, id)->tensor;
 }
 
-static struct ggml_tensor *linear(struct ggml_context *c, struct ggml_tensor *x, struct ggml_tensor *weight,
-                                  struct ggml_tensor *bias)
+static struct ggml_tensor *norm_by(const struct build *b, struct ggml_tensor *x, struct ggml_tensor *w)
 {
-    x = ggml_mul_mat(c, weight, x);
-    return bias ? ggml_add(c, x, bias) : x;
+    return ggml_mul(b->g->ctx, ggml_rms_norm(b->g->ctx, x, b->m->p.rms_eps), w);
+}
+
+static bool build_input(void *self)
+{
+    struct build *b = self;
+    struct graph *g = b->g;
+    if (b->kv && b->m->o.embed) {
+        g->tokens = input(g, "tokens", GGML_TYPE_I32, g->n_rows, 1);
+        b->reg[REG_X] = ggml_get_rows(g->ctx, b->m->w[ARCH_TOKEN_EMBD].tensor, g->tokens);
+    } else {
+        b->reg[REG_X] = g->hidden = input(g, "hidden", GGML_TYPE_F32, b->m->p.n_embd, g->n_rows);
+    }
+    return true;
+}
+
+static bool build_norm(void *self, int layer, enum reg out, enum reg in, enum arch_tensor_id id)
+{
+    struct build *b = self;
+    b->reg[out] = norm_by(b, b->reg[in], weight(b, layer, id));
+    return true;
+}
+
+static bool build_linear(void *self, int layer, enum reg in, const struct linear *to, int n)
+{
+    struct build *b = self;
+    for (int i = 0; i < n; i++) {
+        struct ggml_tensor *bias = weight(b, layer, to[i].bias);
+        struct ggml_tensor *x = ggml_mul_mat(b->g->ctx, weight(b, layer, to[i].weight), b->reg[in]);
+        b->reg[to[i].out] = bias ? ggml_add(b->g->ctx, x, bias) : x;
+    }
+    return true;
 }
 
 /* x    [n_heads * head_dim, n_rows]
- * out  [head_dim, n_heads, n_rows], each head normalised if the architecture does, and rotated by its position */
-static struct ggml_tensor *rotate_heads(const struct model *m, struct ggml_tensor *x, int n_heads,
-                                        struct ggml_tensor *head_norm)
+ * out  [head_dim, n_heads, n_rows] */
+static bool build_rotate(void *self, int layer, enum reg reg, int n_heads, enum arch_tensor_id head_norm)
 {
-    const struct arch_params *p = &m->p;
-    struct ggml_context *c = m->run.ctx;
+    struct build *b = self;
+    const struct arch_params *p = &b->m->p;
+    struct ggml_context *c = b->g->ctx;
+    struct ggml_tensor *x = b->reg[reg], *w = weight(b, layer, head_norm);
     x = ggml_reshape_3d(c, x, p->head_dim, n_heads, x->ne[1]);
-    if (head_norm)
-        x = norm(c, x, head_norm, p->rms_eps);
-    return ggml_rope_ext(c, x, m->run.pos, m->w[ARCH_ROPE_FREQS], p->n_rot,
-                         p->arch->rope_neox ? GGML_ROPE_TYPE_NEOX : GGML_ROPE_TYPE_NORMAL, p->rope_ctx_orig,
-                         p->rope_base, p->rope_freq_scale, p->rope_ext_factor, p->rope_attn_factor,
-                         p->rope_beta_fast, p->rope_beta_slow);
+    if (w)
+        x = norm_by(b, x, w);
+    b->reg[reg] = ggml_rope_ext(c, x, b->g->pos, b->m->w[ARCH_ROPE_FREQS].tensor, p->n_rot,
+                                p->arch->rope_neox ? GGML_ROPE_TYPE_NEOX : GGML_ROPE_TYPE_NORMAL,
+                                p->rope_ctx_orig, p->rope_base, p->rope_freq_scale, p->rope_ext_factor,
+                                p->rope_attn_factor, p->rope_beta_fast, p->rope_beta_slow);
+    return true;
+}
+
+/* All K/V of the batch are written before they are read, so that a row may attend to its parent in the same
+ * batch. */
+static bool build_store(void *self, int layer)
+{
+    struct build *b = self;
+    struct graph *g = b->g;
+    const int64_t width = (int64_t)b->m->p.head_dim * b->m->p.n_head_kv;
+    struct ggml_tensor *k = ggml_reshape_2d(g->ctx, b->reg[REG_K], width, g->n_rows);
+    ggml_build_forward_expand(g->nodes, b->reg[REG_Q]);
+    ggml_build_forward_expand(g->nodes, ggml_set_rows(g->ctx, b->kv->k[layer], k, g->slots));
+    ggml_build_forward_expand(g->nodes, ggml_set_rows(g->ctx, b->kv->v[layer], b->reg[REG_V], g->slots));
+    return true;
 }
 
 /* cache [head_dim * n_head_kv, n_slots] -> [head_dim, n_kv, n_head_kv], a view */
-static struct ggml_tensor *heads_of(const struct model *m, struct ggml_tensor *cache)
+static struct ggml_tensor *heads_of(const struct build *b, struct ggml_tensor *cache)
 {
-    size_t head_bytes = ggml_row_size(cache->type, m->p.head_dim);
-    return ggml_view_3d(m->run.ctx, cache, m->p.head_dim, m->run.n_kv, m->p.n_head_kv, cache->nb[1],
+    size_t head_bytes = ggml_row_size(cache->type, b->m->p.head_dim);
+    return ggml_view_3d(b->g->ctx, cache, b->m->p.head_dim, b->g->n_kv, b->m->p.n_head_kv, cache->nb[1],
                         head_bytes, 0);
 }
 
-/* x, out [n_embd, n_rows]. All K/V of the batch are written before they are read, so that a row may attend to
- * its parent in the same batch. */
-static struct ggml_tensor *attention(const struct model *m, const struct kv *kv, int l, struct ggml_tensor *x)
+static bool build_attend(void *self, int layer)
 {
-    const struct arch_params *p = &m->p;
-    struct ggml_tensor *const *w = m->layers[l].w;
-    const struct graph *g = &m->run;
-    struct ggml_context *c = g->ctx;
-    struct ggml_tensor *q = linear(c, x, w[ARCH_ATTN_Q], w[ARCH_ATTN_Q_BIAS]);
-    struct ggml_tensor *k = linear(c, x, w[ARCH_ATTN_K], w[ARCH_ATTN_K_BIAS]);
-    struct ggml_tensor *v = linear(c, x, w[ARCH_ATTN_V], w[ARCH_ATTN_V_BIAS]);
-    q = rotate_heads(m, q, p->n_head, w[ARCH_ATTN_Q_NORM]);
-    k = rotate_heads(m, k, p->n_head_kv, w[ARCH_ATTN_K_NORM]);
-    k = ggml_reshape_2d(c, k, (int64_t)p->head_dim * p->n_head_kv, g->n_rows);
-    ggml_build_forward_expand(g->nodes, q);
-    ggml_build_forward_expand(g->nodes, ggml_set_rows(c, kv->k[l], k, g->slots));
-    ggml_build_forward_expand(g->nodes, ggml_set_rows(c, kv->v[l], v, g->slots));
-
-    q = ggml_permute(c, q, 0, 2, 1, 3); /* [head_dim, n_rows, n_head] */
-    x = ggml_flash_attn_ext(c, q, heads_of(m, kv->k[l]), heads_of(m, kv->v[l]), g->mask, p->attn_scale, 0, 0);
+    struct build *b = self;
+    const struct arch_params *p = &b->m->p;
+    struct ggml_context *c = b->g->ctx;
+    struct ggml_tensor *q = ggml_permute(c, b->reg[REG_Q], 0, 2, 1, 3); /* [head_dim, n_rows, n_head] */
+    struct ggml_tensor *x = ggml_flash_attn_ext(
+        c, q, heads_of(b, b->kv->k[layer]), heads_of(b, b->kv->v[layer]), b->g->mask, p->attn_scale, 0, 0);
     ggml_prec_set_acc(x, GGML_PREC_F32);
-    x = ggml_reshape_2d(c, x, (int64_t)p->head_dim * p->n_head, g->n_rows);
-    return linear(c, x, w[ARCH_ATTN_OUT], w[ARCH_ATTN_OUT_BIAS]);
+    b->reg[REG_MIX] = ggml_reshape_2d(c, x, (int64_t)p->head_dim * p->n_head, b->g->n_rows);
+    return true;
 }
 
-/* x, out [n_embd, n_rows] */
-static struct ggml_tensor *feed_forward(const struct model *m, int l, struct ggml_tensor *x)
+static bool build_activate(void *self, enum reg gate, enum reg up)
 {
-    struct ggml_tensor *const *w = m->layers[l].w;
-    struct ggml_context *c = m->run.ctx;
-    PD_ASSERT(m->p.arch->act == ARCH_ACT_SILU);
-    struct ggml_tensor *gate = linear(c, x, w[ARCH_FFN_GATE], w[ARCH_FFN_GATE_BIAS]);
-    struct ggml_tensor *up = linear(c, x, w[ARCH_FFN_UP], w[ARCH_FFN_UP_BIAS]);
-    return linear(c, ggml_swiglu_split(c, gate, up), w[ARCH_FFN_DOWN], w[ARCH_FFN_DOWN_BIAS]);
+    struct build *b = self;
+    PD_ASSERT(b->m->p.arch->act == ARCH_ACT_SILU);
+    b->reg[gate] = ggml_swiglu_split(b->g->ctx, b->reg[gate], b->reg[up]);
+    return true;
 }
+
+static bool build_add(void *self, enum reg to, enum reg x)
+{
+    struct build *b = self;
+    b->reg[to] = ggml_add(b->g->ctx, b->reg[x], b->reg[to]);
+    return true;
+}
+
+static const struct form ggml_form = {
+    .input = build_input,
+    .norm = build_norm,
+    .linear = build_linear,
+    .rotate = build_rotate,
+    .store = build_store,
+    .attend = build_attend,
+    .activate = build_activate,
+    .add = build_add,
+};
 
 static struct ggml_tensor *build_layers(struct model *m, const struct kv *kv, int n_rows, int n_kv)
 {
@@ -149,20 +203,10 @@ static struct ggml_tensor *build_layers(struct model *m, const struct kv *kv, in
     g->pos = input(g, "pos", GGML_TYPE_I32, n_rows, 1);
     g->slots = input(g, "slots", GGML_TYPE_I64, n_rows, 1);
     g->mask = input(g, "mask", GGML_TYPE_F16, n_kv, n_rows);
-    struct ggml_tensor *x;
-    if (m->o.embed) {
-        g->tokens = input(g, "tokens", GGML_TYPE_I32, n_rows, 1);
-        x = ggml_get_rows(g->ctx, m->w[ARCH_TOKEN_EMBD], g->tokens);
-    } else {
-        x = g->hidden = input(g, "hidden", GGML_TYPE_F32, m->p.n_embd, n_rows);
-    }
-    for (int l = 0; l < m->o.layer_count; l++) {
-        struct ggml_tensor *const *w = m->layers[l].w;
-        x = ggml_add(g->ctx, attention(m, kv, l, norm(g->ctx, x, w[ARCH_ATTN_NORM], m->p.rms_eps)), x);
-        x = ggml_add(g->ctx, feed_forward(m, l, norm(g->ctx, x, w[ARCH_FFN_NORM], m->p.rms_eps)), x);
-    }
-    PD_ASSERT(x->ne[0] == m->p.n_embd && x->ne[1] == n_rows);
-    return x;
+    struct build b = {.m = m, .g = g, .kv = kv};
+    layers_run(&m->p, m->o.layer_count, &ggml_form, &b);
+    PD_ASSERT(b.reg[REG_X]->ne[0] == m->p.n_embd && b.reg[REG_X]->ne[1] == n_rows);
+    return b.reg[REG_X];
 }
 
 /* Plan the compute buffer for the largest batch over the longest context, so that it is never moved later. */
@@ -199,7 +243,8 @@ enum pd_status graph_head(struct model *m, int n_rows, struct pd_error *err)
         return PD_OK;
     begin(g, GRAPH_HEAD_NODES);
     g->n_rows = n_rows;
-    g->hidden = input(g, "hidden", GGML_TYPE_F32, m->p.n_embd, n_rows);
-    struct ggml_tensor *x = norm(g->ctx, g->hidden, m->w[ARCH_OUTPUT_NORM], m->p.rms_eps);
-    return finish(g, linear(g->ctx, x, m->w[ARCH_OUTPUT], m->w[ARCH_OUTPUT_BIAS]), err);
+    struct build b = {.m = m, .g = g};
+    build_input(&b);
+    layers_head(&ggml_form, &b);
+    return finish(g, b.reg[REG_LOGITS], err);
 }

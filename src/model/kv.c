@@ -58,7 +58,9 @@ static void table_remove(struct kv *kv, int slot)
 
 static void move_row(struct kv *kv, int to, int from)
 {
-    for (int l = 0; l < kv->n_layer; l++) {
+    for (int l = 0; l < kv->n_layer && kv->own; l++)
+        kv_layer_move(&kv->own[l], to, from);
+    for (int l = 0; l < kv->n_layer && !kv->own; l++) {
         char *k = kv->k[l]->data, *v = kv->v[l]->data;
         memcpy(k + (size_t)to * kv->k_bytes, k + (size_t)from * kv->k_bytes, kv->k_bytes);
         memcpy(v + (size_t)to * kv->k_bytes, v + (size_t)from * kv->k_bytes, kv->k_bytes);
@@ -237,6 +239,31 @@ void kv_mask(const struct kv *kv, const int64_t *slots, int n, int n_kv, enum mo
     }
 }
 
+size_t kv_tail_max(const struct kv *kv, int64_t slot, enum model_kind kind)
+{
+    size_t depth = 0;
+    for (int s = (int)slot; kind == MODEL_TREE && s != SLOT_NONE; s = kv->slots[s].parent)
+        depth++;
+    return depth;
+}
+
+int kv_visible(const struct kv *kv, int64_t slot, enum model_kind kind, int32_t *tail, int *n_tail)
+{
+    *n_tail = 0;
+    if (kind == MODEL_PREFILL)
+        return (int)slot + 1;
+    /* From the row up to its oldest ancestor, so from the last position to the first. */
+    const int depth = (int)kv_tail_max(kv, slot, kind);
+    int at = depth, prefix = kv->n_committed, in_place = 0;
+    for (int s = (int)slot; s != SLOT_NONE; s = kv->slots[s].parent)
+        tail[--at] = s;
+    while (in_place < depth && tail[in_place] == prefix + in_place)
+        in_place++;
+    *n_tail = depth - in_place;
+    memmove(tail, tail + in_place, (size_t)*n_tail * sizeof *tail);
+    return prefix + in_place;
+}
+
 /* The chosen row and what grows from it stay; all else is dead by the choice, and is forgotten here in case that
  * the caller has not dropped it yet. It has to go: a row whose parent is not in the tree counts as a child of the
  * newest committed row, which a rejected sibling no longer is. Slots are in topological order, so one pass does. */
@@ -329,12 +356,44 @@ static enum ggml_type row_type(enum pd_kv_type type)
     return type == PD_KV_F32 ? GGML_TYPE_F32 : type == PD_KV_Q8_0 ? GGML_TYPE_Q8_0 : GGML_TYPE_F16;
 }
 
+/* Bytes of K, and of V, of a layer. */
+static void layer_bytes(const struct kv *kv, size_t *k, size_t *v)
+{
+    *k = *v = (size_t)kv->n_slots * kv->k_bytes;
+    if (kv->own) {
+        *k = kv_layer_k_bytes(&kv->own[0]);
+        *v = kv_layer_v_bytes(&kv->own[0]);
+    }
+    *k = (*k + MODEL_ALIGN - 1) / MODEL_ALIGN * MODEL_ALIGN;
+    *v = (*v + MODEL_ALIGN - 1) / MODEL_ALIGN * MODEL_ALIGN;
+}
+
+static enum pd_status make_headers(struct kv *kv, size_t k_bytes, size_t v_bytes, struct pd_error *err)
+{
+    kv->buffer = ggml_backend_cpu_buffer_from_ptr(kv->mem, kv->mem_bytes);
+    struct ggml_init_params params = {(2 * (size_t)kv->n_layer + 1) * ggml_tensor_overhead(), NULL, true};
+    kv->headers = ggml_init(params);
+    if (!kv->buffer || !kv->headers)
+        return error_set(err, PD_ERR_MEMORY, "no memory for the KV cache's headers");
+    const struct model *m = kv->model;
+    int64_t width = (int64_t)m->p.head_dim * m->p.n_head_kv;
+    char *at = kv->mem;
+    for (int i = 0; i < 2 * kv->n_layer; i++) {
+        struct ggml_tensor *t = ggml_new_tensor_2d(kv->headers, row_type(m->o.kv_type), width, kv->n_slots);
+        ggml_format_name(t, "kv_%c.%d", "kv"[i % 2], m -> o.layer_first + i / 2);
+        ggml_backend_tensor_alloc(kv->buffer, t, at);
+        at += i % 2 ? v_bytes : k_bytes;
+        (i % 2 ? kv->v : kv->k)[i / 2] = t;
+    }
+    return PD_OK;
+}
+
 /* Untouched pages cost nothing, so a long context is paid for as it fills. */
 static enum pd_status map_memory(struct kv *kv, struct pd_error *err)
 {
-    size_t layer_bytes = (size_t)kv->n_slots * kv->k_bytes;
-    layer_bytes = (layer_bytes + MODEL_ALIGN - 1) / MODEL_ALIGN * MODEL_ALIGN;
-    if (__builtin_mul_overflow(layer_bytes, 2 * (size_t)kv->n_layer, &kv->mem_bytes))
+    size_t k_bytes, v_bytes;
+    layer_bytes(kv, &k_bytes, &v_bytes);
+    if (__builtin_mul_overflow(k_bytes + v_bytes, (size_t)kv->n_layer, &kv->mem_bytes))
         kv->mem_bytes = SIZE_MAX;
     kv->mem = mmap(NULL, kv->mem_bytes, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
     if (kv->mem == MAP_FAILED) {
@@ -343,20 +402,25 @@ static enum pd_status map_memory(struct kv *kv, struct pd_error *err)
                          "no memory for a KV cache of %.1f MiB (%d rows, %d layers): use a shorter context",
                          (double)kv->mem_bytes / 1048576, kv->n_slots, kv->n_layer);
     }
-    kv->buffer = ggml_backend_cpu_buffer_from_ptr(kv->mem, kv->mem_bytes);
-    struct ggml_init_params params = {(2 * (size_t)kv->n_layer + 1) * ggml_tensor_overhead(), NULL, true};
-    kv->headers = ggml_init(params);
-    if (!kv->buffer || !kv->headers)
-        return error_set(err, PD_ERR_MEMORY, "no memory for the KV cache's headers");
-    const struct model *m = kv->model;
-    int64_t width = (int64_t)m->p.head_dim * m->p.n_head_kv;
-    for (int i = 0; i < 2 * kv->n_layer; i++) {
-        struct ggml_tensor *t = ggml_new_tensor_2d(kv->headers, row_type(m->o.kv_type), width, kv->n_slots);
-        ggml_format_name(t, "kv_%c.%d", "kv"[i % 2], m -> o.layer_first + i / 2);
-        ggml_backend_tensor_alloc(kv->buffer, t, (char *)kv->mem + (size_t)i * layer_bytes);
-        (i % 2 ? kv->v : kv->k)[i / 2] = t;
+    if (!kv->own)
+        return make_headers(kv, k_bytes, v_bytes, err);
+    for (int l = 0; l < kv->n_layer; l++) {
+        kv->own[l].k = (char *)kv->mem + (size_t)l * (k_bytes + v_bytes);
+        kv->own[l].v = (char *)kv->own[l].k + k_bytes;
     }
     return PD_OK;
+}
+
+static void make_own_layers(struct kv *kv)
+{
+    static const enum kv_form form[] = {
+        [PD_KV_F16] = KV_FORM_F16, [PD_KV_F32] = KV_FORM_F32, [PD_KV_Q8_0] = KV_FORM_Q8_0};
+    kv->own = mem_new((size_t)kv->n_layer, sizeof *kv->own);
+    for (int l = 0; l < kv->n_layer; l++)
+        kv->own[l] = (struct kv_layer){.form = form[kv->model->o.kv_type],
+                                       .head_dim = kv->model->p.head_dim,
+                                       .n_head_kv = kv->model->p.n_head_kv,
+                                       .n_slots = kv->n_slots};
 }
 
 enum pd_status kv_new(struct kv **out, const struct model *m, struct pd_error *err)
@@ -372,6 +436,8 @@ enum pd_status kv_new(struct kv **out, const struct model *m, struct pd_error *e
     kv->k_bytes = ggml_row_size(row_type(m->o.kv_type), (int64_t)m->p.head_dim * m->p.n_head_kv);
     kv->k = mem_new((size_t)kv->n_layer, sizeof(struct ggml_tensor *));
     kv->v = mem_new((size_t)kv->n_layer, sizeof(struct ggml_tensor *));
+    if (m->own.kernel)
+        make_own_layers(kv);
     uint32_t table = 64;
     while (table < 4 * (uint32_t)kv->tree_rows)
         table *= 2;
@@ -405,5 +471,6 @@ void kv_free(struct kv *kv)
     free(kv->slots);
     free(kv->k);
     free(kv->v);
+    free(kv->own);
     free(kv);
 }

@@ -19,16 +19,16 @@ struct placed { /* a tensor that this stage needs */
     bool matmul; /* only ever multiplied with */
 };
 
-static struct placed *collect(struct model *m, const struct gguf *g, struct ggml_tensor **slot,
+static struct placed *collect(struct model *m, const struct gguf *g, struct weight *slot,
                               enum arch_tensor_id id, int layer, struct placed *next)
 {
     const struct gguf_tensor *t = arch_weight(&m->p, g, id, layer, &m->arena);
     if (!t)
         return next;
-    *slot = ggml_new_tensor(m->weights, (enum ggml_type)t->type, t->n_dims, t->ne);
-    ggml_set_name(*slot, t->name);
-    PD_ASSERT(ggml_nbytes(*slot) == t->bytes);
-    *next = (struct placed){*slot, t, t->n_dims == 2 && id != ARCH_TOKEN_EMBD};
+    slot->tensor = ggml_new_tensor(m->weights, (enum ggml_type)t->type, t->n_dims, t->ne);
+    ggml_set_name(slot->tensor, t->name);
+    PD_ASSERT(ggml_nbytes(slot->tensor) == t->bytes);
+    *next = (struct placed){slot->tensor, t, t->n_dims == 2 && id != ARCH_TOKEN_EMBD};
     return next + 1;
 }
 
@@ -65,7 +65,8 @@ static void read_ahead(const void *data, size_t bytes)
  * gain nothing (docs/speed.md). It costs a copy, and other bits. */
 static bool worth_repacking(const struct model *m, const struct placed *w)
 {
-    return m->o.fast && w->matmul && (w->file->type == GGML_TYPE_Q4_0 || w->file->type == GGML_TYPE_IQ4_NL);
+    return !m->own.kernel && m->o.fast && w->matmul &&
+           (w->file->type == GGML_TYPE_Q4_0 || w->file->type == GGML_TYPE_IQ4_NL);
 }
 
 static enum pd_status keep_buffer(struct model *m, ggml_backend_buffer_t buffer, const struct placed *w,
@@ -171,18 +172,31 @@ static enum pd_status check_options(struct model_options *o, const struct model_
     return PD_OK;
 }
 
+enum pd_status model_kernels(const struct kernel **out, struct pd_error *err)
+{
+    const char *name = getenv("PD_KERNELS");
+    enum pd_status status = kernel_choose(name, out, err);
+    if (!status && *out && (!name || !*name) && kernel_variant_of(*out) == KERNEL_PLAIN)
+        *out = NULL;
+    return status;
+}
+
 static enum pd_status load(struct model *m, const struct gguf *g, struct pd_error *err)
 {
     enum pd_status status = model_describe(&m->info, g, &m->arena, err);
     if (status || (status = arch_read(&m->p, g, err)) || (status = check_options(&m->o, &m->info, err)))
         return status;
-    if ((status = backend_new(&m->exact, m->o.threads, !m->o.fast, err)))
+    if (!m->o.no_pack && (status = model_kernels(&m->own.kernel, err)))
         return status;
-    if (!m->o.fast && m->o.chunk_rows >= QUICK_ROWS &&
+    if ((status = backend_new(&m->exact, m->o.threads, m->own.kernel || !m->o.fast, err)))
+        return status;
+    if (!m->own.kernel && !m->o.fast && m->o.chunk_rows >= QUICK_ROWS &&
         (status = backend_new(&m->quick, m->o.threads, false, err)))
         return status;
     if ((status = load_weights(m, g, err)))
         return status;
+    if (m->own.kernel)
+        return exact_new(m, err);
     if ((status = graph_new(&m->run, graph_run_nodes(m), err)))
         return status;
     return graph_new(&m->head, GRAPH_HEAD_NODES, err);
@@ -207,6 +221,7 @@ void model_free(struct model *m)
 {
     if (!m)
         return;
+    exact_free(m);
     graph_free(&m->run);
     graph_free(&m->head);
     for (int i = 0; i < m->buffers_count; i++)
@@ -225,6 +240,12 @@ void model_free(struct model *m)
     free(m);
 }
 
+const struct weight *model_weight(const struct model *m, int layer, enum arch_tensor_id id)
+{
+    const struct weight *w = &m->layers[layer].w[id];
+    return w->tensor ? w : &m->w[id];
+}
+
 const struct model_info *model_info(const struct model *m)
 {
     return &m->info;
@@ -232,6 +253,8 @@ const struct model_info *model_info(const struct model *m)
 
 void model_set_stop(struct model *m, model_stop_fn fn, void *user)
 {
+    m->stop = fn;
+    m->stop_user = user;
     backend_set_stop(&m->exact, fn, user);
     backend_set_stop(&m->quick, fn, user);
 }
@@ -274,30 +297,23 @@ static enum pd_status check_files(const struct model *m, struct pd_error *err)
     return status;
 }
 
-/* A batch whose rows have their slots. */
-struct batch {
-    struct kv *kv;
-    const struct row *rows;
-    const int64_t *slots;
-    int n;
-    float *hidden;
-    enum model_kind kind;
-};
-
-/* From hidden to m->run.out. */
+/* From hidden to m->out. */
 static enum pd_status compute(struct model *m, const struct batch *b, struct pd_error *err)
 {
+    if (m->own.kernel)
+        return exact_run(m, b, err);
     enum pd_status status = graph_run(m, b->kv, b->n, kv_span(b->kv), err);
     if (status)
         return status;
     fill_inputs(m, b->kv, b->rows, b->slots, b->n, b->hidden, b->kind);
     bool quick = m->quick.ggml && b->kind == MODEL_PREFILL && b->n == m->o.chunk_rows;
+    m->out = m->run.out->data;
     return backend_compute(quick ? &m->quick : &m->exact, m->run.nodes, err);
 }
 
-static bool out_finite(const struct graph *g)
+static bool out_finite(const struct model *m, int n)
 {
-    return finite_all(g->out->data, (size_t)ggml_nelements(g->out));
+    return finite_all(m->out, (size_t)m->p.n_embd * (size_t)n);
 }
 
 /* How many layers it takes until the batch's states are not finite: computed again with one, two, ... of them. 0: they
@@ -309,7 +325,7 @@ static int layers_until_bad(struct model *m, const struct batch *b)
     for (; bad > 0 && bad < all; bad++) {
         m->o.layer_count = bad;
         m->run.built = false;
-        if (compute(m, b, NULL) || !out_finite(&m->run))
+        if (compute(m, b, NULL) || !out_finite(m, b->n))
             break;
     }
     m->o.layer_count = all;
@@ -342,9 +358,9 @@ static enum pd_status run_placed(struct model *m, const struct batch *b, struct 
     enum pd_status status = compute(m, b, err);
     if (status || (status = check_files(m, err)))
         return status;
-    if (!out_finite(&m->run))
+    if (!out_finite(m, b->n))
         return not_finite(m, b, err);
-    memcpy(b->hidden, m->run.out->data, ggml_nbytes(m->run.out));
+    memcpy(b->hidden, m->out, (size_t)m->p.n_embd * (size_t)b->n * sizeof *m->out);
     return PD_OK;
 }
 
@@ -368,19 +384,28 @@ enum pd_status model_run(struct model *m, struct kv *kv, const struct row *rows,
     return status;
 }
 
-enum pd_status model_head(struct model *m, const float *hidden, int n, float *logits, struct pd_error *err)
+static enum pd_status ggml_head(struct model *m, const float *hidden, int n, float *logits,
+                                struct pd_error *err)
 {
-    PD_ASSERT(m->o.head && n >= 1 && n <= m->o.batch_rows);
     enum pd_status status = graph_head(m, n, err);
     if (status)
         return status;
     memcpy(m->head.hidden->data, hidden, ggml_nbytes(m->head.hidden));
     status = backend_compute(&m->exact, m->head.nodes, err);
+    if (!status)
+        memcpy(logits, m->head.out->data, ggml_nbytes(m->head.out));
+    return status;
+}
+
+enum pd_status model_head(struct model *m, const float *hidden, int n, float *logits, struct pd_error *err)
+{
+    PD_ASSERT(m->o.head && n >= 1 && n <= m->o.batch_rows);
+    enum pd_status status =
+        m->own.kernel ? exact_head(m, hidden, n, logits, err) : ggml_head(m, hidden, n, logits, err);
     if (status || (status = check_files(m, err)))
         return status;
-    if (!out_finite(&m->head))
+    if (!finite_all(logits, (size_t)m->p.n_vocab * (size_t)n))
         return error_set(err, PD_ERR_FORMAT, "%s: the output layer computes numbers that are not finite",
                          m->info.name);
-    memcpy(logits, m->head.out->data, ggml_nbytes(m->head.out));
     return PD_OK;
 }

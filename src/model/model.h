@@ -24,6 +24,7 @@
 #include "base/base.h"
 #include "base/row.h"
 #include "gguf/gguf.h"
+#include "kernel/kernel.h"
 
 /* What an architecture and its file say of the whole model. */
 struct model_info {
@@ -54,12 +55,20 @@ struct model_options {
     int batch_rows;               /* rows of the largest batch; 0: 64 */
     int chunk_rows; /* a prefill batch of just so many takes the quicker kernels; 0: batch_rows */
     enum pd_kv_type kv_type;
-    /* Quicker kernels, whose bits depend on the batch: for drafts. Copies weights where that pays. */
+    void (*on_pack)(void *user, double share); /* while weights are packed: 0 to 1 of them; may be NULL */
+    void *on_pack_user;
+    bool no_pack; /* weights stay in the mapped file alone, and ggml computes: less memory, slower */
+    /* With ggml's kernels: quicker ones, whose bits depend on the batch: for drafts. Copies weights where that pays. */
     bool fast;
 };
 
 struct model;
 struct kv;
+
+/* The kernels that models are loaded for: what PD_KERNELS names, or the quickest this processor runs. *out NULL:
+ * ggml's. Where there is nothing quicker than plain C, which is the definition and not meant for use, ggml computes
+ * unless plain is asked for. Errors: kernel_choose's. */
+enum pd_status model_kernels(const struct kernel **out, struct pd_error *err);
 
 /* Load ggml's CPU backend, once, with bounded spinning at its barriers and its messages in the log sink. Done by
  * model_load too; call it early in main, before threads start, since it sets an environment variable. */
@@ -75,10 +84,10 @@ typedef bool (*model_stop_fn)(void *user);
 void model_set_stop(struct model *m, model_stop_fn fn, void *user);
 
 enum model_kind {
-    MODEL_PREFILL, /* rows go to the committed level at rows[i].pos, which must continue it. A full chunk (n ==
-                      batch_rows >= 32) takes quicker kernels, whose bits differ from the exact ones but depend on
-                      the chunk alone: keep chunk boundaries a function of the prompt, batch_rows the same in all
-                      stages, and compute generated tokens again in smaller batches */
+    MODEL_PREFILL, /* rows go to the committed level at rows[i].pos, which must continue it; chunks of any size.
+                      With ggml's kernels (PD_KERNELS=ggml, no_pack) a full chunk (n == chunk_rows >= 32) takes
+                      quicker ones, whose bits differ from the exact ones but depend on the chunk alone: keep chunk
+                      boundaries a function of the prompt, and compute generated tokens again in smaller batches */
     MODEL_TREE     /* rows go to the tree level under rows[i].node; parents before children */
 };
 

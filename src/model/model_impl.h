@@ -2,14 +2,20 @@
  *
  * backend.c  ggml's CPU backend: loading, threads, reference kernels, stopping
  * model.c    weights in place, model_run and model_head
- * graph.c    the layer-range graph and the head's graph
+ * layers.c   what a layer computes, written once in the operations of form.h
+ * graph.c    these as nodes of ggml's graphs
+ * exact.c    these on our own kernels
+ * pack.c     weights in the layout of our kernels
  * finite.c   numbers that are none: noticed, and traced to their layer
  * kv.c       slots, ancestors, masks, memory
  */
 #ifndef PD_MODEL_IMPL_H
 #define PD_MODEL_IMPL_H
 
+#include "kernel/ops.h"
+#include "kernel/team.h"
 #include "model/arch.h"
+#include "model/form.h"
 #include "model/model.h"
 
 #include <ggml-alloc.h>
@@ -53,8 +59,30 @@ struct graph {
     struct ggml_tensor *out;    /* [n_embd or n_vocab, n_rows] f32 */
 };
 
+struct weight {
+    struct ggml_tensor *tensor;  /* in the map; NULL: the model has none */
+    struct kernel_matrix packed; /* packed.packed NULL: ggml multiplies with it */
+};
+
 struct layer {
-    struct ggml_tensor *w[ARCH_TENSOR_COUNT]; /* NULL: the model has none */
+    struct weight w[ARCH_TENSOR_COUNT];
+};
+
+/* What the exact form keeps between batches. */
+struct exact {
+    const struct kernel *kernel; /* NULL: this model is computed by ggml's graphs */
+    const struct ops *ops;
+    void *packed; /* one mapping for all packed weights */
+    size_t packed_bytes;
+    struct rope rope;
+    float *reg[REG_COUNT]; /* [width, batch_rows]; the logits are the caller's */
+    void *acts[KERNEL_ACTS];
+    float *cosine, *sine;       /* [n_rot / 2, batch_rows] */
+    struct attention_row *rows; /* [batch_rows] */
+    int32_t *tail;              /* slots of the rows' tails, one after the other */
+    size_t tail_room;
+    void *scratch; /* of attention, for each thread */
+    size_t scratch_room;
 };
 
 struct model {
@@ -65,18 +93,43 @@ struct model {
     struct model_info info;
     struct arena arena; /* holds info's arrays and strings */
     struct model_options o;
-    struct layer *layers;                     /* [o.layer_count] */
-    struct ggml_tensor *w[ARCH_TENSOR_COUNT]; /* those outside of layers */
-    struct ggml_context *weights;             /* headers of all of them */
-    ggml_backend_buffer_t *buffers;           /* over the map, or copies */
+    struct layer *layers;               /* [o.layer_count] */
+    struct weight w[ARCH_TENSOR_COUNT]; /* those outside of layers */
+    struct ggml_context *weights;       /* headers of all of them */
+    ggml_backend_buffer_t *buffers;     /* over the map, or copies */
     int buffers_count;
     void **copies;
     int copies_count;
     struct backend exact, quick; /* quick.ggml is NULL if it is never used */
-    struct graph run, head;
+    struct graph run, head;      /* not built where our own kernels compute */
+    struct exact own;
+    const float *out; /* of the last batch: [n_embd or n_vocab, rows] */
     model_stop_fn stop;
     void *stop_user;
 };
+
+/* A weight of the stage's layer `layer` (0: its first), or one outside of layers. */
+const struct weight *model_weight(const struct model *m, int layer, enum arch_tensor_id id);
+
+/* A batch whose rows have their slots. */
+struct batch {
+    struct kv *kv;
+    const struct row *rows;
+    const int64_t *slots;
+    int n;
+    float *hidden;
+    enum model_kind kind;
+};
+
+/* The exact form. exact_new: after the weights are placed; packs them. Results are in m->out. */
+enum pd_status exact_new(struct model *m, struct pd_error *err);
+void exact_free(struct model *m);
+enum pd_status exact_run(struct model *m, const struct batch *b, struct pd_error *err);
+enum pd_status exact_head(struct model *m, const float *hidden, int n, float *logits, struct pd_error *err);
+enum pd_status pack_weights(struct model *m, struct pd_error *err);
+/* out [ne[1], n] = w * x [ne[0], n] by ggml's reference kernels. */
+enum pd_status backend_product(struct backend *b, struct ggml_tensor *w, const float *x, int n, float *out,
+                               struct pd_error *err);
 
 /* Set up for graphs of at most max_nodes nodes. */
 enum pd_status graph_new(struct graph *g, size_t max_nodes, struct pd_error *err);
@@ -89,7 +142,7 @@ enum { GRAPH_HEAD_NODES = 16 };
 
 bool finite_all(const float *x, size_t n);
 /* The first of these tensors (NULLs are skipped) that holds a number that is not finite; NULL if none does. */
-const struct ggml_tensor *finite_find(struct ggml_tensor *const *w, int n);
+const struct ggml_tensor *finite_find(const struct weight *w, int n);
 /* Are these rows of the embedding finite? Else the token of the first that is not; -1: they are. */
 int32_t finite_embedding(const struct model *m, const struct row *rows, int n);
 
@@ -110,7 +163,8 @@ struct kv {
     size_t mem_bytes;
     struct ggml_context *headers;
     ggml_backend_buffer_t buffer;
-    struct ggml_tensor **k, **v; /* [n_layer] of [head_dim * n_head_kv, n_slots] */
+    struct ggml_tensor **k, **v; /* [n_layer] of [head_dim * n_head_kv, n_slots]; NULL where ours are used: */
+    struct kv_layer *own;        /* [n_layer] in the layout of our kernels */
 
     int n_committed;
     int n_tree;            /* live tree rows */
@@ -127,6 +181,10 @@ int kv_span(const struct kv *kv);
 enum pd_status kv_place(struct kv *kv, const struct row *rows, int n, enum model_kind kind, int64_t *slots,
                         struct pd_error *err);
 void kv_unplace(struct kv *kv, const int64_t *slots, int n, enum model_kind kind);
+/* What row i of a placed batch sees: returns the length of the unbroken run from slot 0 on, and writes the further
+ * slots, in order, to tail (room for kv_tail_max). */
+int kv_visible(const struct kv *kv, int64_t slot, enum model_kind kind, int32_t *tail, int *n_tail);
+size_t kv_tail_max(const struct kv *kv, int64_t slot, enum model_kind kind);
 /* The prefill's rows now are committed. */
 void kv_extend(struct kv *kv, int n);
 /* mask [n_kv, n] f16: row i sees the committed rows (up to itself in a prefill) and its ancestors. */

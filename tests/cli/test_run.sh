@@ -20,6 +20,21 @@ printf '%s' "$prompt" >"$tmp/prompt.txt"
 [ "$(run -p "$prompt" -n 24 --stages 3 --clock virtual)" = "$text" ] || fail "the virtual clock gives another text"
 [ "$(run -p "$prompt" -n 24 --stages 2 -d "$model" --width 3)" = "$text" ] || fail "a draft gives another text"
 
+# The bits of the logits: the same for any cut, draft, and variant of the kernels.
+digest() {
+    run -p "$prompt" -n 6 --digest "$@" | tail -n 1
+}
+bits=$(digest)
+grep -Eq '^logits [0-9a-f]{16}$' <<<"$bits" || fail "--digest: '$bits'"
+[ "$(digest --stages 3)" = "$bits" ] || fail "3 stages give other bits"
+[ "$(digest --stages 2 -d "$model" --width 3)" = "$bits" ] || fail "a draft gives other bits"
+if "$PIPEDEC" info "$model" | grep -q '^kernels  *avx'; then
+    [ "$(PD_KERNELS=avx2 digest -t 2)" = "$bits" ] || fail "AVX2 gives other bits"
+    [ "$(PD_KERNELS=plain digest)" = "$bits" ] || fail "plain C gives other bits"
+fi
+[ "$(PD_KERNELS=ggml digest)" = "$(digest --no-pack)" ] || fail "--no-pack is not ggml"
+PD_KERNELS=mmx refuse 2 "PD_KERNELS=mmx" run -m "$model" -p x
+
 # Sampling: the seed decides, not the number of stages.
 one=$(run -p "$prompt" -n 16 --temp 0.9 --seed 3)
 [ "$(run -p "$prompt" -n 16 --temp 0.9 --seed 3 --stages 4)" = "$one" ] || fail "sampled text depends on stages"

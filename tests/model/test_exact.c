@@ -14,6 +14,8 @@
 #include "gguf_build.h"
 #include "models.h"
 
+#include "kernel/kernel.h"
+
 #include "model/chain.h"
 
 enum { BATCH_MAX = 33, PATH_MAX_ROWS = 1024 };
@@ -356,8 +358,9 @@ static void test_target(void **state)
     gguf_close(g);
 }
 
-/* Full prefill chunks take quicker kernels; their bits may depend on nothing but the prompt. Two full chunks and a
- * short one, for each of {stages, threads}; returns whether the exact kernels gave other bits. */
+/* With ggml's kernels full prefill chunks take quicker ones, whose bits may depend on nothing but the prompt; ours give
+ * the same for chunks of any size. Two full chunks and a short one, for each of {stages, threads}; returns whether
+ * other chunks gave other bits. */
 static bool compare_prefill(const struct gguf *g, const int (*cases)[2], int n_cases, enum pd_kv_type kv,
                             const char *what)
 {
@@ -390,9 +393,8 @@ static bool compare_prefill(const struct gguf *g, const int (*cases)[2], int n_c
     return differs;
 }
 
-static void test_prefill(void **state)
+static void check_prefill(bool ours)
 {
-    (void)state;
     static const int tiny_cases[][2] = {{1, 1}, {1, 2}, {2, 3}}, small_cases[][2] = {{1, 1}, {7, 2}};
     int differing = 0;
     for (size_t i = 0; i < PD_COUNT(weight_types); i++) {
@@ -404,14 +406,120 @@ static void test_prefill(void **state)
             compare_prefill(g, tiny_cases, PD_COUNT(tiny_cases), kv, ggml_type_name(weight_types[i]));
         gguf_close(g);
     }
-    print_message("quicker kernels differ from the exact ones for %d of %zu\n", differing,
-                  PD_COUNT(weight_types));
+    print_message("other chunks gave other bits for %d of %zu\n", differing, PD_COUNT(weight_types));
+    assert_true(!ours || differing == 0);
     const char *path = test_model(MODEL_SMALL);
     if (!path)
         skip();
     struct gguf *g;
     MUST(gguf_open(&g, path, &err));
-    compare_prefill(g, small_cases, PD_COUNT(small_cases), PD_KV_F16, MODEL_SMALL);
+    bool differs = compare_prefill(g, small_cases, PD_COUNT(small_cases), PD_KV_F16, MODEL_SMALL);
+    assert_true(!ours || !differs);
+    gguf_close(g);
+}
+
+static void test_prefill(void **state)
+{
+    (void)state;
+    check_prefill(true);
+}
+
+/* ---- the two forms, and the variants of ours ---- */
+
+static int with_kernels(const char *name)
+{
+    return name ? setenv("PD_KERNELS", name, 1) : unsetenv("PD_KERNELS");
+}
+
+static int forced_ggml(void **state)
+{
+    (void)state;
+    return with_kernels("ggml");
+}
+
+static int unforced(void **state)
+{
+    (void)state;
+    return with_kernels(NULL);
+}
+
+static void test_prefill_ggml(void **state)
+{
+    (void)state;
+    check_prefill(false);
+}
+
+/* A prompt in odd chunks, then a row each; the logits of the last 4, with the kernels that PD_KERNELS names. */
+static void logits_of(const struct gguf *g, const char *kernels, int stages, int threads, float *logits)
+{
+    enum { N = 23 };
+    int32_t tokens[N];
+    struct chain c;
+    assert_int_equal(with_kernels(kernels), 0);
+    chain_open(&c, g, stages, (struct model_options){.threads = threads, .ctx = 64});
+    for (int i = 0; i < N; i++)
+        tokens[i] = (int32_t)(rng_u64(11, (uint64_t)i, 0, 0) % (uint64_t)c.info.n_vocab);
+    chain_feed(&c, tokens, 0, N - 4, 5 + 3 * threads, NULL);
+    chain_feed(&c, tokens + N - 4, N - 4, 4, threads, logits);
+    chain_close(&c);
+}
+
+static double distance(const float *a, const float *b, size_t n)
+{
+    double off = 0, size = 0;
+    for (size_t i = 0; i < n; i++) {
+        off += pow(a[i] - b[i], 2);
+        size += pow(b[i], 2);
+    }
+    return sqrt(off / size);
+}
+
+/* All variants that run here give the same bits, and ggml nearly the same numbers. */
+static void check_variants(const struct gguf *g, const char *what, double near)
+{
+    struct model_info info;
+    struct arena arena = {0};
+    MUST(model_describe(&info, g, &arena, &err));
+    arena_free(&arena);
+    const size_t n = 4 * (size_t)info.n_vocab;
+    float *wanted = mem_new(n, sizeof *wanted), *logits = mem_new(n, sizeof *logits);
+    logits_of(g, "plain", 1, 1, wanted);
+    for (int v = 0; v <= KERNEL_VARIANTS; v++) { /* the last: what is taken unforced */
+        const bool forced = v < KERNEL_VARIANTS;
+        if (forced && !kernel_get((enum kernel_variant)v))
+            continue;
+        const char *name = forced ? kernel_name((enum kernel_variant)v) : NULL;
+        logits_of(g, name, 1 + v % 2, 1 + v % 3, logits);
+        for (int i = 0; i < 4; i++)
+            same_bits(logits + (size_t)i * n / 4, wanted + (size_t)i * n / 4, n / 4, name ? name : what, i);
+    }
+    logits_of(g, "ggml", 1, 2, logits);
+    print_message("%s: off ggml's by %.4f of the logits' size\n", what, distance(wanted, logits, n));
+    assert_true(distance(wanted, logits, n) < near);
+    free(wanted);
+    free(logits);
+}
+
+static void test_variants(void **state)
+{
+    (void)state;
+    static const char *const archs[] = {"llama", "qwen2", "qwen3"};
+    for (size_t i = 0; i < PD_COUNT(weight_types); i++) {
+        struct test_model_options o = {.type = weight_types[i], .n_layer = 2, .n_embd = 256, .n_ff = 256};
+        o.head_dim = 64;
+        o.bias = i % 2;
+        o.tied = i % 3 == 0;
+        o.rope_freqs = i % 3 == 0;
+        struct gguf *g = tiny(archs[i % 3], &o);
+        check_variants(g, ggml_type_name(weight_types[i]), 0.05);
+        gguf_close(g);
+    }
+    const char *path = test_model(MODEL_SMALL);
+    struct gguf *g;
+    if (!path)
+        skip();
+    MUST(gguf_open(&g, path, &err));
+    check_variants(g, MODEL_SMALL, 0.1);
     gguf_close(g);
 }
 
@@ -536,9 +644,18 @@ int main(void)
 {
     model_init_process();
     const struct CMUnitTest tests[] = {
-        cmocka_unit_test(test_stop),       cmocka_unit_test(test_refusals),    cmocka_unit_test(test_fast),
-        cmocka_unit_test(test_trees_tiny), cmocka_unit_test(test_trees_small), cmocka_unit_test(test_cuts),
-        cmocka_unit_test(test_prefill),    cmocka_unit_test(test_target),
+        cmocka_unit_test(test_stop),
+        cmocka_unit_test(test_refusals),
+        cmocka_unit_test(test_fast),
+        cmocka_unit_test(test_trees_tiny),
+        cmocka_unit_test(test_trees_small),
+        cmocka_unit_test(test_cuts),
+        cmocka_unit_test(test_prefill),
+        cmocka_unit_test(test_target),
+        cmocka_unit_test_setup_teardown(test_variants, unforced, unforced),
+        cmocka_unit_test_setup_teardown(test_prefill_ggml, forced_ggml, unforced),
+        cmocka_unit_test_setup_teardown(test_trees_small, forced_ggml, unforced),
+        cmocka_unit_test_setup_teardown(test_stop, forced_ggml, unforced),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
 }

@@ -1,0 +1,55 @@
+/* form: the dozen operations that models are written in (layers.c). There are two forms of them: ggml's builds the
+ * nodes of a graph (graph.c), for any device and any type of weights; the exact one computes at once on our kernels and
+ * threads (exact.c), with bits that are the same on every machine.
+ *
+ * Operands are registers: one matrix [width, rows of the batch] of floats each. Weights go by their id and their layer
+ * within the stage (0: the stage's first; ignored for those outside of layers); a tensor that the model lacks counts
+ * for nothing: no bias, no norm of heads.
+ *
+ * An operation that returns false ends the batch; the form knows why. */
+#ifndef PD_MODEL_FORM_H
+#define PD_MODEL_FORM_H
+
+#include "model/arch.h"
+
+enum reg {
+    REG_X,    /* [n_embd] the hidden state */
+    REG_NORM, /* [n_embd] */
+    REG_Q,    /* [n_head * head_dim] */
+    REG_K,    /* [n_head_kv * head_dim] */
+    REG_V,
+    REG_MIX,  /* [n_head * head_dim] what attention gives */
+    REG_OUT,  /* [n_embd] of attention or feed-forward */
+    REG_GATE, /* [n_ff] */
+    REG_UP,
+    REG_LOGITS, /* [n_vocab] */
+    REG_COUNT
+};
+
+struct linear {
+    enum reg out;
+    enum arch_tensor_id weight, bias;
+};
+
+struct form {
+    /* REG_X of the batch's tokens, or what came in. */
+    bool (*input)(void *self);
+    bool (*norm)(void *self, int layer, enum reg out, enum reg in, enum arch_tensor_id weight);
+    /* n products of one input. */
+    bool (*linear)(void *self, int layer, enum reg in, const struct linear *to, int n);
+    /* Each of n_heads heads normalised, if head_norm exists, and turned by its row's position. */
+    bool (*rotate)(void *self, int layer, enum reg x, int n_heads, enum arch_tensor_id head_norm);
+    /* REG_K and REG_V into the rows' slots. */
+    bool (*store)(void *self, int layer);
+    /* REG_MIX from REG_Q over what each row sees, its batch's slots included. */
+    bool (*attend)(void *self, int layer);
+    /* gate = activation(gate) * up */
+    bool (*activate)(void *self, enum reg gate, enum reg up);
+    bool (*add)(void *self, enum reg to, enum reg x);
+};
+
+/* All layers of a stage, REG_X at the end; norm and head, from REG_X to REG_LOGITS. */
+bool layers_run(const struct arch_params *p, int layers, const struct form *f, void *self);
+bool layers_head(const struct form *f, void *self);
+
+#endif
