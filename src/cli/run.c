@@ -204,7 +204,10 @@ static enum pd_status conclude(struct run_args *a, const struct pd_reply *reply,
         cli_write(a->engine, "\n", 1);
     if (!status && a->digest)
         status = print_digest(a, err);
-    if (reply->text && !c->quiet && (c->stats || reply->reason == PD_REASON_CANCELLED || cli_on_terminal()))
+    /* Where the reader has gone nobody asked for them. */
+    struct pd_error gone;
+    const bool cancelled = reply->reason == PD_REASON_CANCELLED && !cli_write_failed(&gone);
+    if (reply->text && !c->quiet && (c->stats || cancelled || cli_on_terminal()))
         cli_print_stats(&reply->stats, reply->reason);
     return status;
 }

@@ -204,8 +204,9 @@ static void narrow_rounds(void **state)
         enum pd_mode mode;
         int width, rows, drafted;
     } all[] = {
-        {PD_MODE_ROUNDS, 1, 1, 0}, {PD_MODE_ROUNDS, 2, 2, 1}, {PD_MODE_ROUNDS, 4, 4, 3}, {PD_MODE_STPP, 1, 1, 0},
-        {PD_MODE_STPP, 3, 3, 2},   {PD_MODE_CHAIN, 1, 1, 0},  {PD_MODE_CHAIN, 3, 3, 2},
+        {PD_MODE_ROUNDS, 1, 1, 0}, {PD_MODE_ROUNDS, 2, 2, 1}, {PD_MODE_ROUNDS, 4, 4, 3},
+        {PD_MODE_STPP, 1, 1, 0},   {PD_MODE_STPP, 3, 3, 2},   {PD_MODE_CHAIN, 1, 1, 0},
+        {PD_MODE_CHAIN, 3, 3, 2},
     };
     for (size_t i = 0; i < PD_COUNT(all); i++) {
         struct world *w = world_new((struct policy_options){.mode = all[i].mode, .width = all[i].width});
