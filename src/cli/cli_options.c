@@ -172,7 +172,7 @@ static bool parse_model(struct cli_common *c, int key, char *arg, struct argp_st
         return true;
     case KEY_NO_PACK:
         o->no_pack = true;
-        return 0;
+        return true;
     case KEY_ANY_TOKENIZER:
         o->allow_unknown_tokenizer = true;
         return true;
