@@ -52,7 +52,7 @@ t.expect(b"first line", "echo")
 t.type(b"\x03")
 t.expect(b"Ctrl-C again", "Ctrl-C in a line")
 t.expect(b"> ", "the prompt after Ctrl-C")
-t.type(b"the second: count to a thousand, each number on a line.\r")
+t.type(b"Write a long story about a king, a castle and a second war.\r")
 t.expect(b"\n", "the line's end")
 for _ in range(100):  # the reply has begun
     t.read()
