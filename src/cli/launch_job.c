@@ -610,8 +610,10 @@ static void judge(struct job *j)
     const int mpirun = WIFEXITED(j->state) ? WEXITSTATUS(j->state) : 128 + WTERMSIG(j->state);
     if (o->code) /* our own output failed */
         return;
-    if (j->told_code >= 0 || (r->ended && !r->killed)) {
-        o->code = j->told_code >= 0 ? j->told_code : r->code;
+    const int own = j->told_code >= 0 ? j->told_code : r->ended && !r->killed ? r->code : -1;
+    /* "Cancelled" by us, who have found a fault, is not what the user wanted. */
+    if (own >= 0 && !(own == PD_ERR_CANCELLED && o->text[0] && !launch_signals)) {
+        o->code = own;
     } else {
         o->code = PD_ERR_PEER;
         if (r->ended && !o->text[0] && !launch_signals)

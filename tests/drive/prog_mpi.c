@@ -2,7 +2,7 @@
 /* The mpi driver with an oracle behind it, started by test_mpi.sh: rank 0 compares what it gets with what the oracle
  * alone gives. Options make a rank misbehave:
  *
- *   --mode M  --requests N  --tokens N  --step MS (emulated, with 0.5 ms links)
+ *   --mode M  --width N (0: automatic)  --requests N  --tokens N  --step MS (emulated, with 0.5 ms links)
  *   --rank R --at B --action A   in its B-th batch rank R does: kill, stop, rubbish, fail;
  *                              at its B-th token rank 0 does: stop; at once: decline
  *   --rank R --differ model|options
@@ -22,10 +22,10 @@
 
 struct args {
     const char *mode, *action, *differ;
-    int requests, tokens, rank, at, simulate;
+    int requests, tokens, rank, at, simulate, width;
     double step_ms, wait_s;
 };
-static struct args args = {.mode = "best", .requests = 1, .tokens = 60, .rank = -1};
+static struct args args = {.mode = "best", .requests = 1, .tokens = 60, .rank = -1, .width = 16};
 static struct mpi *world;
 static int batches;
 
@@ -51,6 +51,8 @@ static void parse(int argc, char **argv)
             args.step_ms = atof(value);
         else if (!strcmp(name, "--simulate"))
             args.simulate = atoi(value);
+        else if (!strcmp(name, "--width"))
+            args.width = atoi(value);
         else if (!strcmp(name, "--wait"))
             args.wait_s = atof(value);
     }
@@ -201,6 +203,7 @@ int main(int argc, char **argv)
     pd_mode_parse(args.mode, &mode);
     struct oracle_options oo = run_oracle(8);
     struct driver_options o = run_options(n, mode);
+    o.drafter.policy.width = args.width;
     struct profile p = emulated(n);
     struct mpi_digest digest = {.model = 0x1234567812345678, .options = 77};
     oo.end_token = -1;

@@ -25,7 +25,8 @@ done
 echo "-- where ranks outnumber the processors that they share, speculation rests until it is seen to pay"
 ranks=$(($(nproc) + 2))
 if [ "$ranks" -le 40 ]; then
-    job "$ranks" "$program" --mode best --tokens 20 >"$work/out" 2>"$work/err" || fail "crowded"
+    job "$ranks" "$program" --mode best --width 0 --tokens 20 >"$work/out" 2>"$work/err" ||
+        fail "crowded"
     grep -q '^request 0:.*, rested' "$work/out" || fail "crowded: the draft did not rest"
 fi
 
