@@ -120,7 +120,8 @@ struct pd_engine_options {
     /* A file whose tokenizer cuts text in a way that is not known here is refused. If set it is cut the default way, with
      * a warning, and tokens may differ from those of the training. */
     bool allow_unknown_tokenizer;
-    bool no_pack; /* keep weights in the mapped file alone and compute by ggml: less memory, slower, and other bits */
+    bool
+        no_pack; /* keep weights in the mapped file alone and compute by ggml: less memory, slower, and other bits */
 };
 void pd_engine_options_init(struct pd_engine_options *o);
 
