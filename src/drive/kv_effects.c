@@ -1,28 +1,29 @@
 #include "drive/drive.h"
 
-static struct kv_job job_of(const struct effect *e)
+/* What a stage's K/V and the draft's have in common. */
+struct kv_calls {
+    void *self;
+    void (*kv)(void *self, const struct kv_job *job);
+    void (*keep)(void *self, int lane, int keep);
+    void (*copy)(void *self, int lane, int from, int keep);
+};
+
+static void carry_out(struct kv_calls to, const struct effect *e)
 {
-    return (struct kv_job){e->lane, e->commit, e->drop, e->n_commit, e->n_drop};
+    if (e->type == EFF_KV)
+        to.kv(to.self, &(struct kv_job){e->lane, e->commit, e->drop, e->n_commit, e->n_drop});
+    else if (e->type == EFF_KEEP)
+        to.keep(to.self, e->lane, e->keep);
+    else
+        to.copy(to.self, e->lane, e->from, e->keep);
 }
 
 void kv_effect_stage(const struct stage_ops *ops, const struct effect *e)
 {
-    struct kv_job job = job_of(e);
-    if (e->type == EFF_KV)
-        ops->kv(ops->self, &job);
-    else if (e->type == EFF_KEEP)
-        ops->keep(ops->self, e->lane, e->keep);
-    else
-        ops->copy(ops->self, e->lane, e->from, e->keep);
+    carry_out((struct kv_calls){ops->self, ops->kv, ops->keep, ops->copy}, e);
 }
 
 void kv_effect_draft(const struct draft_ops *ops, const struct effect *e)
 {
-    struct kv_job job = job_of(e);
-    if (e->type == EFF_KV)
-        ops->kv(ops->self, &job);
-    else if (e->type == EFF_KEEP)
-        ops->keep(ops->self, e->lane, e->keep);
-    else
-        ops->copy(ops->self, e->lane, e->from, e->keep);
+    carry_out((struct kv_calls){ops->self, ops->kv, ops->keep, ops->copy}, e);
 }
