@@ -114,16 +114,8 @@ static int run_here(struct launch *l)
     for (size_t i = 0; i < PD_COUNT(long_ones); i++)
         if (strcmp(l->command[0], long_ones[i]) == 0)
             fprintf(stderr, "pipedec: '%s' runs in one process, on this machine\n", l->command[0]);
-    size_t n = 0;
-    while (l->command[n])
-        n++;
-    char name[] = "pipedec", **argv = mem_new(n + 2, sizeof *argv);
-    argv[0] = name;
-    memcpy(argv + 1, l->command, n * sizeof *argv);
-    execv(l->self, argv);
-    int code = cli_fail_with(PD_ERR_FILE, "%s: %s", l->self, strerror(errno));
-    free(argv);
-    return code;
+    launch_become(l);
+    return cli_fail_with(PD_ERR_FILE, "%s: %s", l->self, strerror(errno));
 }
 
 /* The exit code. After Ctrl-C nothing is started again; chat takes it for the reply only. */

@@ -93,6 +93,8 @@ void hosts_free(struct hosts *h);
 /* Runs the command up to where it would load models. True: go on; l->reads, l->talks and l->restarts are set. False:
  * it has ended, with *code. */
 bool launch_check(struct launch *l, int *code, struct pd_error *err);
+/* Run the command in this process's place. Returns only if that fails, with errno. */
+void launch_become(const struct launch *l);
 
 /* ---- one start (launch_job.c) ---- */
 

@@ -44,6 +44,20 @@ void cli_check_passed(const struct cli_common *c)
 
 /* ---- in launch ---- */
 
+void launch_become(const struct launch *l)
+{
+    size_t n = 0;
+    while (l->command[n])
+        n++;
+    char name[] = "pipedec", **argv = mem_new(n + 2, sizeof *argv);
+    argv[0] = name;
+    memcpy(argv + 1, l->command, n * sizeof *argv);
+    execv(l->self, argv);
+    const int why = errno;
+    free(argv);
+    errno = why;
+}
+
 static _Noreturn void become_check(const struct launch *l, int in, int words)
 {
     char text[32];
@@ -55,13 +69,7 @@ static _Noreturn void become_check(const struct launch *l, int in, int words)
     signal(SIGINT, SIG_DFL);
     signal(SIGTERM, SIG_DFL);
     signal(SIGHUP, SIG_DFL);
-    size_t n = 0;
-    while (l->command[n])
-        n++;
-    char name[] = "pipedec", **argv = mem_new(n + 2, sizeof *argv);
-    argv[0] = name;
-    memcpy(argv + 1, l->command, n * sizeof *argv);
-    execv(l->self, argv);
+    launch_become(l);
     fprintf(stderr, "pipedec: %s: %s\n", l->self, strerror(errno));
     _exit(PD_ERR_FILE);
 }
