@@ -8,7 +8,6 @@
 #include <stdlib.h>
 #include <string.h>
 #include <unistd.h>
-#include <utf8proc.h>
 #include <yyjson.h>
 
 /* ---- errors and files ---- */
@@ -52,16 +51,11 @@ enum pd_status cli_check_nul(const char *what, const char *text, size_t size, st
 
 size_t cli_not_utf8(const char *text, size_t size)
 {
-    utf8proc_int32_t rune;
     size_t at = 0;
-    while (at < size) {
-        utf8proc_ssize_t n =
-            utf8proc_iterate((const utf8proc_uint8_t *)text + at, (utf8proc_ssize_t)(size - at), &rune);
-        if (n <= 0)
-            return at;
-        at += (size_t)n;
-    }
-    return size;
+    for (int n; at < size; at += (size_t)n)
+        if ((n = utf8_next((const unsigned char *)text + at, size - at)) <= 0)
+            break;
+    return at;
 }
 
 enum pd_status cli_read_file(const char *path, size_t max, char **out, size_t *size, struct pd_error *err)
