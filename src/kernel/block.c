@@ -226,7 +226,7 @@ static void dequantise_floats(int type, int cols, const uint8_t *row, float *out
         memcpy(out, row, (size_t)cols * sizeof *out);
     else if (type == KERNEL_F16)
         for (int i = 0; i < cols; i++)
-            out[i] = float_of_half(load_u16(row + 2 * i));
+            out[i] = half_to_float(load_u16(row + 2 * i));
     else
         for (int i = 0; i < cols; i++)
             out[i] = float_of_bf16(load_u16(row + 2 * i));
@@ -244,7 +244,7 @@ void kernel_dequantise(int type, int cols, const void *row, float *out)
     struct block b;
     for (int i = 0; i < cols; i += s->block, from += s->file_bytes) {
         block_read(s, from, &b);
-        float d = type == KERNEL_MXFP4 ? float_of_bf16(b.d) : float_of_half(b.d), m = float_of_half(b.m);
+        float d = type == KERNEL_MXFP4 ? float_of_bf16(b.d) : half_to_float(b.d), m = half_to_float(b.m);
         int sub = s->sub ? s->sub : 32;
         bool minus = s->sub && s->floats == 2;
         for (int j = 0; j < s->block; j += sub) {

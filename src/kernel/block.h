@@ -2,6 +2,7 @@
 #ifndef PD_KERNEL_BLOCK_H
 #define PD_KERNEL_BLOCK_H
 
+#include "base/half.h"
 #include "kernel/kernel.h"
 
 #include <string.h>
@@ -136,14 +137,6 @@ SHAPE_INLINE uint32_t bits_of_float(float f)
     uint32_t u;
     memcpy(&u, &f, sizeof u);
     return u;
-}
-/* IEEE 754 binary16; a signalling NaN becomes quiet, as the instructions do it. */
-SHAPE_INLINE float float_of_half(uint16_t h)
-{
-    uint32_t sign = (uint32_t)(h & 0x8000) << 16, e = h >> 10 & 31, m = h & 1023;
-    if (e == 0)
-        return (sign ? -0x1p-24f : 0x1p-24f) * (float)m;
-    return float_of_bits(sign | (e == 31 ? 255 : e + 112) << 23 | m << 13 | (e == 31 && m ? 0x400000 : 0));
 }
 SHAPE_INLINE float float_of_bf16(uint16_t h)
 {

@@ -7,7 +7,7 @@
 #ifndef PD_KERNEL_LANES16_H
 #define PD_KERNEL_LANES16_H
 
-#include "kernel/half.h"
+#include "base/half.h"
 
 #include <math.h>
 #include <stdint.h>

@@ -123,8 +123,8 @@ static void unpack(const struct shape *s, const uint8_t *q, const uint8_t *float
         }
     for (int r = 0; r < 16; r++) {
         uint16_t d = load_u16(floats + r * 2);
-        to->d[r] = s->type == KERNEL_MXFP4 ? float_of_bf16(d) : float_of_half(d);
-        to->m[r] = s->floats == 2 ? float_of_half(load_u16(floats + 32 + r * 2)) : 0;
+        to->d[r] = s->type == KERNEL_MXFP4 ? float_of_bf16(d) : half_to_float(d);
+        to->m[r] = s->floats == 2 ? half_to_float(load_u16(floats + 32 + r * 2)) : 0;
     }
 }
 
@@ -192,7 +192,7 @@ static float number(const struct shape *s, const uint8_t *tile, size_t i)
 {
     if (s->type == KERNEL_F32)
         return float_of_bits(load_u32(tile + 4 * i));
-    return s->type == KERNEL_F16 ? float_of_half(load_u16(tile + 2 * i))
+    return s->type == KERNEL_F16 ? half_to_float(load_u16(tile + 2 * i))
                                  : float_of_bf16(load_u16(tile + 2 * i));
 }
 

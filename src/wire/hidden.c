@@ -1,4 +1,5 @@
 /* Hidden states on the wire: f32, f16, or 8-bit integers in blocks of 32 with a common f32 scale. */
+#include "base/half.h"
 #include "wire/wire_impl.h"
 
 #include <math.h>
@@ -21,33 +22,16 @@ bool wire_hidden_parse(const char *name, enum wire_hidden *out)
     return false;
 }
 
+/* Of a NaN no more than its being one travels. */
 uint16_t wire_half(float x)
 {
-    uint32_t bits;
-    memcpy(&bits, &x, 4);
-    uint32_t sign = bits >> 16 & 0x8000, magnitude = bits & 0x7fffffff;
-    if (magnitude > 0x7f800000) /* NaN */
-        return (uint16_t)(sign | 0x7e00);
-    if (magnitude >= 0x47800000) /* 65536 and beyond */
-        return (uint16_t)(sign | 0x7c00);
-    if (magnitude < 0x38800000) { /* below 2^-14: a subnormal, in units of 2^-24 */
-        float value;
-        memcpy(&value, &magnitude, 4);
-        return (uint16_t)(sign | (uint32_t)lrintf(value * 0x1p24f));
-    }
-    uint32_t odd = magnitude >> 13 & 1;
-    return (uint16_t)(sign | ((magnitude - 0x38000000 + 0xfff + odd) >> 13)); /* may carry into infinity */
+    return isnan(x) ? (uint16_t)(signbit(x) ? 0xfe00 : 0x7e00) : half_of_float(x);
 }
 
 float wire_unhalf(uint16_t h)
 {
-    uint32_t exponent = h >> 10 & 31, fraction = h & 0x3ff;
-    float sign = h & 0x8000 ? -1.0f : 1.0f;
-    if (exponent == 31)
-        return fraction ? NAN : sign * INFINITY;
-    if (exponent == 0)
-        return sign * (float)fraction * 0x1p-24f;
-    return sign * ldexpf((float)(fraction + 1024), (int)exponent - 25);
+    float x = half_to_float(h);
+    return isnan(x) ? NAN : x;
 }
 
 size_t hidden_bytes(int n_embd, enum wire_hidden h)

@@ -9,7 +9,7 @@
 #include <math.h>
 #include <string.h>
 
-#include "kernel/half.h"
+#include "base/half.h"
 #include "kernel/ops.h"
 
 static double uniform(uint64_t a, uint64_t b)

@@ -1,7 +1,7 @@
 /* half: 16-bit floats to 32 bits and back in integer arithmetic, rounded to nearest, ties to even, as F16C and AArch64
  * do it. NaN stays NaN, with the upper bits of its payload. */
-#ifndef PD_KERNEL_HALF_H
-#define PD_KERNEL_HALF_H
+#ifndef PD_BASE_HALF_H
+#define PD_BASE_HALF_H
 
 #include <stdint.h>
 #include <string.h>
