@@ -227,6 +227,8 @@ static int run(struct run_args *a)
     if (!status)
         status = cli_engine_new(&a->engine, &a->common, &err);
     if (!status) {
+        if (a->digest)
+            engine_digest_logits(a->engine); /* print_digest says it if there is none */
         cli_catch_interrupt(a->engine);
         a->known = cli_journal_open(&a->n_known);
         status = generate(a, prompt, size, &reply, &err);

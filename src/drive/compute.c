@@ -25,7 +25,8 @@ struct part { /* a model and its kv; a stage or the draft */
     int n_vocab;        /* of this model */
     int n_vocab_ranked; /* tokens that the target knows too */
     float spread;
-    uint64_t digest; /* over the bits of all logits that were sampled from; the last stage */
+    bool digesting;  /* the last stage: hash the bits of all logits that are sampled from */
+    uint64_t digest; /* so far */
 };
 
 struct compute_self {
@@ -144,7 +145,8 @@ static enum pd_status head_run(void *self, const struct head_job *job, struct pd
         enum pd_status status = model_head(p->model, r->hidden, 1, p->logits, err);
         if (status)
             return status;
-        p->digest = digest_floats(p->digest, p->logits, p->n_vocab);
+        if (p->digesting)
+            p->digest = digest_floats(p->digest, p->logits, p->n_vocab);
         job->tokens[i] = sample_token(r->sample, p->logits, r->history, r->pos + 1, r->pos + 1, p->scratch);
     }
     return PD_OK;
@@ -274,14 +276,31 @@ const struct compute_info *compute_info(const struct compute *c)
     return c->free == compute_self_free ? &((struct compute_self *)c->self)->info : NULL;
 }
 
-bool compute_logits_digest(const struct compute *c, uint64_t *out)
+/* The stage that has the head; NULL: it was not built here. */
+static struct part *head_part(const struct compute *c)
 {
     if (c->free != compute_self_free)
+        return NULL;
+    struct compute_self *s = c->self;
+    struct part *last = &s->stage[c->n_stages - 1];
+    return last->logits ? last : NULL;
+}
+
+bool compute_digest_logits(struct compute *c)
+{
+    struct part *last = head_part(c);
+    if (last)
+        last->digesting = true;
+    return last != NULL;
+}
+
+bool compute_logits_digest(const struct compute *c, uint64_t *out)
+{
+    const struct part *last = head_part(c);
+    if (!last || !last->digesting)
         return false;
-    const struct compute_self *s = c->self;
-    const struct part *last = &s->stage[c->n_stages - 1];
     *out = last->digest;
-    return last->logits != NULL;
+    return true;
 }
 
 /* A part on its way: whole parts before it, and a share of its own. */

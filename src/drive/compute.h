@@ -54,8 +54,10 @@ struct compute_info {
 };
 const struct compute_info *compute_info(const struct compute *c); /* NULL: not of models */
 
-/* A hash over the bits of all logits that were sampled from so far, in their order; equal on two machines only if
- * their computing is. false: the last stage was not built here. Not while a request runs. */
+/* From now on hash the bits of all logits that are sampled from, in their order; the hash is equal on two machines only
+ * if their computing is. false: the last stage was not built here, or (for the hash) it was never asked for. Not while
+ * a request runs. */
+bool compute_digest_logits(struct compute *c);
 bool compute_logits_digest(const struct compute *c, uint64_t *out);
 
 /* Threads for each of `stages` stages that hold `bytes` of weights together: the processors shared out, or

@@ -468,6 +468,11 @@ void engine_part_free(struct engine_part *p)
     free(p);
 }
 
+bool engine_digest_logits(struct pd_engine *e)
+{
+    return compute_digest_logits(&e->compute);
+}
+
 bool engine_logits_digest(const struct pd_engine *e, uint64_t *out)
 {
     return compute_logits_digest(&e->compute, out);

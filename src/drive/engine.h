@@ -46,7 +46,8 @@ struct engine_part {
 enum pd_status engine_part_new(struct engine_part **out, const struct pd_engine_options *o, int n_stages,
                                int role, struct pd_error *err);
 void engine_part_free(struct engine_part *p);
-/* compute_logits_digest of an engine. */
+/* compute_digest_logits and compute_logits_digest of an engine. */
+bool engine_digest_logits(struct pd_engine *e);
 bool engine_logits_digest(const struct pd_engine *e, uint64_t *out);
 /* Of all that changes the result or the messages: ranks compare it. */
 uint32_t engine_options_digest(const struct pd_engine_options *o, int n_stages, int ctx, int wire);
