@@ -104,10 +104,6 @@ struct compute { /* all of a pipeline's computing; a rank fills only its own par
     void (*free)(struct compute *c);
 };
 
-/* EFF_KV, EFF_KEEP and EFF_COPY carried out. */
-void kv_effect_stage(const struct stage_ops *ops, const struct effect *e);
-void kv_effect_draft(const struct draft_ops *ops, const struct effect *e);
-
 /* ---- device profiles (profile.c, docs/profiles.md) ---- */
 
 enum { PROFILE_POINTS = 16 };

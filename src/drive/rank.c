@@ -193,18 +193,10 @@ static void post(struct rank *r, int from, int to, const struct msg *m)
 
 static void start_work(struct rank *r, const struct effect *e)
 {
-    struct work *w = &r->work;
-    PD_ASSERT(!w->busy && e->n >= 1 && e->n <= BATCH_ROWS);
-    w->busy = true;
-    w->stop = false;
-    w->head = e->type == EFF_HEAD;
-    w->prefill = e->prefill;
-    w->n = e->n;
-    w->n_prompt = e->n_prompt;
-    w->heads = e->heads;
-    w->asks = e->asks;
-    w->n_behind = e->n_behind;
-    memcpy(w->rows, e->rows, (size_t)e->n * sizeof *w->rows);
+    PD_ASSERT(!r->busy);
+    r->busy = true;
+    r->stop = false;
+    work_take(&r->work, e);
 }
 
 static void emit_token(struct rank *r, const struct effect *e)
@@ -271,7 +263,7 @@ static void carry_out(struct rank *r, int role)
             start_work(r, e);
             break;
         case EFF_STOP:
-            r->work.stop = r->work.busy && !r->work.head;
+            r->stop = r->busy && !r->work.head;
             break;
         case EFF_KV:
         case EFF_KEEP:
@@ -437,7 +429,7 @@ static void check_clean(struct rank *r)
     r->ended = false;
     const struct stage_ops *ops = &r->o.compute->stage[r->o.rank - 1];
     PD_ASSERT(hidden_live(&r->pool) == 0);
-    PD_ASSERT(stage_idle(r->stage) && !r->work.busy);
+    PD_ASSERT(stage_idle(r->stage) && !r->busy);
     PD_ASSERT(!ops->tree_rows || ops->tree_rows(ops->self) == 0);
     if (r->o.link->active)
         r->o.link->active(r->o.link, false);
@@ -551,11 +543,11 @@ void rank_wait(struct rank *r, int64_t until_ns)
 static void ask(struct rank *r)
 {
     struct event ready = {.type = EV_READY, .now_ns = rank_now(r)};
-    if (r->asked || r->work.busy)
+    if (r->asked || r->busy)
         return;
     if (r->last)
         rank_step(r, role_verifier(r->n), &ready);
-    if (!r->work.busy)
+    if (!r->busy)
         rank_step(r, r->o.rank, &ready);
     r->asked = true;
 }
@@ -565,7 +557,7 @@ static void turn(struct rank *r)
     rank_service(r);
     if (!r->status && !r->quit)
         ask(r);
-    if (r->work.busy && !r->status)
+    if (r->busy && !r->status)
         rank_compute(r);
     else if (!r->status && !r->quit && !r->finished && r->asked && !r->local)
         rank_wait(r, link_clock() + IDLE_WAIT_NS);

@@ -3,6 +3,7 @@
 #define PD_DRIVE_RANK_IMPL_H
 
 #include "drive/rank.h"
+#include "drive/work.h"
 
 /* Hidden states by handle, 1, 2, ...; 0 is none. */
 struct hidden_pool {
@@ -17,16 +18,6 @@ void hidden_give(struct hidden_pool *p, uint32_t handle);
 int hidden_live(const struct hidden_pool *p);
 void hidden_deinit(struct hidden_pool *p);
 
-struct work { /* what the device has in hand */
-    bool busy, head;
-    bool prefill; /* of the draft */
-    bool stop;    /* asked to stop */
-    struct row rows[BATCH_ROWS];
-    int n, n_prompt, n_behind;
-    const struct head_ask *heads; /* the machine's */
-    const struct draft_ask *asks;
-};
-
 struct rank {
     struct rank_options o;
     int n; /* stages */
@@ -36,8 +27,9 @@ struct rank {
     struct drafter *drafter;
     double *cost_ns;
     struct hidden_pool pool;
-    float *gather; /* [n_embd, BATCH_ROWS] */
-    struct work work;
+    float *gather;                      /* [n_embd, BATCH_ROWS] */
+    struct work work;                   /* what the device has in hand, while busy */
+    bool busy, stop;                    /* stop: asked to */
     bool asked;                         /* EV_READY has been answered and nothing has happened since */
     struct parcel *local, **local_tail; /* to a role of this rank */
     struct parcel *held;                /* emulated links: by due_ns */

@@ -1,6 +1,6 @@
 /* sim: the whole pipeline on a virtual clock. Every batch is really computed (when it ends, so that a stopped one
  * costs nothing), its duration comes from the profile. Events are ordered by (time, sequence): deterministic. */
-#include "drive/drive.h"
+#include "drive/work.h"
 
 #include <stdlib.h>
 #include <string.h>
@@ -23,14 +23,10 @@ struct sim_event {
 
 /* The device of a stage (shared by the verifier on the last), or the draft's (index n_stages). */
 struct device {
-    bool busy, head, stopped;
-    uint32_t work;
+    bool busy, stopped;
+    uint32_t version; /* of the work; the end of an older one is void */
     int64_t begin_ns;
-    struct row rows[BATCH_ROWS];
-    int n, n_prompt, n_behind;
-    bool prefill;                 /* of the draft */
-    const struct head_ask *heads; /* the machine's */
-    const struct draft_ask *asks;
+    struct work work;
 };
 
 struct sim {
@@ -228,10 +224,10 @@ static int64_t duration(struct sim *s, int role, const struct device *d)
 {
     const struct profile *p = &s->profile;
     if (role == ROLE_DRAFTER)
-        return (int64_t)disturbed(s, (double)curve_ns(&p->draft, d->n), 5);
-    if (d->head)
-        return (int64_t)disturbed(s, profile_head_ns(p, d->n), 6);
-    return (int64_t)disturbed(s, profile_batch_ns(p, role - 1, d->n, d->n_prompt), 7);
+        return (int64_t)disturbed(s, (double)curve_ns(&p->draft, d->work.n), 5);
+    if (d->work.head)
+        return (int64_t)disturbed(s, profile_head_ns(p, d->work.n), 6);
+    return (int64_t)disturbed(s, profile_batch_ns(p, role - 1, d->work.n, d->work.n_prompt), 7);
 }
 
 static void device_start(struct sim *s, int role, const struct effect *e)
@@ -240,80 +236,36 @@ static void device_start(struct sim *s, int role, const struct effect *e)
     PD_ASSERT(!d->busy);
     d->busy = true;
     d->stopped = false;
-    d->head = e->type == EFF_HEAD;
-    d->prefill = e->prefill;
-    d->n = e->n;
-    d->n_prompt = e->n_prompt;
-    d->n_behind = e->n_behind;
-    d->heads = e->heads;
-    d->asks = e->asks;
-    memcpy(d->rows, e->rows, (size_t)e->n * sizeof *d->rows);
+    work_take(&d->work, e);
     d->begin_ns = s->now_ns;
-    d->work++;
-    schedule(s, (struct sim_event){.what = WHAT_DEVICE, .role = role, .work = d->work},
+    d->version++;
+    schedule(s, (struct sim_event){.what = WHAT_DEVICE, .role = role, .work = d->version},
              s->now_ns + duration(s, role, d));
 }
 
 static void device_stop(struct sim *s, int role)
 {
     struct device *d = device_of(s, role);
-    if (!d->busy || d->stopped || d->head)
+    if (!d->busy || d->stopped || d->work.head)
         return;
     d->stopped = true;
-    d->work++; /* voids the end that was scheduled */
-    schedule(s, (struct sim_event){.what = WHAT_DEVICE, .role = role, .work = d->work},
+    d->version++; /* voids the end that was scheduled */
+    schedule(s, (struct sim_event){.what = WHAT_DEVICE, .role = role, .work = d->version},
              s->now_ns + (int64_t)(1e6 * s->profile.stop_ms));
 }
 
-static enum pd_status run_stage(struct sim *s, int index, struct device *d)
+static enum pd_status compute(struct sim *s, int role, const struct work *w, struct draft_result *draft)
 {
-    const struct stage_ops *ops = &s->c->stage[index];
-    size_t width = (size_t)ops->n_embd;
-    for (int i = 0; i < d->n && width; i++)
-        memcpy(&s->gather[(size_t)i * width], s->hidden[d->rows[i].hidden], width * sizeof(float));
-    struct stage_job job = {
-        .rows = d->rows, .n = d->n, .n_prompt = d->n_prompt, .hidden = width ? s->gather : NULL};
-    enum pd_status status = ops->run(ops->self, &job, s->err);
-    for (int i = 0; i < d->n && width; i++)
-        memcpy(s->hidden[d->rows[i].hidden], &s->gather[(size_t)i * width], width * sizeof(float));
-    return status;
-}
-
-static enum pd_status run_heads(struct sim *s, struct device *d)
-{
-    struct head_row rows[LANES_MAX];
-    for (int i = 0; i < d->n; i++)
-        rows[i] = (struct head_row){.hidden = d->rows[i].hidden ? s->hidden[d->rows[i].hidden] : NULL,
-                                    .lane = d->rows[i].lane,
-                                    .pos = d->rows[i].pos,
-                                    .history = d->heads[i].history,
-                                    .sample = d->heads[i].sample};
-    return s->c->head.run(s->c->head.self, &(struct head_job){rows, d->n, s->head_tokens}, s->err);
-}
-
-static enum pd_status run_draft(struct sim *s, struct device *d, struct draft_result *r)
-{
-    const struct draft_ops *ops = &s->c->draft;
-    *r = (struct draft_result){d->n - d->n_behind, POLICY_RANKS, s->count, s->tokens, s->logp};
-    struct draft_job job = {.rows = d->rows,
-                            .n = d->n,
-                            .n_behind = d->n_behind,
-                            .prefill = d->prefill,
-                            .k = POLICY_RANKS,
-                            .asks = d->asks,
-                            .count = s->count,
-                            .tokens = s->tokens,
-                            .logp = s->logp};
-    return ops->run(ops->self, &job, s->err);
-}
-
-static enum observe_type seen_as(int role, const struct device *d)
-{
-    if (d->stopped)
-        return OBS_STOPPED;
+    const struct work_room room = {.state = &s->hidden,
+                                   .gather = s->gather,
+                                   .head_tokens = s->head_tokens,
+                                   .count = s->count,
+                                   .tokens = s->tokens,
+                                   .logp = s->logp};
     if (role == ROLE_DRAFTER)
-        return OBS_DRAFT;
-    return d->head ? OBS_HEAD : d->n_prompt == d->n ? OBS_PREFILL : OBS_BATCH;
+        return work_run_draft(w, &s->c->draft, &room, draft, s->err);
+    return w->head ? work_run_heads(w, &s->c->head, &room, s->err)
+                   : work_run_stage(w, &s->c->stage[role - 1], &room, s->err);
 }
 
 static void carry_out(struct sim *s, int role, const struct effects *fx);
@@ -339,44 +291,38 @@ static void count_load(struct sim *s, int role, const struct device *d)
     int64_t busy = s->now_ns - d->begin_ns;
     if (role == ROLE_DRAFTER) {
         s->total.draft_busy_ns += busy;
-    } else if (d->head || d->n > d->n_prompt) {
+    } else if (d->work.head || d->work.n > d->work.n_prompt) {
         struct stage_load *l = &s->total.load[PD_MIN(role, s->n) - 1];
         l->busy_ns += busy;
-        l->batches += !d->head;
-        l->rows += d->head ? 0 : d->n;
+        l->batches += !d->work.head;
+        l->rows += d->work.head ? 0 : d->work.n;
     }
 }
 
 static void device_done(struct sim *s, int role, uint32_t work)
 {
     struct device *d = device_of(s, role);
-    if (!d->busy || d->work != work)
+    if (!d->busy || d->version != work)
         return;
     struct event ev = {
         .type = d->stopped ? EV_STOPPED : EV_DONE, .now_ns = s->now_ns, .busy_ns = s->now_ns - d->begin_ns};
-    struct draft_result result;
-    enum pd_status status = PD_OK;
-    if (d->stopped) {
-    } else if (role == ROLE_DRAFTER) {
-        status = run_draft(s, d, &result);
-        ev.draft = &result;
-    } else if (d->head) {
-        status = run_heads(s, d);
+    struct draft_result draft;
+    if (!d->stopped && role == ROLE_DRAFTER)
+        ev.draft = &draft;
+    if (!d->stopped && d->work.head)
         ev.tokens = s->head_tokens;
-    } else {
-        status = run_stage(s, role - 1, d);
-    }
+    enum pd_status status = d->stopped ? PD_OK : compute(s, role, &d->work, &draft);
     if (status) {
         s->status = status;
         return;
     }
     count_load(s, role, d);
-    observe(s, (struct observation){.type = seen_as(role, d),
+    observe(s, (struct observation){.type = work_seen(&d->work, role == ROLE_DRAFTER, d->stopped),
                                     .role = role,
                                     .begin_ns = d->begin_ns,
                                     .end_ns = s->now_ns,
-                                    .rows = d->n,
-                                    .rows_live = d->n});
+                                    .rows = d->work.n,
+                                    .rows_live = d->work.n});
     d->busy = false;
     step(s, role, &ev);
 }
