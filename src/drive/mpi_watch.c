@@ -22,9 +22,11 @@
 enum {
     HANG_S = 60,
     BACKSTOP_MS = 2500,
-    /* Without a turn. Less than that is a busy machine, and what has come meanwhile waits in the queue. */
-    STOPPED_MS = 1000,
-    RESCUE_MS = 150, /* after a fault: who has not taken it up by then hangs in MPI */
+    STALL_MS = 150,    /* without a turn: this process did not run, which says nothing about the others */
+    STOPPED_MS = 1000, /* so long, and it was stopped; less is a busy machine */
+    RESCUE_MS = 150,   /* after a fault: who has not taken it up by then hangs in MPI */
+    /* The patience with MPI's heartbeats while those over UDP come: their thread waits its turn. */
+    MUFFLED_MS = 8000,
     BEAT_MAGIC = 0x50444232
 };
 
@@ -301,8 +303,9 @@ static int64_t silence_ns(struct mpi *m, int rank, int64_t now)
     if (!udp_ns) /* nothing better is known */
         return now - turn_ns > (int64_t)MPI_SILENCE_MS * 1000000 ? now - atomic_load(&p->mpi_ns)
                                                                  : PD_MAX(mpi, 0);
-    /* A rank whose calls hang because another one died is heard over UDP: it is not the one to name. */
-    mpi -= 4 * (int64_t)BEAT_MS * 1000000;
+    /* A rank whose calls hang because another one died is heard over UDP: it is not the one to name. Nor is one on a
+     * crowded machine, whose two threads wait for each other. */
+    mpi -= (int64_t)MUFFLED_MS * 1000000;
     return PD_MAX(now - udp_ns, PD_MAX(mpi, 0));
 }
 
@@ -412,10 +415,11 @@ static void backstop(struct mpi *m, int64_t now)
     watch_abort(m, PD_ERR_PEER);
 }
 
-/* This process was stopped, and maybe the others too: their silence is counted anew. */
+/* This process did not run for a while, and maybe the others neither: that time does not count as their silence. */
 static void forgive(struct mpi *m, int64_t ns)
 {
-    atomic_store(&continued_ns, 0); /* that was it, and not the launcher's wish */
+    if (ns > (int64_t)STOPPED_MS * 1000000)
+        atomic_store(&continued_ns, 0); /* it was stopped: that was it, and not the launcher's wish */
     atomic_fetch_add(&m->turn_ns, ns);
     for (int i = 0; i < m->n_ranks; i++) {
         atomic_fetch_add(&m->peers[i].mpi_ns, ns);
@@ -446,7 +450,7 @@ static void *watch_thread(void *arg)
     while (!atomic_load(&m->closing)) {
         watch_udp(m);
         int64_t now = link_clock();
-        if (now - last > (int64_t)STOPPED_MS * 1000000)
+        if (now - last > (int64_t)STALL_MS * 1000000)
             forgive(m, now - last);
         last = now;
         if (!atomic_load(&m->fault_ns))

@@ -37,8 +37,8 @@ echo "-- emulated as simulated: the same tokens; their times are shown only, oth
 between() { sed -n 's/^request 0.* \([0-9.]*\) ms between.*/\1/p' "$work/out"; }
 for ranks in 5 15; do
     for mode in pp layer best; do
-        tokens=150
-        [ "$mode" != pp ] || tokens=15
+        tokens=60
+        [ "$mode" != pp ] || tokens=10
         "$program" --simulate $((ranks - 1)) --mode "$mode" --step 10.3 --tokens $tokens >"$work/out"
         simulated=$(between)
         grep '^token' "$work/out" >"$work/tokens"
