@@ -108,7 +108,7 @@ enum pd_status bench_measure(const struct bench_setup *setup, const struct bench
                                .observer = setup->observer,
                                .n_embd = setup->n_embd,
                                .spin_us = -1,
-                               .seed = setup->seed};
+                               .disturb.seed = setup->seed};
     o.drafter.n_stages = point->stages;
     o.drafter.policy.mode = point->mode;
     o.drafter.policy.width = point->width;
@@ -136,7 +136,7 @@ enum pd_status bench_measure(const struct bench_setup *setup, const struct bench
     struct sink sink = {&c, on_token, setup->cancel};
     struct request r = request_of(ask);
     struct result *result = mem_new(1, sizeof *result);
-    s = driver->generate(driver, &r, &sink, result, err);
+    s = driver_generate(driver, &r, &sink, result, err);
     driver->free(driver);
     if (!s && result->finish == PD_REASON_CANCELLED)
         s = error_set(err, PD_ERR_CANCELLED, "interrupted");

@@ -5,15 +5,15 @@
  *   threads  wall clock, one process, one thread a role
  *   mpi      wall clock, one rank a role
  *
- * All three offer `struct driver`: generate() runs one request to its end and calls on_token for each token.
+ * All three are `struct driver` over the same host (host.h), which carries out what the roles ask for.
  *
  *     struct driver *d;
  *     sim_new(&d, &options, &compute, &err);          or threads_new, mpi_new
- *     d->generate(d, &request, &sink, &result, &err);
+ *     driver_generate(d, &request, &sink, &result, &err);
  *     d->free(d);
  *
- * Ownership: a driver borrows compute, profile and observer until free. Threading: one caller at a time; on_token
- * is called on the caller's thread.
+ * Ownership: a driver borrows compute, profile and observer until free. Threading: one caller at a time; sinks are
+ * called on the caller's thread.
  */
 #ifndef PD_DRIVE_H
 #define PD_DRIVE_H
@@ -178,32 +178,47 @@ struct observer {
 /* ---- drivers ---- */
 
 struct token_event {
+    uint32_t id; /* of the request */
     int32_t token, pos;
     enum tree_verdict verdict;
     int64_t now_ns;
 };
-struct sink {
+/* Where a request's tokens go. Called from within turn, submit or cancel: of the driver only cancel and wake may be
+ * called. */
+struct request_sink {
     void *user;
-    /* PD_REASON_NONE goes on; PD_REASON_STOP or PD_REASON_CANCELLED ends the request. */
-    enum pd_reason (*on_token)(void *user, const struct token_event *t);
-    atomic_bool *cancel; /* set from a signal handler or another thread; NULL: none */
+    /* PD_REASON_NONE goes on; PD_REASON_STOP or PD_REASON_CANCELLED ends the request. May be NULL. */
+    enum pd_reason (*token)(void *user, const struct token_event *t);
+    /* It is over everywhere. kept: positions whose K/V every stage holds. stats lives for the call. May be NULL. */
+    void (*finished)(void *user, uint32_t id, enum pd_reason f, const struct stats *stats, int kept);
+    const atomic_bool *cancel; /* set from another thread or a signal handler: cancel it; NULL: none */
 };
+
 struct stage_load {
     int64_t busy_ns;
     int64_t batches, rows;
 };
-struct result {
-    enum pd_reason finish;
-    struct stats stats;
-    struct stage_load load[STAGES_MAX]; /* tree batches of this request, by stage */
+/* What rank 0 has seen of the whole pipeline since the driver's start: to be read twice, for the difference. */
+struct pipeline_counts {
+    struct stage_load load[STAGES_MAX]; /* tree batches, by stage, heads excluded */
+    int64_t head_busy_ns;               /* a request's are told at its end */
     int64_t draft_busy_ns;
-    int64_t
-        step_ns; /* the slowest stage's mean tree batch, head included; wall clocks: after the first token; 0: none */
-    int64_t machine_ns, machine_steps; /* wall time spent in the roles' own code, and tree submissions */
+    int64_t prompt_rows;               /* that have come out of the last stage */
+    int64_t machine_ns, machine_steps; /* wall time in the roles' own code, and tree submissions */
+};
+
+/* What the virtual world does to a pipeline beyond its profile. All zero: nothing. */
+struct disturbance {
+    uint64_t seed;
+    double jitter;    /* each delay is multiplied by 1 + jitter x uniform(0, 1) */
+    bool reorder;     /* messages of different channels overtake at random within the rules */
+    int kill_rank;    /* with kill_at_ns > 0: it falls silent then */
+    int rubbish_rank; /* with rubbish_at_ns > 0: from then on what it sends is damaged at random */
+    int64_t kill_at_ns, rubbish_at_ns;
 };
 
 struct driver_options {
-    struct drafter_options drafter; /* n_stages too */
+    struct drafter_options drafter; /* n_stages and lanes too */
     const struct profile *profile;  /* sim: needed; others: NULL or emulation */
     const struct observer *observer;
     int n_embd;     /* of the target, for link times without hidden states */
@@ -213,33 +228,63 @@ struct driver_options {
     int threads,
         draft_threads; /* of a batch, so that no more compute at once than there are processors; 0: 1 */
     int wire;          /* enum wire_hidden: how hidden states travel between machines; 0: exact */
-    /* sim only */
-    uint64_t seed;        /* of the disturbances */
-    double jitter;        /* each delay is multiplied by 1 + jitter x uniform(0, 1) */
-    bool reorder;         /* messages of different channels overtake at random within the rules */
-    int64_t cancel_at_ns; /* > 0: cancel the request then */
-    int kill_stage;       /* with kill_at_ns > 0: that stage falls silent then */
-    int64_t kill_at_ns;
+    struct disturbance disturb; /* sim only */
 };
+
+/* A pipeline. Requests are submitted while fewer than `lanes` run; things happen within turn. */
 struct driver {
-    enum pd_status (*generate)(struct driver *d, const struct request *r, const struct sink *sink,
-                               struct result *out, struct pd_error *err);
-    int (*kept)(struct driver *d); /* positions the next request may keep */
+    int lanes;
+    uint32_t last_id; /* the newest request's; the next one is to get last_id + 1 */
+    int kept;         /* positions that the lane of the request that ended last holds */
+    /* r->id is new; r is borrowed for the call, sink copied. */
+    void (*submit)(struct driver *d, const struct request *r, const struct request_sink *sink);
+    /* An id that runs no more is ignored. */
+    void (*cancel)(struct driver *d, uint32_t id, enum pd_reason how);
+    /* Lets something happen, waiting for it until the clock (`now`) says until_ns. Anything but PD_OK: the pipeline has
+     * failed for good. Returns early when a request ends or after wake. */
+    enum pd_status (*turn)(struct driver *d, int64_t until_ns, struct pd_error *err);
+    int64_t (*now)(struct driver *d); /* the clock of the run, ns */
+    const struct pipeline_counts *(*counts)(struct driver *d);
+    void (*wake)(
+        struct driver
+            *d); /* a turn that waits, or the next one, returns; from any thread; NULL: it never waits */
     void (*free)(struct driver *d);
 };
+/* In a virtual world (sim.c); on threads of this process (threads.c). */
 enum pd_status sim_new(struct driver **out, const struct driver_options *o, const struct compute *c,
                        struct pd_error *err);
-/* Several requests in one simulated pipeline: each arrives at its time, waits in line for a lane, and may be cancelled.
- * Returns when all are over. results [n]: finish and stats are each one's own, the rest is of the whole run. */
+enum pd_status threads_new(struct driver **out, const struct driver_options *o, const struct compute *c,
+                           struct pd_error *err);
+
+/* ---- requests to their ends, over any driver (driver.c) ---- */
+
+struct sink {
+    void *user;
+    /* PD_REASON_NONE goes on; PD_REASON_STOP or PD_REASON_CANCELLED ends the request. May be NULL. */
+    enum pd_reason (*on_token)(void *user, const struct token_event *t);
+    atomic_bool *cancel; /* set from a signal handler or another thread; NULL: none */
+};
+struct result {
+    enum pd_reason finish;
+    struct stats stats;
+    int kept;
+    /* Of the run that the request was part of: */
+    struct stage_load load[STAGES_MAX]; /* tree batches by stage, heads included */
+    int64_t draft_busy_ns;
+    int64_t step_ns; /* the slowest stage's mean tree batch after the first token, head included; 0: none */
+    int64_t machine_ns, machine_steps; /* wall time spent in the roles' own code, and tree submissions */
+};
 struct arrival {
     int64_t at_ns, cancel_at_ns;   /* from now on; cancel_at_ns 0: never */
     const struct request *request; /* its id is not used */
     const struct sink *sink;
 };
-enum pd_status sim_generate_all(struct driver *d, const struct arrival *arrivals, int n,
-                                struct result *results, struct pd_error *err);
-enum pd_status threads_new(struct driver **out, const struct driver_options *o, const struct compute *c,
-                           struct pd_error *err);
+/* Each arrives at its time, waits in line for a lane, and may be cancelled. Returns when all are over. results [n]; if
+ * the pipeline fails, what each had got is counted, and `finish` is PD_REASON_FAULT for those that had not ended. */
+enum pd_status driver_generate_all(struct driver *d, const struct arrival *arrivals, int n,
+                                   struct result *results, struct pd_error *err);
+enum pd_status driver_generate(struct driver *d, const struct request *r, const struct sink *sink,
+                               struct result *out, struct pd_error *err);
 
 /* ---- kinds of computing (compute.c: models; oracle.c; replay.c) ---- */
 

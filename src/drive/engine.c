@@ -119,7 +119,7 @@ void engine_compute_options(struct compute_options *out, const struct pd_engine_
 void engine_driver_options(struct driver_options *out, const struct pd_engine_options *o, int n_stages,
                            int ctx, bool have_draft, const struct profile *profile)
 {
-    *out = (struct driver_options){.profile = profile, .spin_us = o->spin_us, .seed = o->seed};
+    *out = (struct driver_options){.profile = profile, .spin_us = o->spin_us, .disturb.seed = o->seed};
     out->drafter = (struct drafter_options){
         .n_stages = n_stages,
         .policy = {.mode = engine_mode(o->mode, have_draft),

@@ -341,7 +341,7 @@ static void remember(struct pd_engine *e, struct running *run, struct token_list
     for (size_t i = run->r->n_resume; i < run->tokens.count; i++) /* those before are in `prompt` by now */
         if (token_list_add(prompt, run->tokens.ids[i], NULL))
             return;
-    int kept = PD_MIN(e->driver->kept(e->driver), (int)prompt->count);
+    int kept = PD_MIN(e->driver->kept, (int)prompt->count);
     token_list_free(&e->held.tokens);
     e->held.tokens = *prompt;
     *prompt = (struct token_list){0};
@@ -451,7 +451,7 @@ static enum pd_status decode(struct pd_engine *e, struct running *run, struct to
     e->prefill_total = q.n_tokens - 1 - keep;
     struct sink sink = {.user = run, .on_token = on_token, .cancel = &e->cancel};
     struct result res = {0};
-    enum pd_status status = e->driver->generate(e->driver, &q, &sink, &res, run->err);
+    enum pd_status status = driver_generate(e->driver, &q, &sink, &res, run->err);
     if (status != PD_ERR_PEER) /* after a fault the reply may go on: half a character stays unsaid */
         finish_text(run, res.stats.last_token_ns - res.stats.begin_ns);
     if (!status)

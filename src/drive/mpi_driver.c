@@ -109,6 +109,7 @@ static struct rank_options rank_options_of(struct mpi *m, struct link *link, con
                                  .link = link,
                                  .driver = o,
                                  .compute = c,
+                                 .copies = o->drafter.copies,
                                  .start_ns = link_clock(),
                                  .observe_reports = true,
                                  .host = host_of,
@@ -133,19 +134,44 @@ static bool crowded(const struct mpi *m)
 
 /* ---- rank 0 ---- */
 
-static enum pd_status mpi_generate(struct driver *driver, const struct request *request,
-                                   const struct sink *sink, struct result *out, struct pd_error *err)
+static struct rank *drafter_of(struct driver *d)
+{
+    return ((struct mpi_driver *)d)->rank;
+}
+
+static void mpi_submit(struct driver *d, const struct request *r, const struct request_sink *sink)
+{
+    rank_submit(drafter_of(d), r, sink);
+}
+
+static void mpi_cancel(struct driver *d, uint32_t id, enum pd_reason how)
+{
+    rank_cancel(drafter_of(d), id, how);
+}
+
+static enum pd_status mpi_turn(struct driver *driver, int64_t until_ns, struct pd_error *err)
 {
     struct mpi_driver *d = (struct mpi_driver *)driver;
-    enum pd_status status = rank_generate(d->rank, request, sink, out, err);
-    atomic_store(&d->m->busy_ns, 0);
+    enum pd_status status = rank_turn(d->rank, until_ns, err);
+    if (status || !rank_open(d->rank)) /* until the next turn nobody turns the loop */
+        atomic_store(&d->m->busy_ns, 0);
     d->m->failed |= status != PD_OK;
     return status;
 }
 
-static int mpi_kept(struct driver *driver)
+static int64_t mpi_now(struct driver *d)
 {
-    return rank_kept(((struct mpi_driver *)driver)->rank);
+    return rank_now(drafter_of(d));
+}
+
+static const struct pipeline_counts *mpi_counts(struct driver *d)
+{
+    return rank_counts(drafter_of(d));
+}
+
+static void mpi_wake(struct driver *d)
+{
+    rank_wake(drafter_of(d));
 }
 
 static void mpi_driver_free(struct driver *driver)
@@ -232,7 +258,14 @@ enum pd_status mpi_new(struct driver **out, struct mpi *m, const struct driver_o
 {
     struct pd_error own_err;
     struct mpi_driver *d = mem_new(1, sizeof *d);
-    d->driver = (struct driver){mpi_generate, mpi_kept, mpi_driver_free};
+    d->driver = (struct driver){.lanes = PD_MAX(o->drafter.lanes, 1),
+                                .submit = mpi_submit,
+                                .cancel = mpi_cancel,
+                                .turn = mpi_turn,
+                                .now = mpi_now,
+                                .counts = mpi_counts,
+                                .wake = mpi_wake,
+                                .free = mpi_driver_free};
     d->m = m;
     d->o = *o;
     err = err ? err : &own_err;

@@ -1,19 +1,21 @@
-/* rank: one loop on the wall clock for whoever holds roles: the drafter's rank (0), or a stage's (its index + 1); the
- * last stage's rank has the verifier too, and messages between those two never leave it. Used by the threads driver
- * (a thread a rank) and the mpi driver (a process a rank).
+/* rank: a host (host.h) in the real world: a link, the wall clock, and computing on the thread that calls. Used by the
+ * threads driver (a thread a rank) and the mpi driver (a process a rank).
  *
  *     rank_new(&r, &o);
- *     rank_serve(r, &err);                              a stage: until it is told to quit
- *     rank_generate(r, &request, &sink, &result, &err); the drafter: one request
+ *     rank_serve(r, &err);                  a stage: until it is told to quit
+ *     rank_submit(r, &request, &sink);      the drafter
+ *     rank_turn(r, until_ns, &err);         lets things happen
  *
- * Ownership: everything in rank_options is borrowed until rank_free. Threading: a rank belongs to one thread.
+ * With a profile it emulates: links deliver and devices end when the profile says, in real time.
+ *
+ * Ownership: everything in rank_options is borrowed until rank_free. Threading: a rank belongs to one thread; rank_wake
+ * may be called from any.
  */
 #ifndef PD_DRIVE_RANK_H
 #define PD_DRIVE_RANK_H
 
-#include "drive/drive.h"
 #include "drive/gate.h"
-#include "link/link.h"
+#include "drive/host.h"
 
 #include <pthread.h>
 
@@ -27,11 +29,12 @@ struct rank_options {
     int64_t start_ns;                    /* link_clock at the run's start: 0 of the machines' clock */
     struct gate *gate;                   /* NULL: compute at once */
     pthread_mutex_t *observer_lock;      /* NULL: the observer is this rank's alone */
+    bool copies;                         /* every rank's computing can copy K/V from lane to lane */
     bool observe_reports;                /* drafter: show the observer stages' batches as they are reported */
     const char *(*host)(void *user, int rank); /* for messages; NULL: one process */
     /* Asked often: false if the run must end (a peer has fallen silent), with the reason. NULL: never. */
     bool (*alive)(void *user, struct pd_error *err);
-    /* Drafter, asked often: true if the request is to end as cancelled. NULL: never. */
+    /* Drafter, asked often: true if all requests are to end as cancelled. NULL: never. */
     bool (*cancelled)(void *user);
     void *user;
     atomic_llong *beat; /* link_clock of the loop's last turn, for whoever watches it; NULL: nobody */
@@ -41,18 +44,16 @@ void rank_free(struct rank *r);
 
 /* PD_OK: told to quit. Else what went wrong here; rank 0 has been told. */
 enum pd_status rank_serve(struct rank *r, struct pd_error *err);
-enum pd_status rank_generate(struct rank *r, const struct request *request, const struct sink *sink,
-                             struct result *out, struct pd_error *err);
-int rank_kept(const struct rank *r);
+
+/* Rank 0: see struct driver, whose calls these are. */
+void rank_submit(struct rank *r, const struct request *request, const struct request_sink *sink);
+void rank_cancel(struct rank *r, uint32_t id, enum pd_reason how);
+enum pd_status rank_turn(struct rank *r, int64_t until_ns, struct pd_error *err);
+int64_t rank_now(const struct rank *r); /* the machines' clock */
+const struct pipeline_counts *rank_counts(const struct rank *r);
+int rank_open(const struct rank *r); /* requests that have not ended */
+void rank_wake(struct rank *r);
 /* Tell rank `to` to quit. */
 void rank_quit(struct rank *r, int to);
-
-/* Hidden states held (0 between requests). */
-int rank_hidden_live(const struct rank *r);
-
-static inline int rank_of(int role, int n_stages)
-{
-    return role > n_stages ? n_stages : role;
-}
 
 #endif

@@ -23,15 +23,39 @@ static void *stage_thread(void *arg)
     return NULL;
 }
 
-static enum pd_status threads_generate(struct driver *d, const struct request *request,
-                                       const struct sink *sink, struct result *out, struct pd_error *err)
+static struct rank *drafter_of(struct driver *d)
 {
-    return rank_generate(((struct threads *)d)->rank[0], request, sink, out, err);
+    return ((struct threads *)d)->rank[0];
 }
 
-static int threads_kept(struct driver *d)
+static void threads_submit(struct driver *d, const struct request *r, const struct request_sink *sink)
 {
-    return rank_kept(((struct threads *)d)->rank[0]);
+    rank_submit(drafter_of(d), r, sink);
+}
+
+static void threads_cancel(struct driver *d, uint32_t id, enum pd_reason how)
+{
+    rank_cancel(drafter_of(d), id, how);
+}
+
+static enum pd_status threads_turn(struct driver *d, int64_t until_ns, struct pd_error *err)
+{
+    return rank_turn(drafter_of(d), until_ns, err);
+}
+
+static int64_t threads_now(struct driver *d)
+{
+    return rank_now(drafter_of(d));
+}
+
+static const struct pipeline_counts *threads_counts(struct driver *d)
+{
+    return rank_counts(drafter_of(d));
+}
+
+static void threads_wake(struct driver *d)
+{
+    rank_wake(drafter_of(d));
 }
 
 static void threads_stop(struct threads *t, int started)
@@ -60,7 +84,14 @@ enum pd_status threads_new(struct driver **out, const struct driver_options *o, 
 {
     PD_ASSERT(o->drafter.n_stages == c->n_stages && c->n_stages >= 1 && c->n_stages <= STAGES_MAX);
     struct threads *t = mem_new(1, sizeof *t);
-    t->driver = (struct driver){threads_generate, threads_kept, threads_free};
+    t->driver = (struct driver){.lanes = PD_MAX(o->drafter.lanes, 1),
+                                .submit = threads_submit,
+                                .cancel = threads_cancel,
+                                .turn = threads_turn,
+                                .now = threads_now,
+                                .counts = threads_counts,
+                                .wake = threads_wake,
+                                .free = threads_free};
     t->o = *o;
     t->n = c->n_stages;
     if (o->profile) {
@@ -80,6 +111,7 @@ enum pd_status threads_new(struct driver **out, const struct driver_options *o, 
     t->gate = gate_new(get_nprocs(), t->link, t->n + 1);
     struct rank_options ro = {.driver = &t->o,
                               .compute = c,
+                              .copies = c->stage[0].copy != NULL,
                               .start_ns = link_clock(),
                               .gate = t->gate,
                               .observer_lock = &t->observer_lock};

@@ -56,7 +56,7 @@ static inline void text_generate(struct driver *d, const struct request *r, stru
                                  struct result *res)
 {
     struct sink sink = {.user = x, .on_token = text_add, .cancel = x->cancel_after ? &x->cancel : NULL};
-    MUST(d->generate(d, r, &sink, res, &err));
+    MUST(driver_generate(d, r, &sink, res, &err));
 }
 
 /* No row of a tree is left anywhere. */

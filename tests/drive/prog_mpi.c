@@ -129,7 +129,7 @@ static enum pd_status one_request(struct driver *d, const struct compute *c, int
     struct sink sink = {.user = &got, .on_token = on_token};
     struct result res;
     run_expected(c, &r, &want);
-    enum pd_status status = d->generate(d, &r, &sink, &res, err);
+    enum pd_status status = driver_generate(d, &r, &sink, &res, err);
     if (got.n > want.n || memcmp(got.tokens, want.tokens, (size_t)got.n * sizeof *got.tokens) != 0 ||
         (!status && res.finish != PD_REASON_CANCELLED && got.n != want.n))
         return error_set(err, PD_ERR_INTERNAL, "the text differs from the oracle's");

@@ -78,7 +78,7 @@ static void run_on(bool virtual_clock, int n_stages, enum pd_mode mode, int n, s
     struct sink sink = {.user = x, .on_token = collect};
     assert_int_equal(oracle_new(&c, &oo, n_stages, &err), PD_OK);
     assert_int_equal((virtual_clock ? sim_new : threads_new)(&d, &o, &c, &err), PD_OK);
-    if (d->generate(d, &r, &sink, &x->result, &err))
+    if (driver_generate(d, &r, &sink, &x->result, &err))
         fail_msg("%s", err.text);
     d->free(d);
     for (int i = 0; i < n_stages; i++)

@@ -272,7 +272,7 @@ static struct driver_options some_options(uint64_t seed, int n_stages, const str
 {
     static const int trees[] = {64, 64, 100, 600}, widths[] = {0, 1, 7, 32, 64},
                      live[] = {1, 2, 33, 130, 1000};
-    struct driver_options o = {.profile = p, .seed = seed, .n_embd = EMBD};
+    struct driver_options o = {.profile = p, .disturb.seed = seed, .n_embd = EMBD};
     o.drafter = (struct drafter_options){.n_stages = n_stages,
                                          .ctx = CTX,
                                          .tree_nodes = trees[pick(seed, 20, 4)],
@@ -293,8 +293,8 @@ static struct driver_options some_options(uint64_t seed, int n_stages, const str
         o.drafter.live_rows_max = 2000;
         o.drafter.tree_nodes = 4000;
     }
-    o.jitter = 0.5 * pick(seed, 30, 3);
-    o.reorder = pick(seed, 31, 2);
+    o.disturb.jitter = 0.5 * pick(seed, 30, 3);
+    o.disturb.reorder = pick(seed, 31, 2);
     return o;
 }
 
@@ -318,8 +318,9 @@ static void conversation(uint64_t seed)
     struct oracle_options oo = {.seed = seed, .n_vocab = 300, .end_token = 3, .end_percent = 10, .n_top = 4};
     for (int i = 0; i < oo.n_top; i++)
         oo.top[i] = PD_MIN(1, 1 - (1 - top) * pow(0.5, i));
+    int64_t cancel_at_ns = 0;
     if (pick(seed, 42, 4) == 0)
-        o.cancel_at_ns = 1 + (int64_t)pick(seed, 43, 1200) * 1000000;
+        cancel_at_ns = 1 + (int64_t)pick(seed, 43, 1200) * 1000000;
     struct pretend p = {0};
     struct compute c;
     struct driver *d;
@@ -329,7 +330,7 @@ static void conversation(uint64_t seed)
     int32_t sequence[2 * CTX + 2] = {0};
     int known = 0; /* of sequence: the newest request's prompt and text */
     for (unsigned turn = 0; turn < TURNS; turn++) {
-        int kept = d->kept(d);
+        int kept = d->kept;
         int keep = pick(seed, 50 + turn, 3) ? kept : (int)pick(seed, 60 + turn, (unsigned)kept + 1);
         int from = pick(seed, 70 + turn, 4) ? PD_MAX(keep, PD_MIN(known, CTX - 1))
                                             : keep; /* or another reply instead */
@@ -346,7 +347,8 @@ static void conversation(uint64_t seed)
         struct text x = {.stop_after = pick(seed, 100 + turn, 5) ? 0 : 1 + (int)pick(seed, 110 + turn, 20)};
         struct sink sink = {.user = &x, .on_token = collect};
         struct result res;
-        if (d->generate(d, &r, &sink, &res, &err))
+        struct arrival a = {.cancel_at_ns = cancel_at_ns, .request = &r, .sink = &sink};
+        if (driver_generate_all(d, &a, 1, &res, &err))
             fail_msg("%s", err.text);
         memcpy(&sequence[n], x.tokens, (size_t)x.n * sizeof *x.tokens);
         known = n + x.n;
@@ -356,8 +358,8 @@ static void conversation(uint64_t seed)
             head_one(&p.inner.head, &row, &token, NULL);
             assert_int_equal(sequence[i], token);
         }
-        check_kept(&p, sequence, d->kept(d));
-        assert_true(d->kept(d) >= PD_MIN(r.keep, n) && d->kept(d) < known);
+        check_kept(&p, sequence, d->kept);
+        assert_true(d->kept >= PD_MIN(r.keep, n) && d->kept < known);
     }
     d->free(d);
     pretend_free(&p);
@@ -449,7 +451,7 @@ static void crowd(uint64_t seed)
         int n = 1 + (int)pick(seed, 50 + wave, pick(seed, 52, 3) ? 8 : CROWD);
         for (int i = 0; i < n; i++)
             invite(rng_u64(seed, wave, (uint64_t)i, 3), &guests[i], &arrivals[i]);
-        if (sim_generate_all(d, arrivals, n, results, &err))
+        if (driver_generate_all(d, arrivals, n, results, &err))
             fail_msg("%s", err.text);
         for (int i = 0; i < n; i++)
             check_guest(&p, &guests[i], &arrivals[i], &results[i]);

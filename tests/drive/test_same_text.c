@@ -101,7 +101,7 @@ static struct driver *driver_open(const struct compute *c, enum pd_mode mode, in
                                .spin_us = -1,
                                .threads = 1,
                                .draft_threads = 1,
-                               .seed = (uint64_t)width + 1};
+                               .disturb.seed = (uint64_t)width + 1};
     o.drafter = (struct drafter_options){.n_stages = c->n_stages,
                                          .policy = {.mode = mode, .width = width, .expand = 8},
                                          .tree_nodes = 2048,
@@ -119,8 +119,8 @@ static struct driver *driver_open(const struct compute *c, enum pd_mode mode, in
         MUST(threads_new(&d, &o, c, &err));
         return d;
     }
-    o.jitter = kind == DRIVER_SHAKEN ? 1 : 0;
-    o.reorder = kind == DRIVER_SHAKEN;
+    o.disturb.jitter = kind == DRIVER_SHAKEN ? 1 : 0;
+    o.disturb.reorder = kind == DRIVER_SHAKEN;
     MUST(profile_load(&profile, "uniform14", &err));
     MUST(profile_fit(&profile, c->n_stages, &err));
     o.profile = &profile; /* sim keeps a copy */
@@ -448,7 +448,7 @@ static void conversation(const struct compute *c, struct driver *d, struct text 
         }
         add_tokens(&t, want[end].tokens, kept[end]);
         keep = t.n - 1;
-        assert_true(keep <= d->kept(d));
+        assert_true(keep <= d->kept);
         add_tokens(&t, prompt + 7, 5);
     }
 }

@@ -63,7 +63,7 @@ static struct profile random_profile(uint64_t seed, int n_stages)
 
 static struct driver_options random_options(uint64_t seed, int n_stages, const struct profile *p)
 {
-    struct driver_options o = {.profile = p, .seed = seed};
+    struct driver_options o = {.profile = p, .disturb.seed = seed};
     o.drafter = (struct drafter_options){.n_stages = n_stages,
                                          .ctx = CTX,
                                          .tree_nodes = 64 + (int)pick(seed, 10, 4) * 500,
@@ -78,8 +78,8 @@ static struct driver_options random_options(uint64_t seed, int n_stages, const s
     o.drafter.policy.expand = 1 + (int)pick(seed, 20, 32);
     if (!o.drafter.have_draft)
         o.drafter.policy.mode = PD_MODE_PP;
-    o.jitter = pick(seed, 21, 3) * 0.7;
-    o.reorder = pick(seed, 22, 2);
+    o.disturb.jitter = pick(seed, 21, 3) * 0.7;
+    o.disturb.reorder = pick(seed, 22, 2);
     return o;
 }
 
@@ -95,11 +95,13 @@ static struct oracle_options random_oracle(uint64_t seed)
 }
 
 /* Generate with these options; returns the number of tokens. */
-static void generate(struct driver *d, const struct request *r, struct text *x, struct result *res)
+static void generate(struct driver *d, const struct request *r, int64_t cancel_at_ns, struct text *x,
+                     struct result *res)
 {
     struct pd_error err = {0};
     struct sink sink = {.user = x, .on_token = collect};
-    enum pd_status status = d->generate(d, r, &sink, res, &err);
+    struct arrival a = {.cancel_at_ns = cancel_at_ns, .request = r, .sink = &sink};
+    enum pd_status status = driver_generate_all(d, &a, 1, res, &err);
     if (status)
         fail_msg("%s: %s", pd_status_name(status), err.text);
 }
@@ -124,7 +126,7 @@ static void check_time(const struct driver_options *o, const struct result *res,
     /* A token never takes longer than a whole pass alone, with all disturbances at their worst, and the draft
      * passes of a round before it; and the text is never longer than that times its tokens. */
     const struct profile *p = o->profile;
-    double pass = 0, slow = 1 + o->jitter, step = 0;
+    double pass = 0, slow = 1 + o->disturb.jitter, step = 0;
     for (int i = 0; i < o->drafter.n_stages; i++) {
         double ms = p->stage[i].ms[1] + p->head_ms;
         step = fmax(step, (double)curve_ns(&p->stage[i], BATCH_ROWS) / 1e6 + p->head_ms);
@@ -148,13 +150,14 @@ static void one_seed(uint64_t seed, bool aloud)
     struct pd_error err = {0};
     assert_int_equal(oracle_new(&c, &oo, n_stages, &err), PD_OK);
     bool cancel = pick(seed, 41, 5) == 0;
+    int64_t cancel_at_ns = 0;
     if (cancel)
-        o.cancel_at_ns = 1 + (int64_t)pick(seed, 42, 2000) * 1000000;
+        cancel_at_ns = 1 + (int64_t)pick(seed, 42, 2000) * 1000000;
     assert_int_equal(sim_new(&d, &o, &c, &err), PD_OK);
     if (aloud)
         printf("seed %llu: %d stages, mode %s, width %d, cancel at %lld ns\n", (unsigned long long)seed,
                n_stages, pd_mode_name(o.drafter.policy.mode), o.drafter.policy.width,
-               (long long)o.cancel_at_ns);
+               (long long)cancel_at_ns);
     int32_t tokens[CTX] = {0};
     int kept = 0;
     for (unsigned turn = 0; turn < 2; turn++) { /* the second keeps what the first left */
@@ -175,7 +178,7 @@ static void one_seed(uint64_t seed, bool aloud)
             got.stop_after = 1 + (int)pick(seed, 47, 20);
         struct result res;
         expected(&c, &r, &want);
-        generate(d, &r, &got, &res);
+        generate(d, &r, cancel_at_ns, &got, &res);
         assert_true(got.n <= want.n);
         assert_memory_equal(got.tokens, want.tokens, (size_t)got.n * sizeof *got.tokens);
         if (res.finish != PD_REASON_CANCELLED && res.finish != PD_REASON_STOP)
@@ -184,7 +187,7 @@ static void one_seed(uint64_t seed, bool aloud)
                          got.n);
         assert_true(cancel || got.stop_after || (int)res.stats.heads == got.n);
         check_time(&o, &res, &got);
-        kept = d->kept(d);
+        kept = d->kept;
         assert_true(kept <= n + got.n);
         memcpy(&tokens[n], got.tokens, (size_t)PD_MIN(got.n, CTX - n) * sizeof *tokens);
     }
@@ -225,7 +228,7 @@ static void deterministic(void **state)
                 .tokens = tokens, .n_tokens = 10, .max_tokens = 40, .sample = sample_defaults()};
             struct text x = {0};
             struct result res;
-            generate(d, &r, &x, &res);
+            generate(d, &r, 0, &x, &res);
             last[k] = x.last_ns;
             d->free(d);
             compute_free(&c);
@@ -246,8 +249,8 @@ static void killed(void **state)
     struct pd_error err = {0};
     o.drafter.have_draft = true;
     o.drafter.policy.mode = PD_MODE_BEST;
-    o.kill_stage = 2;
-    o.kill_at_ns = 400 * 1000000LL;
+    o.disturb.kill_rank = 3;
+    o.disturb.kill_at_ns = 400 * 1000000LL;
     assert_int_equal(oracle_new(&c, &oo, 4, &err), PD_OK);
     assert_int_equal(sim_new(&d, &o, &c, &err), PD_OK);
     int32_t tokens[3] = {1, 2, 3};
@@ -255,7 +258,7 @@ static void killed(void **state)
     struct text x = {0};
     struct result res;
     struct sink sink = {.user = &x, .on_token = collect};
-    assert_int_equal(d->generate(d, &r, &sink, &res, &err), PD_ERR_PEER);
+    assert_int_equal(driver_generate(d, &r, &sink, &res, &err), PD_ERR_PEER);
     assert_non_null(strstr(err.text, "silent"));
     assert_true(x.n > 0 && x.n < 150);
     d->free(d);

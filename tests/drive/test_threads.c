@@ -37,7 +37,7 @@ static void check_text(const struct compute *c, const struct request *r, const s
 static void generate(struct driver *d, const struct request *r, const struct sink *sink, struct result *res)
 {
     struct pd_error err = {0};
-    enum pd_status status = d->generate(d, r, sink, res, &err);
+    enum pd_status status = driver_generate(d, r, sink, res, &err);
     if (status)
         fail_msg("%s: %s", pd_status_name(status), err.text);
 }
@@ -63,7 +63,7 @@ static void conversation(struct driver *d, const struct compute *c, uint64_t see
         assert_int_equal(res.stats.hits + res.stats.late_hits + res.stats.misses + res.stats.undrafted,
                          res.stats.tokens);
         assert_true(res.machine_ns > 0 && res.load[0].batches > 0);
-        kept = d->kept(d);
+        kept = d->kept;
         assert_true(kept <= n + got.n);
         int put = PD_MIN(got.n, RUN_CTX - n);
         memcpy(&prompt[n], got.tokens, (size_t)put * sizeof *prompt);
@@ -173,13 +173,13 @@ static void a_stage_fails(void **state)
     struct run_text got = {0};
     struct sink sink = {.user = &got, .on_token = run_collect};
     struct result res;
-    assert_int_equal(d->generate(d, &r, &sink, &res, &err), PD_ERR_MEMORY);
+    assert_int_equal(driver_generate(d, &r, &sink, &res, &err), PD_ERR_MEMORY);
     assert_non_null(strstr(err.text, "stage 2: the tree area is full"));
     assert_true(got.n > 0 && got.n <= 25);
     assert_int_equal(res.stats.tokens, got.n);
     assert_int_equal(res.finish, PD_REASON_FAULT);
     check_text(&c, &r, &got, false);
-    assert_int_equal(d->generate(d, &r, &sink, &res, &err), PD_ERR_MEMORY);
+    assert_int_equal(driver_generate(d, &r, &sink, &res, &err), PD_ERR_MEMORY);
     d->free(d);
     compute_free(&c);
 }

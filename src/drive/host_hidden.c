@@ -1,4 +1,4 @@
-#include "drive/rank_impl.h"
+#include "drive/host.h"
 
 #include <stdlib.h>
 

@@ -1,0 +1,192 @@
+/* Requests to their ends, over any driver. */
+#include "drive/drive.h"
+
+#include <stdlib.h>
+
+struct crowd;
+struct job { /* one request of a crowd */
+    struct crowd *crowd;
+    const struct arrival *a;
+    struct result *out;
+    uint32_t id; /* 0: it has not been submitted */
+    bool cancelled, over;
+};
+struct crowd {
+    struct driver *d;
+    struct job *jobs;
+    int n, running, over;
+    int64_t begin_ns;
+    struct pipeline_counts first; /* when the first token came */
+    bool speaks;
+};
+
+/* Counted here too, for a request that does not end well. */
+static enum pd_reason on_token(void *user, const struct token_event *t)
+{
+    struct job *j = user;
+    struct crowd *c = j->crowd;
+    struct stats *s = &j->out->stats;
+    const struct sink *sink = j->a->sink;
+    if (!c->speaks)
+        c->first = *c->d->counts(c->d);
+    c->speaks = true;
+    if (!s->tokens++)
+        s->first_token_ns = t->now_ns;
+    s->last_token_ns = s->end_ns = t->now_ns;
+    s->hits += t->verdict == TREE_HIT;
+    s->late_hits += t->verdict == TREE_LATE;
+    s->misses += t->verdict == TREE_MISS;
+    s->undrafted += t->verdict == TREE_LAST;
+    return sink->on_token ? sink->on_token(sink->user, t) : PD_REASON_NONE;
+}
+
+static void over(struct job *j, enum pd_reason finish)
+{
+    j->out->finish = finish;
+    j->over = true;
+    j->crowd->over++;
+}
+
+static void on_finished(void *user, uint32_t id, enum pd_reason finish, const struct stats *stats, int kept)
+{
+    struct job *j = user;
+    (void)id;
+    j->out->stats = *stats;
+    j->out->kept = j->crowd->d->kept = kept;
+    j->crowd->running--;
+    over(j, finish);
+}
+
+static bool flagged(const struct job *j)
+{
+    return j->a->sink->cancel && atomic_load(j->a->sink->cancel);
+}
+
+static void cancel(struct job *j)
+{
+    j->cancelled = true;
+    if (j->id)
+        j->crowd->d->cancel(j->crowd->d, j->id, PD_REASON_CANCELLED);
+    else /* it waits, or has not even come */
+        over(j, PD_REASON_CANCELLED);
+}
+
+static void submit(struct job *j)
+{
+    struct driver *d = j->crowd->d;
+    struct request asked = *j->a->request;
+    asked.id = j->id = ++d->last_id;
+    j->out->stats = (struct stats){
+        .begin_ns = d->now(d), .prompt_tokens = asked.n_tokens, .kept_tokens = PD_MAX(asked.keep, 0)};
+    j->crowd->running++;
+    d->submit(d, &asked,
+              &(struct request_sink){
+                  .user = j, .token = on_token, .finished = on_finished, .cancel = j->a->sink->cancel});
+}
+
+/* First come, first served. */
+static struct job *next_in_line(struct crowd *c, int64_t now)
+{
+    struct job *first = NULL;
+    for (int i = 0; i < c->n; i++) {
+        struct job *j = &c->jobs[i];
+        if (!j->id && !j->over && j->a->at_ns <= now && (!first || j->a->at_ns < first->a->at_ns))
+            first = j;
+    }
+    return first;
+}
+
+/* What is due by the clock is done; returns when the next is. */
+static int64_t serve(struct crowd *c)
+{
+    int64_t now = c->d->now(c->d) - c->begin_ns, next = INT64_MAX;
+    for (int i = 0; i < c->n; i++) {
+        struct job *j = &c->jobs[i];
+        int64_t at = j->a->cancel_at_ns;
+        if (j->over || j->cancelled)
+            continue;
+        if ((at > 0 && at <= now) || (!j->id && flagged(j)))
+            cancel(j);
+        else if (at > 0)
+            next = PD_MIN(next, at);
+        if (!j->id && !j->over && j->a->at_ns > now)
+            next = PD_MIN(next, j->a->at_ns);
+    }
+    for (struct job *j; c->running < c->d->lanes && (j = next_in_line(c, now)) != NULL;)
+        submit(j);
+    return next == INT64_MAX ? next : next + c->begin_ns;
+}
+
+static struct stage_load load_since(const struct stage_load *now, const struct stage_load *then)
+{
+    return (struct stage_load){now->busy_ns - then->busy_ns, now->batches - then->batches,
+                               now->rows - then->rows};
+}
+
+/* What the pipeline has done since `then`. */
+static void summarise(const struct crowd *c, const struct pipeline_counts *then, struct result *total)
+{
+    const struct pipeline_counts *now = c->d->counts(c->d);
+    int last = STAGES_MAX - 1;
+    while (last > 0 && !now->load[last].batches)
+        last--;
+    int64_t heads_ns = now->head_busy_ns - then->head_busy_ns;
+    for (int i = 0; i <= last; i++) {
+        struct stage_load all = load_since(&now->load[i], &then->load[i]);
+        struct stage_load speaking = load_since(&now->load[i], &c->first.load[i]);
+        int64_t head_ns = i == last && all.batches ? heads_ns / all.batches : 0;
+        if (c->speaks && speaking.batches) /* the first batch may find everything cold */
+            total->step_ns = PD_MAX(total->step_ns, speaking.busy_ns / speaking.batches + head_ns);
+        total->load[i] = all;
+    }
+    total->load[last].busy_ns += heads_ns;
+    total->draft_busy_ns = now->draft_busy_ns - then->draft_busy_ns;
+    total->machine_ns = now->machine_ns - then->machine_ns;
+    total->machine_steps = now->machine_steps - then->machine_steps;
+}
+
+static void share(struct crowd *c, const struct pipeline_counts *then)
+{
+    struct result total = {0};
+    int64_t prompt_rows = c->d->counts(c->d)->prompt_rows - then->prompt_rows;
+    summarise(c, then, &total);
+    for (int i = 0; i < c->n; i++) {
+        struct job *j = &c->jobs[i];
+        struct result own = *j->out;
+        *j->out = total;
+        j->out->finish = own.finish;
+        j->out->stats = own.stats;
+        j->out->kept = own.kept;
+        if (!j->over && c->n == 1)
+            j->out->stats.prompt_done = (int32_t)prompt_rows;
+    }
+}
+
+enum pd_status driver_generate_all(struct driver *d, const struct arrival *arrivals, int n,
+                                   struct result *results, struct pd_error *err)
+{
+    struct crowd c = {.d = d, .n = n, .jobs = mem_new((size_t)n, sizeof *c.jobs), .begin_ns = d->now(d)};
+    for (int i = 0; i < n; i++) {
+        c.jobs[i] = (struct job){.crowd = &c, .a = &arrivals[i], .out = &results[i]};
+        results[i] = (struct result){.finish = PD_REASON_FAULT};
+    }
+    struct pd_error own;
+    err = err ? err : &own;
+    enum pd_status status = d->turn(d, c.begin_ns, err); /* the pipeline may have failed before */
+    const struct pipeline_counts then = *d->counts(d);
+    while (!status) {
+        int64_t next = serve(&c);
+        if (c.over == n)
+            break;
+        status = d->turn(d, next, err);
+    }
+    share(&c, &then);
+    free(c.jobs);
+    return status;
+}
+
+enum pd_status driver_generate(struct driver *d, const struct request *r, const struct sink *sink,
+                               struct result *out, struct pd_error *err)
+{
+    return driver_generate_all(d, &(struct arrival){.request = r, .sink = sink}, 1, out, err);
+}
