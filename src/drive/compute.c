@@ -22,6 +22,7 @@ struct part { /* a model and its kv; a stage or the draft */
     float *logits;      /* [n_vocab, slice]; the last stage and the draft */
     float *hidden;      /* [n_embd, batch_rows]; the draft */
     struct row *rows;   /* [batch_rows]; the draft */
+    float *sorted;      /* [n_embd, BATCH_ROWS] hidden states by lane, where lanes are more than one */
     int n_vocab;        /* of this model */
     int n_vocab_ranked; /* tokens that the target knows too */
     float spread;
@@ -70,34 +71,60 @@ void compute_rss(uint64_t *now, uint64_t *peak)
 
 /* ---- a stage ---- */
 
-/* Rows of one lane and one kind that lie side by side. */
-static int run_length(const struct stage_job *job, int at)
+/* A batch by lane: rows[i] is row order[i] of the job, spans are in their order. */
+struct by_lane {
+    struct row rows[BATCH_ROWS];
+    int order[BATCH_ROWS];
+    struct model_span spans[2 * LANES_MAX];
+    int n_spans;
+    bool moved; /* not in the job's order */
+};
+
+static void sort_by_lane(struct by_lane *to, const struct part *p, const struct row *rows, int n,
+                         int n_prompt)
 {
-    int end = at < job->n_prompt ? job->n_prompt : job->n, n = 1;
-    while (at + n < end && job->rows[at + n].lane == job->rows[at].lane)
-        n++;
-    return n;
+    static const enum model_kind kinds[2] = {MODEL_PREFILL, MODEL_TREE};
+    int count[LANES_MAX][2] = {{0}}, at[LANES_MAX];
+    *to = (struct by_lane){.n_spans = 0};
+    for (int i = 0; i < n; i++)
+        count[rows[i].lane][i >= n_prompt]++;
+    for (int lane = 0, next = 0; lane < p->lanes; lane++) {
+        at[lane] = next;
+        for (int kind = 0; kind < 2; kind++)
+            if (count[lane][kind])
+                to->spans[to->n_spans++] = (struct model_span){p->kv[lane], count[lane][kind], kinds[kind]};
+        next += count[lane][0] + count[lane][1];
+    }
+    for (int i = 0; i < n; i++) {
+        int place = at[rows[i].lane]++;
+        to->rows[place] = rows[i];
+        to->order[place] = i;
+        to->moved |= place != i;
+    }
 }
 
-static void drop_rows(struct part *p, const struct row *rows, int n)
+/* Rows of any lanes, in one pass. */
+static enum pd_status run_rows(struct part *p, const struct row *rows, int n, int n_prompt, float *hidden,
+                               struct pd_error *err)
 {
+    const size_t width = (size_t)model_info(p->model)->n_embd;
+    struct by_lane b;
+    sort_by_lane(&b, p, rows, n, n_prompt);
+    if (!b.moved)
+        return model_run_spans(p->model, b.spans, b.n_spans, rows, hidden, err);
     for (int i = 0; i < n; i++)
-        kv_drop(p->kv[rows[i].lane], &rows[i].node, 1);
+        memcpy(p->sorted + (size_t)i * width, hidden + (size_t)b.order[i] * width, width * sizeof *hidden);
+    enum pd_status status = model_run_spans(p->model, b.spans, b.n_spans, b.rows, p->sorted, err);
+    for (int i = 0; i < n && !status; i++)
+        memcpy(hidden + (size_t)b.order[i] * width, p->sorted + (size_t)i * width, width * sizeof *hidden);
+    return status;
 }
 
 static enum pd_status stage_run(void *self, const struct stage_job *job, struct pd_error *err)
 {
     struct part *p = self;
-    enum pd_status status = PD_OK;
     model_set_stop(p->model, job->stop, job->stop_user);
-    for (int at = 0, n; at < job->n && !status; at += n) {
-        n = run_length(job, at);
-        float *hidden = job->hidden + (size_t)at * (size_t)model_info(p->model)->n_embd;
-        status = model_run(p->model, p->kv[job->rows[at].lane], &job->rows[at], n, hidden,
-                           at < job->n_prompt ? MODEL_PREFILL : MODEL_TREE, err);
-        if (status && at > job->n_prompt) /* nothing of a stopped batch is kept */
-            drop_rows(p, job->rows + job->n_prompt, at - job->n_prompt);
-    }
+    enum pd_status status = run_rows(p, job->rows, job->n, job->n_prompt, job->hidden, err);
     model_set_stop(p->model, NULL, NULL);
     return status;
 }
@@ -113,6 +140,12 @@ static void part_kv(void *self, const struct kv_job *job)
 static void part_keep(void *self, int lane, int keep)
 {
     kv_truncate(((struct part *)self)->kv[lane], keep);
+}
+
+static void part_copy(void *self, int lane, int from, int keep)
+{
+    struct part *p = self;
+    kv_copy(p->kv[lane], p->kv[from], keep);
 }
 
 static int part_tree_rows(void *self)
@@ -200,20 +233,13 @@ static enum pd_status draft_run(void *self, const struct draft_job *job, struct 
 {
     struct part *p = self;
     const struct row *rows = known_tokens(p, job->rows, job->n);
-    enum pd_status status = PD_OK;
-    int done = 0;
     model_set_stop(p->model, job->stop, job->stop_user);
-    for (int n; done < job->n && !status; done += status ? 0 : n) {
-        for (n = 1; done + n < job->n && rows[done + n].lane == rows[done].lane; n++)
-            ;
-        float *hidden = p->hidden + (size_t)done * (size_t)model_info(p->model)->n_embd;
-        status = model_run(p->model, p->kv[rows[done].lane], &rows[done], n, hidden,
-                           job->prefill ? MODEL_PREFILL : MODEL_TREE, err);
-    }
+    enum pd_status status = run_rows(p, rows, job->n, job->prefill ? job->n : 0, p->hidden, err);
+    bool computed = !status;
     if (!status && !job->prefill && job->n > job->n_behind)
         status = rank_rows(p, job, err);
-    if (status && !job->prefill) /* nothing of a stopped pass is kept */
-        drop_rows(p, rows, done);
+    for (int i = 0; i < job->n && status && computed; i++) /* nothing of a stopped pass is kept */
+        kv_drop(p->kv[rows[i].lane], &rows[i].node, 1);
     model_set_stop(p->model, NULL, NULL);
     return status;
 }
@@ -229,6 +255,8 @@ static enum pd_status part_load(struct part *p, const struct gguf *g, const stru
     if (status)
         return status;
     p->n_vocab = p->n_vocab_ranked = model_info(p->model)->n_vocab;
+    if (lanes > 1)
+        p->sorted = mem_new((size_t)BATCH_ROWS * (size_t)model_info(p->model)->n_embd, sizeof *p->sorted);
     return PD_OK;
 }
 
@@ -250,6 +278,7 @@ static void part_free(struct part *p)
     free(p->logits);
     free(p->hidden);
     free(p->rows);
+    free(p->sorted);
 }
 
 static void compute_self_free(struct compute *c)
@@ -358,6 +387,7 @@ static enum pd_status load_stage(struct compute *c, int i, const struct gguf *g,
                                      .run = stage_run,
                                      .kv = part_kv,
                                      .keep = part_keep,
+                                     .copy = part_copy,
                                      .tree_rows = part_tree_rows};
     if (last)
         c->head = (struct head_ops){.self = p, .run = head_run};
@@ -399,6 +429,7 @@ static enum pd_status load_draft(struct compute *c, const struct gguf *g, const 
                                   .run = draft_run,
                                   .kv = part_kv,
                                   .keep = part_keep,
+                                  .copy = part_copy,
                                   .tree_rows = part_tree_rows};
     part_loaded(s, o);
     return PD_OK;

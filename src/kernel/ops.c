@@ -50,6 +50,15 @@ void kv_layer_move(const struct kv_layer *l, int to, int from)
     }
 }
 
+void kv_layer_copy(const struct kv_layer *to, const struct kv_layer *from, int n)
+{
+    const size_t tiles = (size_t)(n + KV_TILE - 1) / KV_TILE;
+    for (int h = 0; h < to->n_head_kv && n; h++) {
+        memcpy(k_tile(to, h, 0), k_tile(from, h, 0), tiles * k_tile_bytes(to));
+        memcpy(v_row(to, h, 0), v_row(from, h, 0), (size_t)n * v_row_bytes(to));
+    }
+}
+
 size_t attention_scratch_bytes(const struct attention *a)
 {
     int most = 1;

@@ -290,6 +290,7 @@ static bool exact_rotate(void *self, int layer, enum reg x, int n_heads, enum ar
 struct store_job {
     const struct run *r;
     const struct kv_layer *kv;
+    int at; /* the span's first row */
 };
 
 /* Rows may share a tile of 16 slots, but no byte. */
@@ -297,15 +298,17 @@ static void store_rows(void *user, int first, int end, int thread)
 {
     (void)thread;
     const struct store_job *j = user;
-    for (int i = first; i < end; i++)
+    for (int i = j->at + first; i < j->at + end; i++)
         j->r->e->ops->store(j->kv, (int)j->r->b->slots[i], row_of(j->r, REG_K, i), row_of(j->r, REG_V, i));
 }
 
 static bool exact_store(void *self, int layer)
 {
     struct run *r = self;
-    struct store_job j = {r, &r->b->kv->own[layer]};
-    team_for(r->team, r->n, grain(width_of(r->m, REG_K) * 8), store_rows, &j);
+    for (int i = 0, at = 0; i < r->b->n_spans; at += r->b->spans[i++].n) {
+        struct store_job j = {r, &r->b->spans[i].kv->own[layer], at};
+        team_for(r->team, r->b->spans[i].n, grain(width_of(r->m, REG_K) * 8), store_rows, &j);
+    }
     return go_on(r);
 }
 
@@ -321,27 +324,34 @@ static void attend_vectors(void *user, int first, int end, int thread)
     j->r->e->ops->attend(&j->a, first, end, (char *)j->r->e->scratch + (size_t)thread * j->scratch);
 }
 
-static bool exact_attend(void *self, int layer)
+/* Rows at.. of one cache. */
+static void attend_span(struct run *r, int layer, const struct model_span *span, int at)
 {
-    struct run *r = self;
     struct exact *e = r->e;
     struct attend_job j = {.r = r,
-                           .a = {.kv = r->b->kv->own[layer],
+                           .a = {.kv = span->kv->own[layer],
                                  .n_head = r->m->p.n_head,
                                  .scale = r->m->p.attn_scale,
-                                 .n_rows = r->n,
-                                 .rows = e->rows,
-                                 .q = e->reg[REG_Q],
-                                 .out = e->reg[REG_MIX]}};
+                                 .n_rows = span->n,
+                                 .rows = e->rows + at,
+                                 .q = row_of(r, REG_Q, at),
+                                 .out = row_of(r, REG_MIX, at)}};
     j.scratch = (attention_scratch_bytes(&j.a) + 63) / 64 * 64;
-    const int vectors = r->n * r->m->p.n_head, threads = team_threads(r->team);
+    const int vectors = span->n * r->m->p.n_head, threads = team_threads(r->team);
     size_t most = 0;
-    for (int i = 0; i < r->n; i++)
+    for (int i = at; i < at + span->n; i++)
         most = PD_MAX(most, (size_t)e->rows[i].prefix + (size_t)e->rows[i].n_tail);
     /* Vectors of one K/V head share their walk over the slots, so as many together as threads leave. */
     int together = PD_MIN((vectors + threads - 1) / threads, 8);
     int least = grain((int)PD_MIN(most * (size_t)r->m->p.head_dim / 4, (size_t)PIECE));
     team_for(r->team, vectors, PD_MAX(together, least), attend_vectors, &j);
+}
+
+static bool exact_attend(void *self, int layer)
+{
+    struct run *r = self;
+    for (int i = 0, at = 0; i < r->b->n_spans; at += r->b->spans[i++].n)
+        attend_span(r, layer, &r->b->spans[i], at);
     return go_on(r);
 }
 
@@ -375,22 +385,25 @@ static enum pd_status prepare(struct run *r)
     struct exact *e = r->e;
     const struct batch *b = r->b;
     size_t room = 1, used = 0, most = 1;
-    for (int i = 0; i < b->n; i++)
-        room += kv_tail_max(b->kv, b->slots[i], b->kind);
+    for (int s = 0, i = 0; s < b->n_spans; s++)
+        for (int end = i + b->spans[s].n; i < end; i++)
+            room += kv_tail_max(b->spans[s].kv, b->slots[i], b->spans[s].kind);
     if (room > e->tail_room) {
         free(e->tail);
         e->tail = mem_new(room * 2, sizeof *e->tail);
         e->tail_room = room * 2;
     }
-    for (int i = 0; i < b->n; i++) {
-        int n_tail, prefix = kv_visible(b->kv, b->slots[i], b->kind, e->tail + used, &n_tail);
-        e->rows[i] = (struct attention_row){prefix, n_tail, e->tail + used};
-        used += (size_t)n_tail;
-        most = PD_MAX(most, (size_t)prefix + (size_t)n_tail);
-        const size_t at = (size_t)i * (size_t)e->rope.n_pairs;
-        rope_at(&e->rope, b->rows[i].pos, e->cosine + at, e->sine + at);
-    }
-    struct attention a = {.kv = b->kv->own[0], .n_rows = b->n, .rows = e->rows};
+    for (int s = 0, i = 0; s < b->n_spans; s++)
+        for (int end = i + b->spans[s].n; i < end; i++) {
+            const struct model_span *span = &b->spans[s];
+            int n_tail, prefix = kv_visible(span->kv, b->slots[i], span->kind, e->tail + used, &n_tail);
+            e->rows[i] = (struct attention_row){prefix, n_tail, e->tail + used};
+            used += (size_t)n_tail;
+            most = PD_MAX(most, (size_t)prefix + (size_t)n_tail);
+            const size_t at = (size_t)i * (size_t)e->rope.n_pairs;
+            rope_at(&e->rope, b->rows[i].pos, e->cosine + at, e->sine + at);
+        }
+    struct attention a = {.kv = b->spans->kv->own[0], .n_rows = b->n, .rows = e->rows};
     size_t scratch = (attention_scratch_bytes(&a) + 63) / 64 * 64 * (size_t)r->m->o.threads;
     if (!make_room(&e->scratch, &e->scratch_room, scratch))
         return error_set(r->err, PD_ERR_MEMORY, "no memory for attention over %zu positions", most);

@@ -195,7 +195,8 @@ static enum pd_status place_prefill(struct kv *kv, const struct row *rows, int n
                              kv->n_committed + i);
         slots[i] = kv->n_committed + i;
     }
-    kv->top = kv->n_committed + n; /* what the attention of this batch sees */
+    kv->n_committed += n;
+    kv->top = kv->n_committed;
     return PD_OK;
 }
 
@@ -215,13 +216,11 @@ void kv_unplace(struct kv *kv, const int64_t *slots, int n, enum model_kind kind
 {
     for (int i = n - 1; kind == MODEL_TREE && i >= 0; i--)
         release(kv, (int)slots[i]);
+    if (kind == MODEL_PREFILL) {
+        kv->n_committed -= n;
+        kv->top = kv->n_committed;
+    }
     lower_top(kv);
-}
-
-void kv_extend(struct kv *kv, int n)
-{
-    kv->n_committed += n;
-    kv->top = PD_MAX(kv->top, kv->n_committed);
 }
 
 void kv_mask(const struct kv *kv, const int64_t *slots, int n, int n_kv, enum model_kind kind,
@@ -332,6 +331,19 @@ void kv_truncate(struct kv *kv, int pos)
     kv_drop_tree(kv);
     kv->n_committed = PD_MIN(kv->n_committed, pos);
     kv->top = kv->n_committed;
+}
+
+void kv_copy(struct kv *to, const struct kv *from, int n)
+{
+    PD_ASSERT(to != from && to->model == from->model && n >= 0 && n <= from->n_committed);
+    kv_truncate(to, 0);
+    for (int l = 0; l < to->n_layer && to->own; l++)
+        kv_layer_copy(&to->own[l], &from->own[l], n);
+    for (int l = 0; l < to->n_layer && !to->own; l++) {
+        memcpy(to->k[l]->data, from->k[l]->data, (size_t)n * to->k_bytes);
+        memcpy(to->v[l]->data, from->v[l]->data, (size_t)n * to->k_bytes);
+    }
+    to->n_committed = to->top = n;
 }
 
 int kv_committed(const struct kv *kv)

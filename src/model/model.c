@@ -270,21 +270,20 @@ static enum pd_status check_tokens(const struct model *m, const struct row *rows
     return PD_OK;
 }
 
-static void fill_inputs(struct model *m, const struct kv *kv, const struct row *rows, const int64_t *slots,
-                        int n, const float *hidden, enum model_kind kind)
+static void fill_inputs(struct model *m, const struct batch *b)
 {
     struct graph *g = &m->run;
     int32_t *pos = g->pos->data;
-    for (int i = 0; i < n; i++)
-        pos[i] = rows[i].pos;
-    memcpy(g->slots->data, slots, (size_t)n * sizeof *slots);
-    kv_mask(kv, slots, n, g->n_kv, kind, g->mask->data);
+    for (int i = 0; i < b->n; i++)
+        pos[i] = b->rows[i].pos;
+    memcpy(g->slots->data, b->slots, (size_t)b->n * sizeof *b->slots);
+    kv_mask(b->spans->kv, b->slots, b->n, g->n_kv, b->spans->kind, g->mask->data);
     if (g->tokens) {
         int32_t *tokens = g->tokens->data;
-        for (int i = 0; i < n; i++)
-            tokens[i] = rows[i].token;
+        for (int i = 0; i < b->n; i++)
+            tokens[i] = b->rows[i].token;
     } else {
-        memcpy(g->hidden->data, hidden, ggml_nbytes(g->hidden));
+        memcpy(g->hidden->data, b->hidden, ggml_nbytes(g->hidden));
     }
 }
 
@@ -302,11 +301,13 @@ static enum pd_status compute(struct model *m, const struct batch *b, struct pd_
 {
     if (m->own.kernel)
         return exact_run(m, b, err);
-    enum pd_status status = graph_run(m, b->kv, b->n, kv_span(b->kv), err);
+    const struct model_span *span = b->spans;
+    PD_ASSERT(b->n_spans == 1);
+    enum pd_status status = graph_run(m, span->kv, b->n, kv_span(span->kv), err);
     if (status)
         return status;
-    fill_inputs(m, b->kv, b->rows, b->slots, b->n, b->hidden, b->kind);
-    bool quick = m->quick.ggml && b->kind == MODEL_PREFILL && b->n == m->o.chunk_rows;
+    fill_inputs(m, b);
+    bool quick = m->quick.ggml && span->kind == MODEL_PREFILL && b->n == m->o.chunk_rows;
     m->out = m->run.out->data;
     return backend_compute(quick ? &m->quick : &m->exact, m->run.nodes, err);
 }
@@ -364,24 +365,97 @@ static enum pd_status run_placed(struct model *m, const struct batch *b, struct 
     return PD_OK;
 }
 
+/* Take the rows of the first so many spans back. */
+static void unplace(const struct batch *b, int n_spans)
+{
+    int at = 0;
+    for (int i = 0; i < n_spans; i++)
+        at += b->spans[i].n;
+    for (int i = n_spans - 1; i >= 0; i--) {
+        at -= b->spans[i].n;
+        kv_unplace(b->spans[i].kv, b->slots + at, b->spans[i].n, b->spans[i].kind);
+    }
+}
+
+static enum pd_status place(const struct batch *b, int64_t *slots, struct pd_error *err)
+{
+    const struct row *rows = b->rows;
+    for (int i = 0; i < b->n_spans; i++) {
+        const struct model_span *s = &b->spans[i];
+        enum pd_status status = kv_place(s->kv, rows, s->n, s->kind, slots, err);
+        if (status) {
+            unplace(b, i);
+            return status;
+        }
+        rows += s->n;
+        slots += s->n;
+    }
+    return PD_OK;
+}
+
+/* Spans that are computed together. */
+static enum pd_status run_batch(struct model *m, struct batch *b, struct pd_error *err)
+{
+    int64_t *slots = mem_new((size_t)b->n, sizeof *slots);
+    b->slots = slots;
+    enum pd_status status = place(b, slots, err);
+    if (!status && (status = run_placed(m, b, err)))
+        unplace(b, b->n_spans);
+    free(slots);
+    return status;
+}
+
+/* Forget what was computed already of a batch that has failed. */
+static void forget(const struct batch *b)
+{
+    const struct model_span *s = b->spans;
+    for (int i = 0; i < b->n && s->kind == MODEL_TREE; i++)
+        kv_drop(s->kv, &b->rows[i].node, 1);
+    if (s->kind == MODEL_PREFILL)
+        kv_truncate(s->kv, kv_committed(s->kv) - b->n);
+}
+
+/* ggml's graphs, a span at a time. */
+static enum pd_status run_apart(struct model *m, const struct batch *all, struct pd_error *err)
+{
+    enum pd_status status = PD_OK;
+    int at = 0, i = 0;
+    for (; i < all->n_spans && !status; i++) {
+        struct batch b = {.spans = &all->spans[i],
+                          .n_spans = 1,
+                          .rows = all->rows + at,
+                          .n = all->spans[i].n,
+                          .hidden = all->hidden + (size_t)at * (size_t)m->p.n_embd};
+        status = run_batch(m, &b, err);
+        at += b.n;
+    }
+    if (status)
+        for (i -= 2, at -= all->spans[i + 1].n; i >= 0; i--) {
+            at -= all->spans[i].n;
+            forget(&(struct batch){.spans = &all->spans[i], .rows = all->rows + at, .n = all->spans[i].n});
+        }
+    return status;
+}
+
+enum pd_status model_run_spans(struct model *m, const struct model_span *spans, int n_spans,
+                               const struct row *rows, float *hidden, struct pd_error *err)
+{
+    struct batch b = {.spans = spans, .n_spans = n_spans, .rows = rows, .hidden = hidden};
+    for (int i = 0; i < n_spans; i++) {
+        PD_ASSERT(spans[i].kv->model == m && spans[i].n >= 1);
+        b.n += spans[i].n;
+    }
+    PD_ASSERT(n_spans >= 1 && b.n <= m->o.batch_rows);
+    enum pd_status status = m->o.embed ? check_tokens(m, rows, b.n, err) : PD_OK;
+    if (status || (status = check_files(m, err)))
+        return status;
+    return m->own.kernel || n_spans == 1 ? run_batch(m, &b, err) : run_apart(m, &b, err);
+}
+
 enum pd_status model_run(struct model *m, struct kv *kv, const struct row *rows, int n, float *hidden,
                          enum model_kind kind, struct pd_error *err)
 {
-    PD_ASSERT(kv->model == m && n >= 1 && n <= m->o.batch_rows);
-    enum pd_status status = m->o.embed ? check_tokens(m, rows, n, err) : PD_OK;
-    if (status || (status = check_files(m, err)))
-        return status;
-    int64_t *slots = mem_new((size_t)n, sizeof *slots);
-    status = kv_place(kv, rows, n, kind, slots, err);
-    if (!status) {
-        status = run_placed(m, &(struct batch){kv, rows, slots, n, hidden, kind}, err);
-        if (status)
-            kv_unplace(kv, slots, n, kind);
-        else if (kind == MODEL_PREFILL)
-            kv_extend(kv, n);
-    }
-    free(slots);
-    return status;
+    return model_run_spans(m, &(struct model_span){kv, n, kind}, 1, rows, hidden, err);
 }
 
 static enum pd_status ggml_head(struct model *m, const float *hidden, int n, float *logits,

@@ -100,6 +100,16 @@ enum model_kind {
  * n <= batch_rows. */
 enum pd_status model_run(struct model *m, struct kv *kv, const struct row *rows, int n, float *hidden,
                          enum model_kind kind, struct pd_error *err);
+/* The same for rows of several caches, one span behind the other: a product reads its weights once for all of them. A
+ * cache may have a span of each kind, the prefill first. No row's result depends on its company. On an error nothing is
+ * kept of any. */
+struct model_span {
+    struct kv *kv;
+    int n;
+    enum model_kind kind;
+};
+enum pd_status model_run_spans(struct model *m, const struct model_span *spans, int n_spans,
+                               const struct row *rows, float *hidden, struct pd_error *err);
 /* Output norm and head; errors as above. hidden [n_embd, n], logits [n_vocab, n], n <= batch_rows. */
 enum pd_status model_head(struct model *m, const float *hidden, int n, float *logits, struct pd_error *err);
 
@@ -118,5 +128,7 @@ void kv_drop(struct kv *kv, const node_id *nodes, int n);
 void kv_drop_tree(struct kv *kv);
 /* Keep only committed positions below pos; drops the tree too. */
 void kv_truncate(struct kv *kv, int pos);
+/* The first n committed positions of `from`, a cache of the same model, become all that `to` holds. */
+void kv_copy(struct kv *to, const struct kv *from, int n);
 
 #endif

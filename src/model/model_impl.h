@@ -111,14 +111,14 @@ struct model {
 /* A weight of the stage's layer `layer` (0: its first), or one outside of layers. */
 const struct weight *model_weight(const struct model *m, int layer, enum arch_tensor_id id);
 
-/* A batch whose rows have their slots. */
+/* A batch whose rows have their slots. ggml's graphs take one span. */
 struct batch {
-    struct kv *kv;
+    const struct model_span *spans;
+    int n_spans;
     const struct row *rows;
     const int64_t *slots;
     int n;
     float *hidden;
-    enum model_kind kind;
 };
 
 /* The exact form. exact_new: after the weights are placed; packs them. Results are in m->out. */
@@ -176,8 +176,8 @@ struct kv {
 
 /* Rows the attention sees: all slots below `top`, rounded up. */
 int kv_span(const struct kv *kv);
-/* Give each row of the batch a slot, in slots[n]; the rows are then live tree rows, to be taken back by
- * kv_unplace. For MODEL_PREFILL only the slots are computed. */
+/* Give each row of the batch a slot, in slots[n]; the rows are then live tree rows, or committed, and are taken back by
+ * kv_unplace, the last placed first. */
 enum pd_status kv_place(struct kv *kv, const struct row *rows, int n, enum model_kind kind, int64_t *slots,
                         struct pd_error *err);
 void kv_unplace(struct kv *kv, const int64_t *slots, int n, enum model_kind kind);
@@ -185,8 +185,6 @@ void kv_unplace(struct kv *kv, const int64_t *slots, int n, enum model_kind kind
  * slots, in order, to tail (room for kv_tail_max). */
 int kv_visible(const struct kv *kv, int64_t slot, enum model_kind kind, int32_t *tail, int *n_tail);
 size_t kv_tail_max(const struct kv *kv, int64_t slot, enum model_kind kind);
-/* The prefill's rows now are committed. */
-void kv_extend(struct kv *kv, int n);
 /* mask [n_kv, n] f16: row i sees the committed rows (up to itself in a prefill) and its ancestors. */
 void kv_mask(const struct kv *kv, const int64_t *slots, int n, int n_kv, enum model_kind kind,
              ggml_fp16_t *mask);

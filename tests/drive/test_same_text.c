@@ -5,6 +5,7 @@
  *
  *   drive_same_text                                        the covering set, then what ends a request early
  *   drive_same_text ends                                   only the latter
+ *   drive_same_text company                                only several requests at once
  *   drive_same_text MODE WIDTH STAGES DRAFT SAMPLING DRIVER   one combination, as a failure prints it
  */
 #include <setjmp.h>
@@ -16,7 +17,7 @@
 #include "drive/model_run.h"
 #include "drive/toy_drafts.h"
 
-enum { CTX = 128, MODEL_LIVE_ROWS = 512, REFERENCE = 12, SHORT = 20, RUNS = 40 };
+enum { LANES = 3, CTX = 128, MODEL_LIVE_ROWS = 512, REFERENCE = 12, SHORT = 20, RUNS = 40 };
 enum { D_MODE, D_WIDTH, D_STAGES, D_DRAFT, D_SAMPLING, D_DRIVER, FACTORS };
 enum { DRAFT_MODEL, DRAFT_NGRAM, DRAFT_RANDOM, DRAFTS };
 enum { DRIVER_SIM, DRIVER_SHAKEN, DRIVER_THREADS, DRIVERS };
@@ -86,6 +87,7 @@ static void compute_open(struct compute *c, int stages, bool draft)
     o.target_gguf = model;
     o.draft_gguf = draft ? model : NULL;
     o.n_stages = stages;
+    o.lanes = LANES;
     o.threads = o.draft_threads = 1; /* barriers are slow where tests share the processors */
     o.ctx = CTX;
     o.tree_rows = rows_bound(MODEL_LIVE_ROWS);
@@ -103,6 +105,7 @@ static struct driver *driver_open(const struct compute *c, enum pd_mode mode, in
                                .draft_threads = 1,
                                .disturb.seed = (uint64_t)width + 1};
     o.drafter = (struct drafter_options){.n_stages = c->n_stages,
+                                         .lanes = LANES,
                                          .policy = {.mode = mode, .width = width, .expand = 8},
                                          .tree_nodes = 2048,
                                          .live_rows_max = MODEL_LIVE_ROWS,
@@ -487,6 +490,47 @@ static void nothing_is_left_however_a_request_ends(void **state)
     compute_free(&c);
 }
 
+/* ---- several requests at once ---- */
+
+static void the_same_text_in_company(void **state)
+{
+    (void)state;
+    static const struct {
+        enum pd_mode mode;
+        int width, driver;
+    } runs[] = {
+        {PD_MODE_BEST, 16, DRIVER_SHAKEN}, {PD_MODE_LAYER, 8, DRIVER_THREADS}, {PD_MODE_PP, 1, DRIVER_SIM}};
+    enum { N = PD_COUNT(samplings) };
+    struct compute c;
+    compute_open(&c, 5, true);
+    for (size_t k = 0; k < PD_COUNT(runs); k++) {
+        struct driver *d = driver_open(&c, runs[k].mode, runs[k].width, runs[k].driver);
+        struct text got[N] = {0};
+        struct request r[N];
+        struct sink sink[N];
+        struct arrival a[N];
+        struct result *res = mem_new(N, sizeof *res);
+        for (int i = 0; i < N; i++) {
+            r[i] = request_for(i, REFERENCE);
+            r[i].keep = -1; /* from whatever lane holds the same beginning */
+            sink[i] = (struct sink){.user = &got[i], .on_token = text_add};
+            a[i] = (struct arrival){.at_ns = i * 40000000LL, .request = &r[i], .sink = &sink[i]};
+        }
+        MUST(driver_generate_all(d, a, N, res, &err));
+        int kept = 0;
+        for (int i = 0; i < N; i++) {
+            assert_int_equal(got[i].n, REFERENCE);
+            assert_memory_equal(got[i].tokens, reference(i)->tokens, REFERENCE * sizeof(int32_t));
+            kept += res[i].stats.kept_tokens;
+        }
+        assert_true(kept >= n_prompt - 1); /* taken over, from the own lane or by a copy */
+        check_clean(&c);
+        free(res);
+        d->free(d);
+    }
+    compute_free(&c);
+}
+
 /* ---- */
 
 static int value_of(const char *word, const char *const *names, int n)
@@ -550,17 +594,23 @@ int main(int argc, char **argv)
 {
     const struct CMUnitTest all[] = {cmocka_unit_test(the_same_text_whatever_happens),
                                      cmocka_unit_test(nothing_is_left_however_a_request_ends),
+                                     cmocka_unit_test(the_same_text_in_company),
                                      cmocka_unit_test(every_combination)};
     const struct CMUnitTest one[] = {cmocka_unit_test(that_combination)};
     const struct CMUnitTest ends[] = {cmocka_unit_test(nothing_is_left_however_a_request_ends)};
+    const struct CMUnitTest company[] = {cmocka_unit_test(the_same_text_in_company)};
     bool only_ends = argc == 2 && strcmp(argv[1], "ends") == 0;
-    if (argc > 1 && !only_ends && (argc != 7 || !parse(argv))) {
-        fprintf(stderr, "usage: drive_same_text [ends | MODE WIDTH STAGES DRAFT SAMPLING DRIVER]\n");
+    bool only_company = argc == 2 && strcmp(argv[1], "company") == 0;
+    if (argc > 1 && !only_ends && !only_company && (argc != 7 || !parse(argv))) {
+        fprintf(stderr,
+                "usage: drive_same_text [ends | company | MODE WIDTH STAGES DRAFT SAMPLING DRIVER]\n");
         return 2;
     }
     model_init_process();
     if (!test_model(MODEL_SMALL))
         return 77;
+    if (only_company)
+        return cmocka_run_group_tests(company, open_model, close_model);
     if (only_ends)
         return cmocka_run_group_tests(ends, open_model, close_model);
     return argc > 1 ? cmocka_run_group_tests(one, open_model, close_model)

@@ -327,6 +327,104 @@ static void test_trees_tiny(void **state)
     }
 }
 
+/* Rows of several caches in one batch: each as it is alone. The third cache begins with a copy of the first's positions. */
+enum { CROWD = 3, CROWD_ROWS = 6 };
+
+static void fill_crowd(struct model *m, struct kv **kv, const struct row *rows,
+                       const struct model_span *spans, float *out, bool together)
+{
+    const size_t width = (size_t)model_info(m)->n_embd;
+    static const int begin[2] = {37, 5};
+    float *hidden = mem_new(64 * width, sizeof *hidden);
+    struct row row[64];
+    for (int k = 0; k < 2; k++) {
+        for (int i = 0; i < begin[k]; i++)
+            row[i] =
+                (struct row){.token = (int32_t)(rng_u64(3, (uint64_t)i, (uint64_t)k, 1) % 200), .pos = i};
+        MUST(model_run(m, kv[k], row, begin[k], hidden, MODEL_PREFILL, &err));
+    }
+    kv_copy(kv[2], kv[0], 21);
+    assert_int_equal(kv_committed(kv[2]), 21);
+    for (int k = 0, at = 0; k < CROWD && !together; at += spans[k++].n)
+        MUST(model_run(m, spans[k].kv, rows + at, spans[k].n, out + (size_t)at * width, spans[k].kind, &err));
+    if (together)
+        MUST(model_run_spans(m, spans, CROWD, rows, out, &err));
+    free(hidden);
+}
+
+static void test_spans(void **state)
+{
+    (void)state;
+    for (int k = 0; k < 6; k++) {
+        struct test_model_options mo = {.type = k % 2 ? GGML_TYPE_Q4_K : GGML_TYPE_Q8_0,
+                                        .n_layer = 2,
+                                        .n_embd = 256,
+                                        .n_ff = 256,
+                                        .head_dim = 64};
+        struct gguf *g = tiny("qwen2", &mo);
+        struct model_options o = {
+            .layer_count = 2, .embed = true, .threads = 1 + k % 2, .ctx = 64, .tree_rows = 32};
+        o.kv_type = (enum pd_kv_type[]){PD_KV_F16, PD_KV_F32, PD_KV_Q8_0}[k / 2];
+        float *out[2];
+        for (int together = 0; together < 2; together++) {
+            struct model *m;
+            struct kv *kv[CROWD];
+            MUST(model_load(&m, g, &o, &err));
+            for (int i = 0; i < CROWD; i++)
+                MUST(kv_new(&kv[i], m, &err));
+            const struct model_span spans[CROWD] = {
+                {kv[2], 3, MODEL_TREE}, {kv[0], 2, MODEL_PREFILL}, {kv[1], 1, MODEL_TREE}};
+            const struct row rows[CROWD_ROWS] = {
+                {.node = {1}, .token = 9, .pos = 21},
+                {.node = {2}, .parent = {1}, .token = 8, .pos = 22},
+                {.node = {3}, .token = 7, .pos = 21},
+                {.token = 6, .pos = 37},
+                {.token = 5, .pos = 38},
+                {.node = {1}, .token = 4, .pos = 5},
+            };
+            out[together] = mem_new(CROWD_ROWS * 256, sizeof(float));
+            fill_crowd(m, kv, rows, spans, out[together], together);
+            assert_int_equal(kv_committed(kv[0]), 39);
+            assert_int_equal(kv_tree_rows(kv[2]), 3);
+            assert_int_equal(kv_tree_rows(kv[1]), 1);
+            for (int i = 0; i < CROWD; i++)
+                kv_free(kv[i]);
+            model_free(m);
+        }
+        assert_memory_equal(out[0], out[1], CROWD_ROWS * 256 * sizeof(float));
+        free(out[0]);
+        free(out[1]);
+        gguf_close(g);
+    }
+}
+
+/* A batch of several caches that fails leaves nothing in any of them. */
+static void test_spans_fail(void **state)
+{
+    (void)state;
+    struct test_model_options mo = {
+        .type = GGML_TYPE_Q8_0, .n_layer = 2, .n_embd = 256, .n_ff = 256, .head_dim = 64};
+    struct gguf *g = tiny("llama", &mo);
+    struct model_options o = {.layer_count = 2, .embed = true, .threads = 1, .ctx = 16, .tree_rows = 4};
+    struct model *m;
+    struct kv *kv[2];
+    struct pd_error why = {0};
+    float hidden[3 * 256];
+    MUST(model_load(&m, g, &o, &err));
+    MUST(kv_new(&kv[0], m, &err));
+    MUST(kv_new(&kv[1], m, &err));
+    const struct model_span spans[2] = {{kv[0], 2, MODEL_PREFILL}, {kv[1], 1, MODEL_TREE}};
+    const struct row rows[3] = {{.token = 1}, {.token = 2, .pos = 1}, {.node = {1}, .token = 3, .pos = 7}};
+    assert_int_equal(model_run_spans(m, spans, 2, rows, hidden, &why),
+                     PD_ERR_PEER); /* position 7 of nothing */
+    assert_int_equal(kv_committed(kv[0]), 0);
+    assert_int_equal(kv_tree_rows(kv[1]), 0);
+    kv_free(kv[0]);
+    kv_free(kv[1]);
+    model_free(m);
+    gguf_close(g);
+}
+
 static void test_target(void **state)
 {
     (void)state;
@@ -651,6 +749,8 @@ int main(void)
         cmocka_unit_test(test_trees_small),
         cmocka_unit_test(test_cuts),
         cmocka_unit_test(test_prefill),
+        cmocka_unit_test(test_spans),
+        cmocka_unit_test(test_spans_fail),
         cmocka_unit_test(test_target),
         cmocka_unit_test_setup_teardown(test_variants, unforced, unforced),
         cmocka_unit_test_setup_teardown(test_prefill_ggml, forced_ggml, unforced),

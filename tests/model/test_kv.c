@@ -201,7 +201,6 @@ static void do_prefill(struct world *w)
         write_row(w, slots[i], 100000 + (uint32_t)i);
         w->committed[w->n_committed + i] = 100000 + (uint32_t)i;
     }
-    kv_extend(w->kv, n);
     w->n_committed += n;
 }
 
