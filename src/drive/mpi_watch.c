@@ -418,8 +418,11 @@ static void backstop(struct mpi *m, int64_t now)
 /* This process did not run for a while, and maybe the others neither: that time does not count as their silence. */
 static void forgive(struct mpi *m, int64_t ns)
 {
-    if (ns > (int64_t)STOPPED_MS * 1000000)
-        atomic_store(&continued_ns, 0); /* it was stopped: that was it, and not the launcher's wish */
+    bool stopped = ns > (int64_t)STOPPED_MS * 1000000;
+    if (!stopped && (atomic_load(&continued_ns) || atomic_load(&terminated)))
+        return; /* somebody has died, and there is little time to say who */
+    if (stopped)
+        atomic_store(&continued_ns, 0); /* that was it, and not the launcher's wish */
     atomic_fetch_add(&m->turn_ns, ns);
     for (int i = 0; i < m->n_ranks; i++) {
         atomic_fetch_add(&m->peers[i].mpi_ns, ns);
