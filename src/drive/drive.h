@@ -183,15 +183,15 @@ struct token_event {
     enum tree_verdict verdict;
     int64_t now_ns;
 };
-/* Where a request's tokens go. Called from within turn, submit or cancel: of the driver only cancel and wake may be
- * called. */
+/* Where a request's tokens go. Called from within turn, submit or cancel: of the driver only cancel, counts, now and wake
+ * may be called. */
 struct request_sink {
     void *user;
     /* PD_REASON_NONE goes on; PD_REASON_STOP or PD_REASON_CANCELLED ends the request. May be NULL. */
     enum pd_reason (*token)(void *user, const struct token_event *t);
     /* It is over everywhere. kept: positions whose K/V every stage holds. stats lives for the call. May be NULL. */
     void (*finished)(void *user, uint32_t id, enum pd_reason f, const struct stats *stats, int kept);
-    const atomic_bool *cancel; /* set from another thread or a signal handler: cancel it; NULL: none */
+    bool (*cancelled)(void *user); /* asked often: is it to end as cancelled? NULL: never */
 };
 
 struct stage_load {
@@ -268,12 +268,25 @@ struct result {
     enum pd_reason finish;
     struct stats stats;
     int kept;
-    /* Of the run that the request was part of: */
+    /* Of the pipeline, from the request's submission to its end: */
     struct stage_load load[STAGES_MAX]; /* tree batches by stage, heads included */
     int64_t draft_busy_ns;
     int64_t step_ns; /* the slowest stage's mean tree batch after the first token, head included; 0: none */
     int64_t machine_ns, machine_steps; /* wall time spent in the roles' own code, and tree submissions */
 };
+/* What one request has got, and what the pipeline has done meanwhile. */
+struct tally {
+    struct driver *d;
+    struct stats stats;                  /* counted from tokens, until the drafter's own replace them */
+    struct pipeline_counts begin, first; /* when it was submitted; when its first token came */
+    bool ended;
+};
+void tally_begin(struct tally *t, struct driver *d, const struct request *r); /* before submit */
+void tally_token(struct tally *t, const struct token_event *e);
+void tally_end(struct tally *t, const struct stats *stats); /* from request_sink.finished */
+/* All of out but `finish` and `kept`, up to now. */
+void tally_result(const struct tally *t, struct result *out);
+
 struct arrival {
     int64_t at_ns, cancel_at_ns;   /* from now on; cancel_at_ns 0: never */
     const struct request *request; /* its id is not used */

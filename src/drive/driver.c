@@ -3,11 +3,72 @@
 
 #include <stdlib.h>
 
+static struct stage_load load_since(const struct stage_load *now, const struct stage_load *then)
+{
+    return (struct stage_load){now->busy_ns - then->busy_ns, now->batches - then->batches,
+                               now->rows - then->rows};
+}
+
+void tally_begin(struct tally *t, struct driver *d, const struct request *r)
+{
+    *t = (struct tally){.d = d, .begin = *d->counts(d)};
+    t->stats = (struct stats){
+        .begin_ns = d->now(d), .prompt_tokens = r->n_tokens, .kept_tokens = PD_MAX(r->keep, 0)};
+}
+
+void tally_token(struct tally *t, const struct token_event *e)
+{
+    struct stats *s = &t->stats;
+    if (!s->tokens++) {
+        s->first_token_ns = e->now_ns;
+        t->first = *t->d->counts(t->d);
+    }
+    s->last_token_ns = s->end_ns = e->now_ns;
+    s->hits += e->verdict == TREE_HIT;
+    s->late_hits += e->verdict == TREE_LATE;
+    s->misses += e->verdict == TREE_MISS;
+    s->undrafted += e->verdict == TREE_LAST;
+}
+
+void tally_end(struct tally *t, const struct stats *stats)
+{
+    t->stats = *stats;
+    t->ended = true;
+}
+
+void tally_result(const struct tally *t, struct result *out)
+{
+    const struct pipeline_counts *now = t->d->counts(t->d), *then = &t->begin;
+    const int64_t heads_ns = now->head_busy_ns - then->head_busy_ns;
+    int last = STAGES_MAX - 1;
+    *out = (struct result){.stats = t->stats};
+    while (last > 0 && !now->load[last].batches)
+        last--;
+    for (int i = 0; i <= last; i++) {
+        struct stage_load all = load_since(&now->load[i], &then->load[i]);
+        struct stage_load speaking = load_since(&now->load[i], &t->first.load[i]);
+        int64_t head_ns = i == last && all.batches ? heads_ns / all.batches : 0;
+        if (t->stats.tokens && speaking.batches) /* the first batch may find everything cold */
+            out->step_ns = PD_MAX(out->step_ns, speaking.busy_ns / speaking.batches + head_ns);
+        out->load[i] = all;
+    }
+    out->load[last].busy_ns += heads_ns;
+    out->draft_busy_ns = now->draft_busy_ns - then->draft_busy_ns;
+    out->machine_ns = now->machine_ns - then->machine_ns;
+    out->machine_steps = now->machine_steps - then->machine_steps;
+    if (!t->ended) /* right if it was alone */
+        out->stats.prompt_done =
+            (int32_t)PD_MIN(now->prompt_rows - then->prompt_rows, t->stats.prompt_tokens);
+}
+
+/* ---- many requests ---- */
+
 struct crowd;
 struct job { /* one request of a crowd */
     struct crowd *crowd;
     const struct arrival *a;
     struct result *out;
+    struct tally tally;
     uint32_t id; /* 0: it has not been submitted */
     bool cancelled, over;
 };
@@ -16,33 +77,22 @@ struct crowd {
     struct job *jobs;
     int n, running, over;
     int64_t begin_ns;
-    struct pipeline_counts first; /* when the first token came */
-    bool speaks;
 };
 
-/* Counted here too, for a request that does not end well. */
 static enum pd_reason on_token(void *user, const struct token_event *t)
 {
     struct job *j = user;
-    struct crowd *c = j->crowd;
-    struct stats *s = &j->out->stats;
     const struct sink *sink = j->a->sink;
-    if (!c->speaks)
-        c->first = *c->d->counts(c->d);
-    c->speaks = true;
-    if (!s->tokens++)
-        s->first_token_ns = t->now_ns;
-    s->last_token_ns = s->end_ns = t->now_ns;
-    s->hits += t->verdict == TREE_HIT;
-    s->late_hits += t->verdict == TREE_LATE;
-    s->misses += t->verdict == TREE_MISS;
-    s->undrafted += t->verdict == TREE_LAST;
+    tally_token(&j->tally, t);
     return sink->on_token ? sink->on_token(sink->user, t) : PD_REASON_NONE;
 }
 
-static void over(struct job *j, enum pd_reason finish)
+static void over(struct job *j, enum pd_reason finish, int kept)
 {
+    if (j->id)
+        tally_result(&j->tally, j->out);
     j->out->finish = finish;
+    j->out->kept = kept;
     j->over = true;
     j->crowd->over++;
 }
@@ -51,14 +101,15 @@ static void on_finished(void *user, uint32_t id, enum pd_reason finish, const st
 {
     struct job *j = user;
     (void)id;
-    j->out->stats = *stats;
-    j->out->kept = j->crowd->d->kept = kept;
+    tally_end(&j->tally, stats);
+    j->crowd->d->kept = kept;
     j->crowd->running--;
-    over(j, finish);
+    over(j, finish, kept);
 }
 
-static bool flagged(const struct job *j)
+static bool flagged(void *user)
 {
+    const struct job *j = user;
     return j->a->sink->cancel && atomic_load(j->a->sink->cancel);
 }
 
@@ -68,7 +119,7 @@ static void cancel(struct job *j)
     if (j->id)
         j->crowd->d->cancel(j->crowd->d, j->id, PD_REASON_CANCELLED);
     else /* it waits, or has not even come */
-        over(j, PD_REASON_CANCELLED);
+        over(j, PD_REASON_CANCELLED, 0);
 }
 
 static void submit(struct job *j)
@@ -76,12 +127,11 @@ static void submit(struct job *j)
     struct driver *d = j->crowd->d;
     struct request asked = *j->a->request;
     asked.id = j->id = ++d->last_id;
-    j->out->stats = (struct stats){
-        .begin_ns = d->now(d), .prompt_tokens = asked.n_tokens, .kept_tokens = PD_MAX(asked.keep, 0)};
+    tally_begin(&j->tally, d, &asked);
     j->crowd->running++;
-    d->submit(d, &asked,
-              &(struct request_sink){
-                  .user = j, .token = on_token, .finished = on_finished, .cancel = j->a->sink->cancel});
+    d->submit(
+        d, &asked,
+        &(struct request_sink){.user = j, .token = on_token, .finished = on_finished, .cancelled = flagged});
 }
 
 /* First come, first served. */
@@ -117,51 +167,6 @@ static int64_t serve(struct crowd *c)
     return next == INT64_MAX ? next : next + c->begin_ns;
 }
 
-static struct stage_load load_since(const struct stage_load *now, const struct stage_load *then)
-{
-    return (struct stage_load){now->busy_ns - then->busy_ns, now->batches - then->batches,
-                               now->rows - then->rows};
-}
-
-/* What the pipeline has done since `then`. */
-static void summarise(const struct crowd *c, const struct pipeline_counts *then, struct result *total)
-{
-    const struct pipeline_counts *now = c->d->counts(c->d);
-    int last = STAGES_MAX - 1;
-    while (last > 0 && !now->load[last].batches)
-        last--;
-    int64_t heads_ns = now->head_busy_ns - then->head_busy_ns;
-    for (int i = 0; i <= last; i++) {
-        struct stage_load all = load_since(&now->load[i], &then->load[i]);
-        struct stage_load speaking = load_since(&now->load[i], &c->first.load[i]);
-        int64_t head_ns = i == last && all.batches ? heads_ns / all.batches : 0;
-        if (c->speaks && speaking.batches) /* the first batch may find everything cold */
-            total->step_ns = PD_MAX(total->step_ns, speaking.busy_ns / speaking.batches + head_ns);
-        total->load[i] = all;
-    }
-    total->load[last].busy_ns += heads_ns;
-    total->draft_busy_ns = now->draft_busy_ns - then->draft_busy_ns;
-    total->machine_ns = now->machine_ns - then->machine_ns;
-    total->machine_steps = now->machine_steps - then->machine_steps;
-}
-
-static void share(struct crowd *c, const struct pipeline_counts *then)
-{
-    struct result total = {0};
-    int64_t prompt_rows = c->d->counts(c->d)->prompt_rows - then->prompt_rows;
-    summarise(c, then, &total);
-    for (int i = 0; i < c->n; i++) {
-        struct job *j = &c->jobs[i];
-        struct result own = *j->out;
-        *j->out = total;
-        j->out->finish = own.finish;
-        j->out->stats = own.stats;
-        j->out->kept = own.kept;
-        if (!j->over && c->n == 1)
-            j->out->stats.prompt_done = (int32_t)prompt_rows;
-    }
-}
-
 enum pd_status driver_generate_all(struct driver *d, const struct arrival *arrivals, int n,
                                    struct result *results, struct pd_error *err)
 {
@@ -173,14 +178,15 @@ enum pd_status driver_generate_all(struct driver *d, const struct arrival *arriv
     struct pd_error own;
     err = err ? err : &own;
     enum pd_status status = d->turn(d, c.begin_ns, err); /* the pipeline may have failed before */
-    const struct pipeline_counts then = *d->counts(d);
     while (!status) {
         int64_t next = serve(&c);
         if (c.over == n)
             break;
         status = d->turn(d, next, err);
     }
-    share(&c, &then);
+    for (int i = 0; i < n; i++)
+        if (!c.jobs[i].over)
+            over(&c.jobs[i], PD_REASON_FAULT, 0);
     free(c.jobs);
     return status;
 }

@@ -575,7 +575,7 @@ void host_heed(struct host *h)
 {
     for (int i = 0; i < LANES_MAX && h->open; i++) {
         const struct running *r = &h->running[i];
-        if (r->id && !r->cancelled && r->sink.cancel && atomic_load(r->sink.cancel))
+        if (r->id && !r->cancelled && r->sink.cancelled && r->sink.cancelled(r->sink.user))
             host_cancel(h, r->id, PD_REASON_CANCELLED);
     }
 }

@@ -79,7 +79,7 @@ void host_submit(struct host *h, const struct request *r, const struct request_s
 /* Unknown ids are ignored: the request has ended. */
 void host_cancel(struct host *h, uint32_t id, enum pd_reason how);
 void host_cancel_all(struct host *h, enum pd_reason how);
-void host_heed(struct host *h);      /* look at the sinks' cancel flags */
+void host_heed(struct host *h);      /* ask the sinks whether they are cancelled */
 int host_open(const struct host *h); /* requests that have not ended here */
 
 /* What has gone wrong, whose fault it is (a role), PD_OK if nothing. */
