@@ -66,8 +66,9 @@ static _Noreturn void serve(struct cli_common *c)
     } else {
         const struct compute_info *info = compute_info(&part->compute);
         struct mpi_digest digest = {
-            info->target_digest,
-            engine_options_digest(&c->engine, c->engine.stages, part->driver.drafter.ctx, c->wire)};
+            .model = info->target_digest,
+            .options = engine_options_digest(&c->engine, c->engine.stages, part->driver.drafter.ctx, c->wire),
+            .kernels = info->kernels};
         part->driver.wire = c->wire;
         status = mpi_serve(job, &part->driver, &part->compute, &digest, &err);
     }
@@ -80,9 +81,18 @@ static enum pd_status make_driver(void *user, struct driver **out, const struct 
 {
     const struct cli_common *common = user;
     struct mpi_digest digest = {
-        compute_info(c)->target_digest,
-        engine_options_digest(&common->engine, o->drafter.n_stages, o->drafter.ctx, common->wire)};
+        .model = compute_info(c)->target_digest,
+        .options = engine_options_digest(&common->engine, o->drafter.n_stages, o->drafter.ctx, common->wire),
+        .exact = common->exact};
     return mpi_new(out, job, o, c, &digest, err);
+}
+
+/* They give the same bits, but not at the same pace. */
+static void show_variants(void)
+{
+    char text[256];
+    if (*mpi_variants(job, text, sizeof text))
+        fprintf(stderr, "pipedec: kernels: %s\n", text);
 }
 
 enum pd_status cli_engine_new(struct pd_engine **out, struct cli_common *c, struct pd_error *err)
@@ -106,6 +116,8 @@ enum pd_status cli_engine_new(struct pd_engine **out, struct cli_common *c, stru
         .only_role = ROLE_DRAFTER, .make_driver = make_driver, .user = c, .wire = c->wire};
     if (!(status = check_job(c, err)))
         status = engine_new_with(out, &c->engine, &hooks, err);
+    if (!status && c->stats)
+        show_variants();
     return status;
 }
 

@@ -356,6 +356,17 @@ static bool wanted(const struct compute_options *o, int role)
     return o->only_role == COMPUTE_ALL || o->only_role == role;
 }
 
+/* The stages of a process differ only in whether ggml multiplies with some tensors. */
+static void note_kernels(struct kernels_used *all, const struct model *m)
+{
+    struct kernels_used used;
+    model_kernels_used(m, &used);
+    if (!all->ggml[0])
+        memcpy(all->ggml, used.ggml, sizeof all->ggml);
+    all->own = used.own;
+    memcpy(all->variant, used.variant, sizeof all->variant);
+}
+
 static enum pd_status load_stage(struct compute *c, int i, const struct gguf *g,
                                  const struct compute_options *o, struct pd_error *err)
 {
@@ -382,6 +393,7 @@ static enum pd_status load_stage(struct compute *c, int i, const struct gguf *g,
         status = part_add_head(p, 1, err);
     if (status)
         return status;
+    note_kernels(&s->info.kernels, p->model);
     c->stage[i] = (struct stage_ops){.self = p,
                                      .n_embd = s->info.target.n_embd,
                                      .run = stage_run,

@@ -51,6 +51,7 @@ struct compute_info {
     uint64_t target_digest, draft_digest;
     int first[STAGES_MAX + 1]; /* stage i has layers first[i]..first[i + 1] */
     int threads, draft_threads;
+    struct kernels_used kernels; /* of the target's stages that were built here */
 };
 const struct compute_info *compute_info(const struct compute *c); /* NULL: not of models */
 

@@ -229,6 +229,7 @@ static void mpi_free(struct mpi *m)
     free(m->hosts);
     free(m->cards);
     free(m->peers);
+    free(m->kernels);
     free(m);
 }
 
@@ -242,6 +243,7 @@ static struct mpi *world_new(void)
     m->hosts = mem_new((size_t)m->n_ranks, sizeof *m->hosts);
     m->cards = mem_new((size_t)m->n_ranks, sizeof *m->cards);
     m->peers = mem_new((size_t)m->n_ranks, sizeof *m->peers);
+    m->kernels = mem_new((size_t)m->n_ranks, sizeof *m->kernels);
     for (int i = 0; i < m->n_ranks; i++)
         snprintf(m->hosts[i], sizeof m->hosts[i], "unknown");
     pthread_mutex_init(&m->lock, NULL);

@@ -21,6 +21,7 @@
 #define PD_DRIVE_MPI_H
 
 #include "drive/drive.h"
+#include "model/model.h"
 
 enum { MPI_SILENCE_MS = 1600, MPI_START_MS = 10000 };
 
@@ -43,14 +44,20 @@ const char *mpi_host(const struct mpi *m, int rank);
 struct mpi_digest {
     uint64_t model;   /* of its header, tokenizer and tensor table */
     uint32_t options; /* of what changes the result or the messages */
+    /* Of a stage's rank: what it computes with. All zero: it is not compared. */
+    struct kernels_used kernels;
+    bool exact; /* rank 0: ranks whose kernels give other bits are an error, else a warning in the log */
 };
 
-/* Rank 0: waits until every stage is ready (or has failed, then with its error). */
+/* Rank 0: waits until every stage is ready (or has failed, then with its error). PD_ERR_MISMATCH if one differs. */
 enum pd_status mpi_new(struct driver **out, struct mpi *m, const struct driver_options *o,
                        const struct compute *c, const struct mpi_digest *digest, struct pd_error *err);
 /* Other ranks: serve until told to quit (PD_OK), or until something fails; rank 0 is told. */
 enum pd_status mpi_serve(struct mpi *m, const struct driver_options *o, const struct compute *c,
                          const struct mpi_digest *digest, struct pd_error *err);
+/* Rank 0, after mpi_new: which variants of our kernels the ranks compute with, "avx2 on rank 1, 3; plain on rank 2", or
+ * "" if there is but one. Returns out. */
+const char *mpi_variants(const struct mpi *m, char *out, size_t room);
 /* Other ranks: tell rank 0 that this one cannot take part. */
 void mpi_decline(struct mpi *m, const struct pd_error *why);
 

@@ -49,6 +49,13 @@ void mpi_decline(struct mpi *m, const struct pd_error *why)
     (void)m, (void)why;
 }
 
+const char *mpi_variants(const struct mpi *m, char *out, size_t room)
+{
+    (void)m;
+    snprintf(out, room, "%s", "");
+    return out;
+}
+
 #else
 
 #include <unistd.h>
@@ -209,6 +216,87 @@ static enum pd_status check_hello(const struct mpi *m, int rank, const struct no
     return PD_OK;
 }
 
+static void note_kernels(struct kernels_used *out, const struct note *in)
+{
+    out->own = in->hello.own_kernels;
+    snprintf(out->variant, sizeof out->variant, "%s", in->hello.variant);
+    snprintf(out->ggml, sizeof out->ggml, "%s", in->hello.ggml);
+}
+
+/* The first stage whose kernels give other bits than those of some stage before it; 0: there is none. */
+static int unlike(const struct mpi *m, int *than)
+{
+    for (int i = 2; i < m->n_ranks; i++)
+        for (*than = 1; *than < i; ++*than)
+            if (!kernels_alike(&m->kernels[i], &m->kernels[*than]))
+                return i;
+    return 0;
+}
+
+static const char *remedy_for(const struct kernels_used *a, const struct kernels_used *b)
+{
+    if (!a->own != !b->own)
+        return "start all ranks with the same PD_KERNELS and --no-pack, or without both";
+    if (a->own != b->own)
+        return "install the same pipedec everywhere";
+    return "leave PD_KERNELS and --no-pack away; types that 'pipedec info' finds uncovered need machines of "
+           "one kind";
+}
+
+/* Stages that round differently give the target's own tokens still, but others than another set of machines. */
+static enum pd_status compare_kernels(const struct mpi *m, bool exact, struct pd_error *err)
+{
+    char a[200], b[200];
+    int than = 0, rank = unlike(m, &than);
+    if (!rank)
+        return PD_OK;
+    kernels_text(&m->kernels[rank], a, sizeof a);
+    kernels_text(&m->kernels[than], b, sizeof b);
+    const char *remedy = remedy_for(&m->kernels[rank], &m->kernels[than]);
+    if (!exact) {
+        log_msg(LOG_WARN, "rank %d on host %s computes with %s, rank %d on host %s with %s: bits differ; %s",
+                rank, mpi_host(m, rank), a, than, mpi_host(m, than), b, remedy);
+        return PD_OK;
+    }
+    return error_set(
+        err, PD_ERR_MISMATCH,
+        "rank %d on host %.40s computes with %.140s, rank %d on host %.40s with %.140s, so --exact "
+        "cannot hold; %s",
+        rank, mpi_host(m, rank), a, than, mpi_host(m, than), b, remedy);
+}
+
+/* "avx2 on ranks 1, 3" at out + n; returns the new n. */
+static size_t list_variant(const struct mpi *m, const char *variant, char *out, size_t n, size_t room)
+{
+    const char *gap = "";
+    if (n < room)
+        n += (size_t)snprintf(out + n, room - n, "%s%s on rank ", n ? "; " : "", variant);
+    for (int i = 1; i < m->n_ranks && n < room; i++)
+        if (strcmp(m->kernels[i].variant, variant) == 0) {
+            n += (size_t)snprintf(out + n, room - n, "%s%d", gap, i);
+            gap = ", ";
+        }
+    return n;
+}
+
+const char *mpi_variants(const struct mpi *m, char *out, size_t room)
+{
+    size_t n = 0;
+    int variants = 0;
+    for (int i = 1; i < m->n_ranks; i++) {
+        int first = 1;
+        while (strcmp(m->kernels[first].variant, m->kernels[i].variant) != 0)
+            first++;
+        if (first < i || !m->kernels[i].variant[0])
+            continue;
+        n = list_variant(m, m->kernels[i].variant, out, n, room);
+        variants++;
+    }
+    if (variants < 2)
+        out[0] = 0;
+    return out;
+}
+
 static enum pd_status meet_one(struct mpi *m, const struct parcel *p, bool *met, const struct mpi_digest *own,
                                struct pd_error *err)
 {
@@ -221,6 +309,7 @@ static enum pd_status meet_one(struct mpi *m, const struct parcel *p, bool *met,
         return error_set(err, PD_ERR_PEER, "rank %d on host %s sent a message of type %d before the start",
                          p->from_rank, mpi_host(m, p->from_rank), in ? in->type : p->msg.type);
     met[p->from_rank] = true;
+    note_kernels(&m->kernels[p->from_rank], in);
     return check_hello(m, p->from_rank, in, own, err);
 }
 
@@ -250,7 +339,7 @@ static enum pd_status meet(struct mpi *m, struct link *link, const struct mpi_di
             return status;
         left--;
     }
-    return PD_OK;
+    return compare_kernels(m, own->exact, err);
 }
 
 enum pd_status mpi_new(struct driver **out, struct mpi *m, const struct driver_options *o,
@@ -315,6 +404,9 @@ static void say_hello(struct mpi *m, struct link *link, const struct mpi_digest 
     note.hello.protocol = WIRE_VERSION;
     note.hello.stage = m->rank - 1;
     note.hello.n_stages = mpi_stages(m);
+    note.hello.own_kernels = digest->kernels.own;
+    snprintf(note.hello.variant, sizeof note.hello.variant, "%s", digest->kernels.variant);
+    snprintf(note.hello.ggml, sizeof note.hello.ggml, "%s", digest->kernels.ggml);
     memcpy(note.hello.host, m->hosts[m->rank], sizeof note.hello.host);
     snprintf(note.hello.version, sizeof note.hello.version, "%s", PD_VERSION);
     send_to_0(m, link, &note);

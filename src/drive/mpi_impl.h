@@ -36,11 +36,12 @@ struct peer {               /* what is known of another rank; written by the thr
     MPI_Request beat;       /* to it */
 };
 
-struct mpi {              /* members by size, what belongs together as far as that allows */
-    pthread_mutex_t lock; /* one thread in MPI at a time */
-    char (*hosts)[64];    /* [n_ranks] "unknown" before its card has come */
-    struct card *cards;   /* [n_ranks] */
-    struct peer *peers;   /* [n_ranks] */
+struct mpi {                      /* members by size, what belongs together as far as that allows */
+    pthread_mutex_t lock;         /* one thread in MPI at a time */
+    char (*hosts)[64];            /* [n_ranks] "unknown" before its card has come */
+    struct card *cards;           /* [n_ranks] */
+    struct peer *peers;           /* [n_ranks] */
+    struct kernels_used *kernels; /* [n_ranks] rank 0: as the stages say */
     _Atomic(struct link *) link;
     pthread_t beat_thread, watch_thread;
     atomic_llong turn_ns;  /* the heartbeats' thread's last return from MPI */

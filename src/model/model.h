@@ -65,6 +65,22 @@ struct model_options {
 struct model;
 struct kv;
 
+/* What everything between a token and its logits is defined by, apart from variants: the kernels, the operations of
+ * a layer and their order. To be raised with every change of a bit of them: machines compare it. */
+enum { MODEL_DEFINITION = 1 };
+/* Whose kernels a model computes with. */
+struct kernels_used {
+    int own;          /* the definition, if our own compute; 0: ggml does it all */
+    char variant[16]; /* of our own: "avx2". All of them give the same bits */
+    char ggml
+        [192]; /* ggml's version, build and processor features, if it computes some products or all; else "" */
+};
+void model_kernels_used(const struct model *m, struct kernels_used *out);
+/* Do two machines compute the same bits, as far as that can be told? */
+bool kernels_alike(const struct kernels_used *a, const struct kernels_used *b);
+/* For people: "pipedec's own kernels, definition 1, avx2"; returns out. */
+const char *kernels_text(const struct kernels_used *k, char *out, size_t room);
+
 /* The kernels that models are loaded for: what PD_KERNELS names, or the quickest this processor runs. *out NULL:
  * ggml's. Where there is nothing quicker than plain C, which is the definition and not meant for use, ggml computes
  * unless plain is asked for. Errors: kernel_choose's. */

@@ -7,6 +7,7 @@
  * exact.c    these on our own kernels
  * pack.c     weights in the layout of our kernels
  * finite.c   numbers that are none: noticed, and traced to their layer
+ * used.c     what a loaded model computes with
  * kv.c       slots, ancestors, masks, memory
  */
 #ifndef PD_MODEL_IMPL_H

@@ -4,7 +4,7 @@ size_t note_payload_bytes(int type)
 {
     switch (type) {
     case NOTE_HELLO:
-        return 24 + NOTE_HOST_BYTES + NOTE_VERSION_BYTES;
+        return 28 + NOTE_HOST_BYTES + NOTE_VERSION_BYTES + NOTE_VARIANT_BYTES + NOTE_GGML_BYTES;
     case NOTE_FAULT:
         return 8 + NOTE_HOST_BYTES + NOTE_TEXT_BYTES;
     default:
@@ -33,8 +33,11 @@ size_t note_encode(uint8_t *out, size_t room, const struct wire_envelope *e, con
     if (n->type == NOTE_HELLO) {
         p = put32(put32(put64(p, n->hello.digest), n->hello.options), n->hello.protocol);
         p = put32(put32(p, (uint32_t)n->hello.stage), (uint32_t)n->hello.n_stages);
+        p = put32(p, (uint32_t)n->hello.own_kernels);
         p = put_text(p, n->hello.host, NOTE_HOST_BYTES);
         p = put_text(p, n->hello.version, NOTE_VERSION_BYTES);
+        p = put_text(p, n->hello.variant, NOTE_VARIANT_BYTES);
+        p = put_text(p, n->hello.ggml, NOTE_GGML_BYTES);
     } else if (n->type == NOTE_FAULT) {
         p = put32(put32(p, (uint32_t)n->fault.role), (uint32_t)n->fault.status);
         p = put_text(p, n->fault.host, NOTE_HOST_BYTES);
@@ -63,8 +66,11 @@ enum pd_status note_decode(struct note *out, const uint8_t *data, size_t size, c
         out->hello.protocol = take_unsigned(&r, "hello.protocol", 0, UINT32_MAX);
         out->hello.stage = take(&r, "hello.stage", 0, STAGES_MAX - 1);
         out->hello.n_stages = take(&r, "hello.n_stages", 1, STAGES_MAX);
+        out->hello.own_kernels = take(&r, "hello.own_kernels", 0, INT32_MAX);
         take_text(&r, "hello.host", out->hello.host, NOTE_HOST_BYTES);
         take_text(&r, "hello.version", out->hello.version, NOTE_VERSION_BYTES);
+        take_text(&r, "hello.variant", out->hello.variant, NOTE_VARIANT_BYTES);
+        take_text(&r, "hello.ggml", out->hello.ggml, NOTE_GGML_BYTES);
     } else if (out->type == NOTE_FAULT) {
         out->fault.role = take(&r, "fault.role", 0, role_verifier(l->n_stages));
         out->fault.status = take(&r, "fault.status", 0, PD_ERR_PROFILE);

@@ -15,7 +15,7 @@
 
 #include "role/role.h"
 
-enum { WIRE_VERSION = 2, WIRE_HEADER_BYTES = 36, WIRE_ROW_BYTES = 20, WIRE_Q8_BLOCK = 32 };
+enum { WIRE_VERSION = 3, WIRE_HEADER_BYTES = 36, WIRE_ROW_BYTES = 20, WIRE_Q8_BLOCK = 32 };
 
 /* How hidden states travel. Only f32 keeps the output's bits; decoding gives f32 always. */
 enum wire_hidden { WIRE_F32, WIRE_F16, WIRE_Q8, WIRE_HIDDEN_COUNT };
@@ -69,7 +69,13 @@ enum note_type {
     NOTE_HEARTBEAT,  /* from rank 0: a request begins, listen eagerly */
     NOTE_TYPE_END
 };
-enum { NOTE_HOST_BYTES = 64, NOTE_VERSION_BYTES = 128, NOTE_TEXT_BYTES = 256 };
+enum {
+    NOTE_HOST_BYTES = 64,
+    NOTE_VERSION_BYTES = 128,
+    NOTE_TEXT_BYTES = 256,
+    NOTE_VARIANT_BYTES = 16,
+    NOTE_GGML_BYTES = 192
+};
 struct note {
     uint8_t type;
     union {
@@ -78,7 +84,10 @@ struct note {
             uint32_t options; /* digest of the options */
             uint32_t protocol;
             int32_t stage, n_stages;
+            int32_t own_kernels; /* definition of our own kernels; 0: they compute nothing there */
             char host[NOTE_HOST_BYTES], version[NOTE_VERSION_BYTES];
+            char variant[NOTE_VARIANT_BYTES]; /* of our own kernels */
+            char ggml[NOTE_GGML_BYTES];       /* version, build and features, if it computes; else "" */
         } hello;
         struct {
             int32_t role;

@@ -30,6 +30,32 @@ if command -v script >/dev/null; then
     grep -q "prompt tokens.*4 tokens" "$tmp/out" || fail "on a terminal: no statistics: $(cat "$tmp/out")"
 fi
 
+# mixed "KERNELS KERNELS ..." OPTIONS...: a job whose ranks compute with these (rank 0, which drafts only, first). Text in
+# out, errors in err, mpirun's exit code returned.
+mixed() {
+    local kernels command=() gap="" first=""
+    read -ra kernels <<<"$1"
+    shift
+    for k in "${kernels[@]}"; do
+        command+=($gap env PD_KERNELS="${k#own}" "$PIPEDEC" run -m "$model" --ctx 512 -n 16 -p "$prompt" "$@")
+        gap=": -np 1"
+    done
+    job 1 "${command[@]}" >"$tmp/out" 2>"$tmp/err"
+}
+fastest=$("$PIPEDEC" info "$model" | sed -n 's/.*kernels[^a-z]*\([a-z0-9]*\).*/\1/p' | head -1)
+mixed "own plain own" --exact --stats || fail "unlike variants of our kernels: $(cat "$tmp/err")"
+[ "$(cat "$tmp/out")" = "$text" ] || fail "unlike variants of our kernels: another text: $(cat "$tmp/out" "$tmp/err")"
+[ "$fastest" = plain ] || grep -q "^pipedec: kernels: plain on rank 1; $fastest on rank 2" "$tmp/err" ||
+    fail "unlike variants are not told: $(cat "$tmp/err")"
+mixed "own own ggml" --exact -n 2
+[ $? -eq 13 ] && [ ! -s "$tmp/out" ] && [ "$(grep -c '^pipedec:' "$tmp/err")" = 1 ] &&
+    grep -q "^pipedec: rank 2 on host $(hostname) computes with ggml [0-9].*rank 1 on host $(hostname) with pipedec's own.*--exact.*PD_KERNELS" "$tmp/err" ||
+    fail "ours and ggml's with --exact: $(cat "$tmp/out" "$tmp/err")"
+mixed "own own ggml" -n 2
+[ $? -eq 0 ] && [ -s "$tmp/out" ] && [ "$(grep -c '^pipedec: warning: rank 2 on host .* computes with ggml' "$tmp/err")" = 1 ] ||
+    fail "ours and ggml's: not warned about: $(cat "$tmp/out" "$tmp/err")"
+mixed "ggml own own" --exact -n 2 || fail "what the draft computes with does not matter: $(cat "$tmp/err")"
+
 # wrong CODE TEXT RANKS ARGS...: the job ends soon with this code and one line of ours, nothing on standard output.
 wrong() {
     local code=$1 text=$2 ranks=$3 got

@@ -257,7 +257,7 @@ static void other_versions(void **state)
     uint8_t *data = encode(&m, WIRE_F32, &size);
     data[4]++;
     assert_int_equal(wire_decode(&out, NULL, NULL, data, size, &limits, &err), PD_ERR_PEER);
-    assert_non_null(strstr(err.text, "version 3, ours is 2"));
+    assert_non_null(strstr(err.text, "version 4, ours is 3"));
     data[0]++;
     assert_int_equal(wire_decode(&out, NULL, NULL, data, size, &limits, &err), PD_ERR_PEER);
     free(data);
@@ -318,6 +318,9 @@ static struct note random_note(uint64_t seed)
         n.hello.n_stages = 14;
         snprintf(n.hello.host, sizeof n.hello.host, "host%u", pick(seed, 4, 100));
         snprintf(n.hello.version, sizeof n.hello.version, "version %u", pick(seed, 5, 100));
+        n.hello.own_kernels = (int)pick(seed, 7, 3);
+        snprintf(n.hello.variant, sizeof n.hello.variant, "avx%u", pick(seed, 8, 1000));
+        snprintf(n.hello.ggml, sizeof n.hello.ggml, "%*u", (int)pick(seed, 9, NOTE_GGML_BYTES), 7);
     }
     if (n.type == NOTE_FAULT) {
         n.fault.role = (int)pick(seed, 1, 16);
