@@ -150,7 +150,8 @@ static enum pd_status bench(const struct bench_args *a, struct pd_error *err)
     struct bench_points points = {0};
     struct workload w = {0};
     enum pd_status s;
-    if ((s = cli_common_check(c, true, err)) || (s = bench_cli_devices(&a->b, &o.clock, &profile, err)))
+    if ((s = cli_common_check(c, true, err)) || (c->verify && (s = cli_show_weights(c, err))) ||
+        (s = bench_cli_devices(&a->b, &o.clock, &profile, err)))
         return s;
     if (!a->questions)
         return error_set(err, PD_ERR_USAGE, "which questions? give --questions FILE");

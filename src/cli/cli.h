@@ -36,6 +36,7 @@ struct cli_common {
     int restarts;   /* --restarts, for launch */
     int wire;       /* enum wire_hidden: hidden states between machines */
     bool exact;     /* refuse what is not exact */
+    bool verify;    /* read all of the weights: ranks compare them, one process shows their digest */
     uint64_t given; /* bit k: option CLI_KEY + k is on the command line (bit 63: -t) */
 };
 extern const struct argp cli_common_argp; /* input: struct cli_common * */
@@ -81,6 +82,8 @@ void cli_progress_end(void);
  * gives the program's. */
 enum pd_status cli_engine_new(struct pd_engine **out, struct cli_common *c, struct pd_error *err);
 int cli_engine_free(struct pd_engine *e, int code);
+/* --verify in one process: a line on standard error with the digest of each file's weights. */
+enum pd_status cli_show_weights(const struct cli_common *c, struct pd_error *err);
 bool cli_is_first_rank(void); /* the one that speaks; true without MPI */
 /* Before another rank ends with an error: Open MPI 5 ends the job with the first rank that ends. */
 void cli_wait_for_first_rank(void);

@@ -17,6 +17,7 @@ enum {
     KEY_TEMPLATE,
     KEY_ANY_TOKENIZER,
     KEY_NO_PACK,
+    KEY_VERIFY,
     KEY_STAGES,
     KEY_DRAFT_THREADS,
     KEY_MODE,
@@ -56,6 +57,9 @@ static const struct argp_option options[] = {
      GROUP_MODEL},
     {"no-pack", KEY_NO_PACK, NULL, 0,
      "keep weights in the mapped file alone and compute by ggml: less memory, slower, and other bits",
+     GROUP_MODEL},
+    {"verify", KEY_VERIFY, NULL, 0,
+     "read all of the weights: the ranks of a job compare theirs, one process shows their digest",
      GROUP_MODEL},
     {"allow-unknown-tokenizer", KEY_ANY_TOKENIZER, NULL, 0,
      "cut text the default way if the file's own is not known; tokens may be wrong", GROUP_MODEL},
@@ -172,6 +176,9 @@ static bool parse_model(struct cli_common *c, int key, char *arg, struct argp_st
         return true;
     case KEY_NO_PACK:
         o->no_pack = true;
+        return true;
+    case KEY_VERIFY:
+        c->verify = true;
         return true;
     case KEY_ANY_TOKENIZER:
         o->allow_unknown_tokenizer = true;

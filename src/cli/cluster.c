@@ -2,7 +2,9 @@
 #include "cli/cli.h"
 #include "drive/engine.h"
 #include "drive/mpi.h"
+#include "drive/verify.h"
 
+#include <inttypes.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <sys/sysinfo.h>
@@ -53,6 +55,64 @@ static enum pd_status check_job(struct cli_common *c, struct pd_error *err)
     return PD_OK;
 }
 
+static struct verify_options verify_of(const struct cli_common *c, const struct gguf *file)
+{
+    return (struct verify_options){.file = file,
+                                   .full = c->verify,
+                                   .seed = job ? mpi_job(job) : 0,
+                                   .on_progress = c->quiet ? NULL : cli_progress};
+}
+
+static enum pd_status show_weights(const struct cli_common *c, const char *path, struct pd_error *err)
+{
+    struct gguf *g;
+    struct tensor_digest *list;
+    int n;
+    enum pd_status status = gguf_open(&g, path, err);
+    if (status)
+        return status;
+    struct verify_options o = verify_of(c, g);
+    if (!(status = verify_digests(&list, &n, &o, err))) {
+        cli_progress_end();
+        fprintf(stderr, "pipedec: %s: weights %016" PRIx64 "\n", path, verify_digest(list, n));
+        free(list);
+    }
+    gguf_close(g);
+    return status;
+}
+
+enum pd_status cli_show_weights(const struct cli_common *c, struct pd_error *err)
+{
+    enum pd_status status = show_weights(c, c->engine.model, err);
+    return status || !c->engine.draft ? status : show_weights(c, c->engine.draft, err);
+}
+
+/* Sampled digests and full ones are not to be compared with each other. */
+static uint32_t options_digest(const struct cli_common *c, const struct driver_options *o)
+{
+    uint32_t all[] = {engine_options_digest(&c->engine, o->drafter.n_stages, o->drafter.ctx, c->wire),
+                      c->verify};
+    return (uint32_t)hash_bytes(0, all, sizeof all);
+}
+
+/* What the tensors of this rank's stage look like. free(out->tensors), whatever it returns. */
+static enum pd_status digest_part(struct mpi_digest *out, const struct cli_common *c,
+                                  const struct engine_part *part, struct pd_error *err)
+{
+    const struct compute_info *info = compute_info(&part->compute);
+    struct verify_options o = verify_of(c, info->target_file);
+    struct tensor_digest *list;
+    bool *wanted = mem_new(PD_MAX(gguf_tensor_count(o.file), (size_t)1), sizeof *wanted);
+    *out = (struct mpi_digest){
+        .model = info->target_digest, .options = options_digest(c, &part->driver), .kernels = info->kernels};
+    compute_tensors(&part->compute, wanted);
+    o.wanted = wanted;
+    enum pd_status status = verify_digests(&list, &out->n_tensors, &o, err);
+    out->tensors = list;
+    free(wanted);
+    return status;
+}
+
 /* A rank with a stage. The job's exit code is the first rank's. */
 static _Noreturn void serve(struct cli_common *c)
 {
@@ -61,17 +121,16 @@ static _Noreturn void serve(struct cli_common *c)
     enum pd_status status = check_job(c, &err);
     if (!status)
         status = engine_part_new(&part, &c->engine, c->engine.stages, role_stage(mpi_rank(job) - 1), &err);
+    struct mpi_digest digest = {0};
+    if (!status)
+        status = digest_part(&digest, c, part, &err);
     if (status) {
         mpi_decline(job, &err);
     } else {
-        const struct compute_info *info = compute_info(&part->compute);
-        struct mpi_digest digest = {
-            .model = info->target_digest,
-            .options = engine_options_digest(&c->engine, c->engine.stages, part->driver.drafter.ctx, c->wire),
-            .kernels = info->kernels};
         part->driver.wire = c->wire;
         status = mpi_serve(job, &part->driver, &part->compute, &digest, &err);
     }
+    free((void *)digest.tensors);
     engine_part_free(part);
     exit(mpi_end(job, status));
 }
@@ -80,11 +139,20 @@ static enum pd_status make_driver(void *user, struct driver **out, const struct 
                                   const struct compute *c, struct pd_error *err)
 {
     const struct cli_common *common = user;
-    struct mpi_digest digest = {
-        .model = compute_info(c)->target_digest,
-        .options = engine_options_digest(&common->engine, o->drafter.n_stages, o->drafter.ctx, common->wire),
-        .exact = common->exact};
-    return mpi_new(out, job, o, c, &digest, err);
+    const struct compute_info *info = compute_info(c);
+    struct verify_options v = verify_of(common, info->target_file);
+    struct mpi_digest digest = {.model = info->target_digest,
+                                .options = options_digest(common, o),
+                                .file = v.file,
+                                .exact = common->exact};
+    struct tensor_digest *all;
+    enum pd_status status = verify_digests(&all, &digest.n_tensors, &v, err);
+    if (!status) {
+        digest.tensors = all;
+        status = mpi_new(out, job, o, c, &digest, err);
+        free(all);
+    }
+    return status;
 }
 
 /* They give the same bits, but not at the same pace. */
@@ -104,6 +172,8 @@ enum pd_status cli_engine_new(struct pd_engine **out, struct cli_common *c, stru
         return status;
     if (check >= 0)
         cli_check_passed(c);
+    if (!mpi_launched() && c->verify && (status = cli_show_weights(c, err)))
+        return status;
     if (!mpi_launched())
         return pd_engine_new(out, &c->engine, err);
     status = mpi_start(&job, err);

@@ -305,6 +305,28 @@ const struct compute_info *compute_info(const struct compute *c)
     return c->free == compute_self_free ? &((struct compute_self *)c->self)->info : NULL;
 }
 
+struct marking {
+    const struct gguf *file;
+    bool *wanted;
+};
+
+static void mark(void *user, const char *name)
+{
+    const struct marking *m = user;
+    for (size_t i = 0; i < gguf_tensor_count(m->file); i++)
+        if (strcmp(gguf_tensor_at(m->file, i)->name, name) == 0)
+            m->wanted[i] = true;
+}
+
+void compute_tensors(const struct compute *c, bool *wanted)
+{
+    const struct compute_self *s = c->self;
+    struct marking m = {s->info.target_file, wanted};
+    for (int i = 0; i < c->n_stages; i++)
+        if (s->stage[i].model)
+            model_each_tensor(s->stage[i].model, mark, &m);
+}
+
 /* The stage that has the head; NULL: it was not built here. */
 static struct part *head_part(const struct compute *c)
 {
@@ -526,6 +548,7 @@ static enum pd_status load_all(struct compute *c, const struct compute_options *
     if (status)
         return status;
     s->info.target_digest = gguf_digest(target);
+    s->info.target_file = target;
     s->info.draft_digest = draft ? gguf_digest(draft) : 0;
     if (o->n_stages > STAGES_MAX)
         return error_set(err, PD_ERR_STAGES, "%d stages: no more than %d are possible", o->n_stages,

@@ -51,9 +51,13 @@ struct compute_info {
     uint64_t target_digest, draft_digest;
     int first[STAGES_MAX + 1]; /* stage i has layers first[i]..first[i + 1] */
     int threads, draft_threads;
-    struct kernels_used kernels; /* of the target's stages that were built here */
+    const struct gguf *target_file; /* opened here or borrowed */
+    struct kernels_used kernels;    /* of the target's stages that were built here */
 };
 const struct compute_info *compute_info(const struct compute *c); /* NULL: not of models */
+
+/* wanted[index of the file's tensor] becomes true for those of the target that stages built here hold. */
+void compute_tensors(const struct compute *c, bool *wanted);
 
 /* From now on hash the bits of all logits that are sampled from, in their order; the hash is equal on two machines only
  * if their computing is. false: the last stage was not built here, or (for the hash) it was never asked for. Not while

@@ -65,6 +65,11 @@ const char *mpi_host(const struct mpi *m, int rank)
     return m->hosts[rank];
 }
 
+uint64_t mpi_job(const struct mpi *m)
+{
+    return m->cards[0].job;
+}
+
 bool mpi_same_machine(const struct mpi *m, int a, int b)
 {
     return a == b || (m->cards[a].boot[0] && strcmp(m->cards[a].boot, m->cards[b].boot) == 0);

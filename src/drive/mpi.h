@@ -22,6 +22,7 @@
 
 #include "drive/drive.h"
 #include "model/model.h"
+#include "wire/wire.h"
 
 enum { MPI_SILENCE_MS = 1600, MPI_START_MS = 10000 };
 
@@ -39,6 +40,7 @@ enum pd_status mpi_start(struct mpi **out, struct pd_error *err);
 int mpi_rank(const struct mpi *m);
 int mpi_stages(const struct mpi *m); /* ranks - 1 */
 const char *mpi_host(const struct mpi *m, int rank);
+uint64_t mpi_job(const struct mpi *m); /* a random number, the same on all ranks of this job */
 
 /* What must be the same on every rank. */
 struct mpi_digest {
@@ -46,6 +48,11 @@ struct mpi_digest {
     uint32_t options; /* of what changes the result or the messages */
     /* Of a stage's rank: what it computes with. All zero: it is not compared. */
     struct kernels_used kernels;
+    /* Digests of tensors, made with mpi_job's number as the seed: a stage's rank its own; rank 0 those of all of the file,
+     * by index (none: they are not compared). */
+    const struct tensor_digest *tensors;
+    int n_tensors;
+    const struct gguf *file; /* rank 0: for tensors' names */
     bool exact; /* rank 0: ranks whose kernels give other bits are an error, else a warning in the log */
 };
 

@@ -30,6 +30,12 @@ const char *mpi_host(const struct mpi *m, int rank)
     return "";
 }
 
+uint64_t mpi_job(const struct mpi *m)
+{
+    (void)m;
+    return 0;
+}
+
 enum pd_status mpi_new(struct driver **out, struct mpi *m, const struct driver_options *o,
                        const struct compute *c, const struct mpi_digest *digest, struct pd_error *err)
 {
@@ -297,18 +303,46 @@ const char *mpi_variants(const struct mpi *m, char *out, size_t room)
     return out;
 }
 
-static enum pd_status meet_one(struct mpi *m, const struct parcel *p, bool *met, const struct mpi_digest *own,
-                               struct pd_error *err)
+/* Which file is the damaged one two digests cannot tell. */
+static enum pd_status check_tensors(const struct mpi *m, int rank, const struct note *in,
+                                    const struct mpi_digest *own, struct pd_error *err)
+{
+    for (int i = 0; i < in->tensors.n && own->n_tensors; i++) {
+        const struct tensor_digest *d = &in->tensors.list[i];
+        if (d->index >= (uint32_t)own->n_tensors)
+            return error_set(err, PD_ERR_PEER, "rank %d on host %s has a tensor %u of %d", rank,
+                             mpi_host(m, rank), d->index, own->n_tensors);
+        if (d->digest != own->tensors[d->index].digest)
+            return error_set(
+                err, PD_ERR_MISMATCH,
+                "rank %d on host %s has other bytes in tensor '%s' than rank 0 on host %s: one of the "
+                "two model files is damaged; compare them (sha256sum) and copy the good one",
+                rank, mpi_host(m, rank), gguf_tensor_at(own->file, d->index)->name, mpi_host(m, 0));
+    }
+    return PD_OK;
+}
+
+struct meeting {
+    bool met;         /* its hello has come */
+    int tensors_left; /* whose digests are still to come */
+};
+
+static enum pd_status meet_one(struct mpi *m, const struct parcel *p, struct meeting *rank,
+                               const struct mpi_digest *own, struct pd_error *err)
 {
     const struct note *in = p->note;
     if (in && in->type == NOTE_FAULT)
         return error_set(err, in->fault.status ? (enum pd_status)in->fault.status : PD_ERR_PEER,
                          "stage %d (rank %d on host %s): %s", p->from_rank - 1, p->from_rank,
                          mpi_host(m, p->from_rank), in->fault.text);
-    if (!in || in->type != NOTE_HELLO || met[p->from_rank])
+    if (in && in->type == NOTE_TENSORS && rank->met && in->tensors.n <= rank->tensors_left) {
+        rank->tensors_left -= in->tensors.n;
+        return check_tensors(m, p->from_rank, in, own, err);
+    }
+    if (!in || in->type != NOTE_HELLO || rank->met)
         return error_set(err, PD_ERR_PEER, "rank %d on host %s sent a message of type %d before the start",
                          p->from_rank, mpi_host(m, p->from_rank), in ? in->type : p->msg.type);
-    met[p->from_rank] = true;
+    *rank = (struct meeting){true, in->hello.n_tensors};
     note_kernels(&m->kernels[p->from_rank], in);
     return check_hello(m, p->from_rank, in, own, err);
 }
@@ -317,7 +351,7 @@ static enum pd_status meet_one(struct mpi *m, const struct parcel *p, bool *met,
 static enum pd_status meet(struct mpi *m, struct link *link, const struct mpi_digest *own,
                            struct pd_error *err)
 {
-    bool met[STAGES_MAX + 1] = {0};
+    struct meeting ranks[STAGES_MAX + 1] = {{0}};
     for (int left = mpi_stages(m); left > 0;) {
         struct parcel *p = link->poll(link, link_clock() + 100000000);
         if (!mpi_alive(m, err)) {
@@ -333,11 +367,12 @@ static enum pd_status meet(struct mpi *m, struct link *link, const struct mpi_di
                              mpi_host(m, link->error_rank), link->error.text);
         if (!p)
             continue;
-        enum pd_status status = meet_one(m, p, met, own, err);
+        struct meeting *rank = &ranks[p->from_rank];
+        enum pd_status status = meet_one(m, p, rank, own, err);
         parcel_free(p);
         if (status)
             return status;
-        left--;
+        left -= rank->met && !rank->tensors_left;
     }
     return compare_kernels(m, own->exact, err);
 }
@@ -376,12 +411,17 @@ enum pd_status mpi_new(struct driver **out, struct mpi *m, const struct driver_o
 
 /* ---- the other ranks ---- */
 
-static void send_to_0(struct mpi *m, struct link *link, const struct note *note)
+static void post_to_0(struct mpi *m, struct link *link, const struct note *note)
 {
     struct parcel *p = parcel_new_note(note);
     p->from = m->rank;
     p->to = ROLE_DRAFTER;
     link->send(link, 0, LINK_CONTROL, p, NULL);
+}
+
+static void send_to_0(struct mpi *m, struct link *link, const struct note *note)
+{
+    post_to_0(m, link, note);
     link_mpi_flush(link, 1000000000);
 }
 
@@ -409,7 +449,15 @@ static void say_hello(struct mpi *m, struct link *link, const struct mpi_digest 
     snprintf(note.hello.ggml, sizeof note.hello.ggml, "%s", digest->kernels.ggml);
     memcpy(note.hello.host, m->hosts[m->rank], sizeof note.hello.host);
     snprintf(note.hello.version, sizeof note.hello.version, "%s", PD_VERSION);
-    send_to_0(m, link, &note);
+    note.hello.n_tensors = digest->n_tensors;
+    post_to_0(m, link, &note);
+    for (int at = 0; at < digest->n_tensors; at += NOTE_TENSORS_MAX) {
+        note = (struct note){.type = NOTE_TENSORS};
+        note.tensors.n = PD_MIN(digest->n_tensors - at, (int)NOTE_TENSORS_MAX);
+        memcpy(note.tensors.list, digest->tensors + at, (size_t)note.tensors.n * sizeof *digest->tensors);
+        post_to_0(m, link, &note);
+    }
+    link_mpi_flush(link, 1000000000);
 }
 
 enum pd_status mpi_serve(struct mpi *m, const struct driver_options *options, const struct compute *c,

@@ -96,4 +96,12 @@ void gguf_release(const struct gguf *g, const void *data, size_t bytes);
  * exactly if they hold the same model file as far as its header tells. */
 uint64_t gguf_digest(const struct gguf *g);
 
+/* Digest of a tensor's data: of all of it (stride 0), or of 4 KiB out of every `stride` bytes, where by `seed`. Read with
+ * system calls, so the map's memory does not grow. Errors: PD_ERR_FILE. */
+enum pd_status gguf_tensor_digest(const struct gguf *g, const struct gguf_tensor *t, size_t stride,
+                                  uint64_t seed, uint64_t *out, struct pd_error *err);
+/* The stride at which sampling the whole file takes about two thousand reads; 64 KiB at least. Damage of L bytes in one
+ * piece is then found with a probability of about min(1, (L + 4 KiB) / stride). */
+size_t gguf_sample_stride(const struct gguf *g);
+
 #endif

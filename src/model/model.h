@@ -80,6 +80,8 @@ void model_kernels_used(const struct model *m, struct kernels_used *out);
 bool kernels_alike(const struct kernels_used *a, const struct kernels_used *b);
 /* For people: "pipedec's own kernels, definition 1, avx2"; returns out. */
 const char *kernels_text(const struct kernels_used *k, char *out, size_t room);
+/* The file's tensors that the model holds, by name; some may be named twice. */
+void model_each_tensor(const struct model *m, void (*see)(void *user, const char *name), void *user);
 
 /* The kernels that models are loaded for: what PD_KERNELS names, or the quickest this processor runs. *out NULL:
  * ggml's. Where there is nothing quicker than plain C, which is the definition and not meant for use, ggml computes

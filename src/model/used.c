@@ -85,3 +85,17 @@ const char *kernels_text(const struct kernels_used *k, char *out, size_t room)
         snprintf(out + n, room - n, "%sggml %s", n ? ", and " : "", k->ggml);
     return out;
 }
+
+static void see_weights(const struct weight *w, void (*see)(void *user, const char *name), void *user)
+{
+    for (int id = 0; id < ARCH_TENSOR_COUNT; id++)
+        if (w[id].tensor)
+            see(user, w[id].tensor->name);
+}
+
+void model_each_tensor(const struct model *m, void (*see)(void *user, const char *name), void *user)
+{
+    see_weights(m->w, see, user);
+    for (int l = 0; l < m->o.layer_count; l++)
+        see_weights(m->layers[l].w, see, user);
+}

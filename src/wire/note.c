@@ -4,7 +4,9 @@ size_t note_payload_bytes(int type)
 {
     switch (type) {
     case NOTE_HELLO:
-        return 28 + NOTE_HOST_BYTES + NOTE_VERSION_BYTES + NOTE_VARIANT_BYTES + NOTE_GGML_BYTES;
+        return 32 + NOTE_HOST_BYTES + NOTE_VERSION_BYTES + NOTE_VARIANT_BYTES + NOTE_GGML_BYTES;
+    case NOTE_TENSORS:
+        return 4 + NOTE_TENSORS_MAX * 12;
     case NOTE_FAULT:
         return 8 + NOTE_HOST_BYTES + NOTE_TEXT_BYTES;
     default:
@@ -33,7 +35,7 @@ size_t note_encode(uint8_t *out, size_t room, const struct wire_envelope *e, con
     if (n->type == NOTE_HELLO) {
         p = put32(put32(put64(p, n->hello.digest), n->hello.options), n->hello.protocol);
         p = put32(put32(p, (uint32_t)n->hello.stage), (uint32_t)n->hello.n_stages);
-        p = put32(p, (uint32_t)n->hello.own_kernels);
+        p = put32(put32(p, (uint32_t)n->hello.own_kernels), (uint32_t)n->hello.n_tensors);
         p = put_text(p, n->hello.host, NOTE_HOST_BYTES);
         p = put_text(p, n->hello.version, NOTE_VERSION_BYTES);
         p = put_text(p, n->hello.variant, NOTE_VARIANT_BYTES);
@@ -42,6 +44,10 @@ size_t note_encode(uint8_t *out, size_t room, const struct wire_envelope *e, con
         p = put32(put32(p, (uint32_t)n->fault.role), (uint32_t)n->fault.status);
         p = put_text(p, n->fault.host, NOTE_HOST_BYTES);
         p = put_text(p, n->fault.text, NOTE_TEXT_BYTES);
+    } else if (n->type == NOTE_TENSORS) {
+        p = put32(p, (uint32_t)n->tensors.n);
+        for (int i = 0; i < NOTE_TENSORS_MAX; i++) /* those beyond n are zeros */
+            p = put64(put32(p, n->tensors.list[i].index), n->tensors.list[i].digest);
     }
     PD_ASSERT((size_t)(p - out) == size);
     return size;
@@ -67,6 +73,7 @@ enum pd_status note_decode(struct note *out, const uint8_t *data, size_t size, c
         out->hello.stage = take(&r, "hello.stage", 0, STAGES_MAX - 1);
         out->hello.n_stages = take(&r, "hello.n_stages", 1, STAGES_MAX);
         out->hello.own_kernels = take(&r, "hello.own_kernels", 0, INT32_MAX);
+        out->hello.n_tensors = take(&r, "hello.n_tensors", 0, INT32_MAX);
         take_text(&r, "hello.host", out->hello.host, NOTE_HOST_BYTES);
         take_text(&r, "hello.version", out->hello.version, NOTE_VERSION_BYTES);
         take_text(&r, "hello.variant", out->hello.variant, NOTE_VARIANT_BYTES);
@@ -76,6 +83,13 @@ enum pd_status note_decode(struct note *out, const uint8_t *data, size_t size, c
         out->fault.status = take(&r, "fault.status", 0, PD_ERR_PROFILE);
         take_text(&r, "fault.host", out->fault.host, NOTE_HOST_BYTES);
         take_text(&r, "fault.text", out->fault.text, NOTE_TEXT_BYTES);
+    } else if (out->type == NOTE_TENSORS) {
+        out->tensors.n = take(&r, "tensors.n", 1, NOTE_TENSORS_MAX);
+        for (int i = 0; i < NOTE_TENSORS_MAX && !r.bad; i++) {
+            out->tensors.list[i].index = take_unsigned(&r, "tensors.index", 0, UINT32_MAX);
+            out->tensors.list[i].digest = get64(r.p);
+            r.p += 8;
+        }
     }
     return r.bad ? PD_ERR_PEER : PD_OK;
 }

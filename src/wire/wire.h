@@ -67,6 +67,7 @@ enum note_type {
     NOTE_FAULT,      /* to rank 0: this rank has to give up, and why */
     NOTE_QUIT,       /* from rank 0: leave */
     NOTE_HEARTBEAT,  /* from rank 0: a request begins, listen eagerly */
+    NOTE_TENSORS,    /* to rank 0, after the HELLO: digests of tensors that this rank holds */
     NOTE_TYPE_END
 };
 enum {
@@ -74,7 +75,12 @@ enum {
     NOTE_VERSION_BYTES = 128,
     NOTE_TEXT_BYTES = 256,
     NOTE_VARIANT_BYTES = 16,
-    NOTE_GGML_BYTES = 192
+    NOTE_GGML_BYTES = 192,
+    NOTE_TENSORS_MAX = 36 /* in one note */
+};
+struct tensor_digest {
+    uint32_t index; /* in the file's table */
+    uint64_t digest;
 };
 struct note {
     uint8_t type;
@@ -85,6 +91,7 @@ struct note {
             uint32_t protocol;
             int32_t stage, n_stages;
             int32_t own_kernels; /* definition of our own kernels; 0: they compute nothing there */
+            int32_t n_tensors;   /* whose digests follow */
             char host[NOTE_HOST_BYTES], version[NOTE_VERSION_BYTES];
             char variant[NOTE_VARIANT_BYTES]; /* of our own kernels */
             char ggml[NOTE_GGML_BYTES];       /* version, build and features, if it computes; else "" */
@@ -94,6 +101,10 @@ struct note {
             int32_t status; /* enum pd_status */
             char host[NOTE_HOST_BYTES], text[NOTE_TEXT_BYTES];
         } fault;
+        struct {
+            int32_t n; /* 1..NOTE_TENSORS_MAX */
+            struct tensor_digest list[NOTE_TENSORS_MAX];
+        } tensors;
     };
 };
 size_t note_size(const struct note *n);

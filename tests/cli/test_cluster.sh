@@ -56,6 +56,34 @@ mixed "own own ggml" -n 2
     fail "ours and ggml's: not warned about: $(cat "$tmp/out" "$tmp/err")"
 mixed "ggml own own" --exact -n 2 || fail "what the draft computes with does not matter: $(cat "$tmp/err")"
 
+# A copy of the file with 300 KB of zeros in the middle of a tensor, on rank 1's host: found by the sample, since
+# that is more than the 64 KiB between its places in so small a file; a single other byte is found by --verify.
+copies() { # OPTIONS...: rank 1 has the copy
+    job 1 "$PIPEDEC" run -m "$model" --ctx 512 -n 2 -p "$prompt" "$@" : -np 1 "$PIPEDEC" run -m "$tmp/copy.gguf" \
+        --ctx 512 -n 2 -p "$prompt" "$@" >"$tmp/out" 2>"$tmp/err"
+}
+found() { # WHAT
+    [ ! -s "$tmp/out" ] && [ "$(grep -c '^pipedec:' "$tmp/err")" = 1 ] &&
+        grep -q "^pipedec: rank 1 on host $(hostname) has other bytes in tensor 'blk[.][0-9]*[.][a-z_]*[.]weight' than rank 0 on host" "$tmp/err" ||
+        fail "$1: $(cat "$tmp/out" "$tmp/err")"
+}
+cp "$model" "$tmp/copy.gguf"
+copies --verify || fail "an honest copy: $(cat "$tmp/err")"
+size=$(stat -c %s "$model")
+dd if=/dev/zero of="$tmp/copy.gguf" bs=1000 seek=$((size * 95 / 100000)) count=300 conv=notrunc 2>/dev/null
+copies
+[ $? -eq 13 ] || fail "zeros in the file are not noticed"
+found "zeros in the file"
+cp "$model" "$tmp/copy.gguf"
+printf x | dd of="$tmp/copy.gguf" bs=1 seek=$((size * 95 / 100)) conv=notrunc 2>/dev/null
+copies --verify
+[ $? -eq 13 ] || fail "--verify does not find one byte"
+found "one other byte"
+"$PIPEDEC" run -m "$model" --verify --ctx 512 -n 1 -p x 2>&1 >/dev/null | grep -o 'weights [0-9a-f]*$' >"$tmp/good"
+"$PIPEDEC" run -m "$tmp/copy.gguf" --verify --ctx 512 -n 1 -p x 2>&1 >/dev/null | grep -o 'weights [0-9a-f]*$' >"$tmp/bad"
+[ -s "$tmp/good" ] && [ -s "$tmp/bad" ] && ! cmp -s "$tmp/good" "$tmp/bad" || fail "the digests of two files: $(cat "$tmp/good" "$tmp/bad")"
+rm -f "$tmp/copy.gguf"
+
 # wrong CODE TEXT RANKS ARGS...: the job ends soon with this code and one line of ours, nothing on standard output.
 wrong() {
     local code=$1 text=$2 ranks=$3 got

@@ -319,6 +319,7 @@ static struct note random_note(uint64_t seed)
         snprintf(n.hello.host, sizeof n.hello.host, "host%u", pick(seed, 4, 100));
         snprintf(n.hello.version, sizeof n.hello.version, "version %u", pick(seed, 5, 100));
         n.hello.own_kernels = (int)pick(seed, 7, 3);
+        n.hello.n_tensors = (int)pick(seed, 10, 1000);
         snprintf(n.hello.variant, sizeof n.hello.variant, "avx%u", pick(seed, 8, 1000));
         snprintf(n.hello.ggml, sizeof n.hello.ggml, "%*u", (int)pick(seed, 9, NOTE_GGML_BYTES), 7);
     }
@@ -326,6 +327,12 @@ static struct note random_note(uint64_t seed)
         n.fault.role = (int)pick(seed, 1, 16);
         n.fault.status = (int)pick(seed, 2, 16);
         snprintf(n.fault.text, sizeof n.fault.text, "what happened: %u", pick(seed, 3, 1000));
+    }
+    if (n.type == NOTE_TENSORS) {
+        n.tensors.n = 1 + (int)pick(seed, 1, NOTE_TENSORS_MAX);
+        for (int i = 0; i < n.tensors.n; i++)
+            n.tensors.list[i] =
+                (struct tensor_digest){pick(seed, 2, 1000) + (uint32_t)i, rng_u64(seed, 3, (uint64_t)i, 0)};
     }
     return n;
 }

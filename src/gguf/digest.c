@@ -1,0 +1,105 @@
+/* Digests of tensors' data, in full or sampled, for comparing two machines' files. */
+#include "gguf/gguf_internal.h"
+
+#include <errno.h>
+#include <stdlib.h>
+#include <string.h>
+#include <unistd.h>
+
+enum {
+    WINDOW_BYTES = 4096,   /* of a sample: reading less of a disk costs as much */
+    CHUNK_BYTES = 1 << 20, /* read at once where all is read */
+    LEAST_STRIDE = 64 << 10,
+    SAMPLES = 2048, /* of a file, about */
+    CHAINS = 4      /* so that a core hashes faster than disks read */
+};
+
+struct hash {
+    uint64_t chain[CHAINS];
+    uint64_t bytes;
+};
+
+static void hash_add(struct hash *h, const unsigned char *p, size_t size)
+{
+    h->bytes += size;
+    for (; size; p += PD_MIN(size, sizeof h->chain), size -= PD_MIN(size, sizeof h->chain)) {
+        uint64_t word[CHAINS] = {0};
+        memcpy(word, p, PD_MIN(size, sizeof word));
+        for (int i = 0; i < CHAINS; i++) {
+            h->chain[i] = (h->chain[i] ^ word[i]) * 0x9e3779b97f4a7c15u;
+            h->chain[i] ^= h->chain[i] >> 29;
+        }
+    }
+}
+
+/* The system's cache is read, not the map: a page of it would pull in its neighbours, and a part of the file that cannot
+ * be read would be a signal. */
+static enum pd_status read_at(const struct gguf_part *p, size_t offset, unsigned char *out, size_t size,
+                              struct pd_error *err)
+{
+    if (!p->mapped) {
+        memcpy(out, p->data + offset, size);
+        return PD_OK;
+    }
+    for (size_t done = 0; done < size;) {
+        ssize_t n = pread(p->fd, out + done, size - done, (off_t)(offset + done));
+        if (n < 0 && errno == EINTR)
+            continue;
+        if (n <= 0)
+            return error_set(err, PD_ERR_FILE, "%s: cannot be read: %s", p->label,
+                             n ? strerror(errno) : "the file has become shorter");
+        done += (size_t)n;
+    }
+    return PD_OK;
+}
+
+size_t gguf_sample_stride(const struct gguf *g)
+{
+    size_t bytes = 0;
+    for (size_t i = 0; i < g->n_tensors; i++)
+        bytes += g->tensors[i]->bytes;
+    return PD_MAX(bytes / SAMPLES, (size_t)LEAST_STRIDE);
+}
+
+/* Windows of the data, one in each stretch of `stride` bytes. */
+static enum pd_status hash_samples(struct hash *h, const struct gguf_part *p, size_t begin, size_t bytes,
+                                   size_t stride, uint64_t seed, struct pd_error *err)
+{
+    unsigned char window[WINDOW_BYTES];
+    enum pd_status status = PD_OK;
+    for (size_t at = 0; at < bytes && !status; at += stride) {
+        size_t stretch = PD_MIN(stride, bytes - at), size = PD_MIN(stretch, sizeof window);
+        size_t shift = (size_t)(seed % (stretch - size + 1));
+        status = read_at(p, begin + at + shift, window, size, err);
+        if (!status)
+            hash_add(h, window, size);
+    }
+    return status;
+}
+
+static enum pd_status hash_all(struct hash *h, const struct gguf_part *p, size_t begin, size_t bytes,
+                               struct pd_error *err)
+{
+    unsigned char *chunk = mem_new(CHUNK_BYTES, 1);
+    enum pd_status status = PD_OK;
+    for (size_t at = 0; at < bytes && !status; at += CHUNK_BYTES) {
+        size_t size = PD_MIN((size_t)CHUNK_BYTES, bytes - at);
+        status = read_at(p, begin + at, chunk, size, err);
+        if (!status)
+            hash_add(h, chunk, size);
+    }
+    free(chunk);
+    return status;
+}
+
+enum pd_status gguf_tensor_digest(const struct gguf *g, const struct gguf_tensor *t, size_t stride,
+                                  uint64_t seed, uint64_t *out, struct pd_error *err)
+{
+    const struct gguf_part *p = &g->parts[t->part];
+    struct hash h = {{1, 2, 3, 4}, 0};
+    size_t begin = (size_t)((const unsigned char *)t->data - p->data);
+    enum pd_status status = stride ? hash_samples(&h, p, begin, t->bytes, stride, seed, err)
+                                   : hash_all(&h, p, begin, t->bytes, err);
+    *out = hash_bytes(h.bytes, h.chain, sizeof h.chain);
+    return status;
+}
