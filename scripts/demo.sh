@@ -15,5 +15,5 @@ show() {
     printf '\n'
 }
 
-show "--profile uniform14 ...    (14 modelled devices)" --profile uniform14 -n "${DEMO_TOKENS:-96}" "$@"
-show "--stages 14 ...    (this machine)" --stages 14 -n "${DEMO_TOKENS:-48}" "$@"
+[ "${DEMO_PART:-}" = wall ] || show "--profile uniform14 ...    (14 modelled devices)" --profile uniform14 -n "${DEMO_TOKENS:-96}" "$@"
+[ "${DEMO_PART:-}" = virtual ] || show "--stages 14 ...    (this machine)" --stages 14 -n "${DEMO_TOKENS:-48}" "$@"

@@ -20,7 +20,8 @@ struct part { /* a model and its kv; a stage or the draft */
     int lanes;
     struct sample_scratch *scratch;
     float *logits;      /* [n_vocab, slice]; the last stage and the draft */
-    float *hidden;      /* [n_embd, batch_rows]; the draft */
+    float *hidden;      /* [n_embd, batch_rows] of the draft, [n_embd, head_rows] of the last stage */
+    int head_rows;      /* that the last stage's head computes at once */
     struct row *rows;   /* [batch_rows]; the draft */
     float *sorted;      /* [n_embd, BATCH_ROWS] hidden states by lane, where lanes are more than one */
     int n_vocab;        /* of this model */
@@ -170,17 +171,28 @@ static uint64_t digest_floats(uint64_t seed, const float *x, int n)
     return hash_bytes(seed, chain, sizeof chain);
 }
 
+static void sample_head(struct part *p, const struct head_row *r, const float *logits, int32_t *token)
+{
+    if (p->digesting)
+        p->digest = digest_floats(p->digest, logits, p->n_vocab);
+    *token = sample_token(r->sample, logits, r->history, r->pos + 1, r->pos + 1, p->scratch);
+}
+
+/* Several rows share each load of the head's weights. */
 static enum pd_status head_run(void *self, const struct head_job *job, struct pd_error *err)
 {
     struct part *p = self;
-    for (int i = 0; i < job->n; i++) {
-        const struct head_row *r = &job->rows[i];
-        enum pd_status status = model_head(p->model, r->hidden, 1, p->logits, err);
+    const size_t n_embd = (size_t)model_info(p->model)->n_embd;
+    for (int from = 0; from < job->n; from += p->head_rows) {
+        const int n = PD_MIN(p->head_rows, job->n - from);
+        for (int i = 0; i < n; i++)
+            memcpy(p->hidden + (size_t)i * n_embd, job->rows[from + i].hidden, n_embd * sizeof(float));
+        enum pd_status status = model_head(p->model, p->hidden, n, p->logits, err);
         if (status)
             return status;
-        if (p->digesting)
-            p->digest = digest_floats(p->digest, p->logits, p->n_vocab);
-        job->tokens[i] = sample_token(r->sample, p->logits, r->history, r->pos + 1, r->pos + 1, p->scratch);
+        for (int i = 0; i < n; i++)
+            sample_head(p, &job->rows[from + i], p->logits + (size_t)i * (size_t)p->n_vocab,
+                        &job->tokens[from + i]);
     }
     return PD_OK;
 }
@@ -411,8 +423,11 @@ static enum pd_status load_stage(struct compute *c, int i, const struct gguf *g,
         .on_pack_user = &(struct loading){s, o},
     };
     enum pd_status status = part_load(p, g, &mo, PD_MAX(o->lanes, 1), err);
-    if (!status && last)
-        status = part_add_head(p, 1, err);
+    if (!status && last) {
+        p->head_rows = PD_MIN(PD_MIN(PD_MAX(o->lanes, 1), HEAD_SLICE), mo.batch_rows);
+        p->hidden = mem_new((size_t)p->head_rows * (size_t)s->info.target.n_embd, sizeof *p->hidden);
+        status = part_add_head(p, p->head_rows, err);
+    }
     if (status)
         return status;
     note_kernels(&s->info.kernels, p->model);
