@@ -57,7 +57,9 @@ struct bench_point {
     X(heads, int64_t)                                                                                        \
     X(draft_busy_ns, int64_t)                                                                                \
     X(machine_ns, int64_t) /* wall time in the roles' own code */                                            \
-    X(machine_steps, int64_t)
+    X(machine_steps, int64_t)                                                                                \
+    X(behind_permille,                                                                                       \
+      int64_t) /* emulated devices that this machine could not keep up with: how much longer their work took */
 
 struct bench_run {
     char config[20];   /* digest of all that the run depends on, in hex */

@@ -48,7 +48,7 @@ static enum pd_reason on_token(void *user, const struct token_event *t)
     return c->cancel && atomic_load(c->cancel) ? PD_REASON_CANCELLED : PD_REASON_NONE;
 }
 
-static void fill_run(struct bench_run *r, const struct result *result, int stages)
+static void fill_run(struct bench_run *r, const struct result *result, int stages, bool emulated)
 {
     const struct stats *s = &result->stats;
     r->prompt_tokens = s->prompt_tokens;
@@ -68,6 +68,7 @@ static void fill_run(struct bench_run *r, const struct result *result, int stage
     r->draft_busy_ns = result->draft_busy_ns;
     r->machine_ns = result->machine_ns;
     r->machine_steps = result->machine_steps;
+    r->behind_permille = emulated ? (int64_t)(1e3 * result_behind(result)) : 0;
     for (int i = 0; i < stages; i++)
         r->busy_ns[i] = result->load[i].busy_ns;
 }
@@ -140,7 +141,7 @@ enum pd_status bench_measure(const struct bench_setup *setup, const struct bench
     driver->free(driver);
     if (!s && result->finish == PD_REASON_CANCELLED)
         s = error_set(err, PD_ERR_CANCELLED, "interrupted");
-    fill_run(out, result, point->stages);
+    fill_run(out, result, point->stages, setup->clock == BENCH_EMULATE);
     if (setup->clock == BENCH_WALL)
         out->step_ns = result->step_ns;
     free(result);

@@ -130,7 +130,7 @@ static void add_run(const struct report *r, struct sums *s, const struct bench_r
         s->stage[i] += (double)run->busy_ns[i];
     for (int m = 0; m < 4; m++) {
         const struct bench_run *o = rival(r, run, rivals[m]);
-        if (!o)
+        if (!o || run->behind_permille || o->behind_permille) /* whose times are not the devices' */
             continue;
         s->rival[m] += (double)o->decode_ns;
         s->own[m] += (double)run->decode_ns;

@@ -20,6 +20,27 @@ static void print_header(const struct report *r, FILE *f)
     fprintf(f, "  machine   %s\n\n", h->machine);
 }
 
+/* Times that are not the modelled devices' own compare nothing. */
+static void print_behind(const struct report *r, FILE *f)
+{
+    int n = 0, all = 0;
+    int64_t most = 0;
+    for (int i = 0; i < r->set->n; i++) {
+        const struct bench_run *run = r->set->runs[i];
+        if (!run->used)
+            continue;
+        all++;
+        n += run->behind_permille > 0;
+        most = PD_MAX(most, run->behind_permille);
+    }
+    if (n)
+        fprintf(f,
+                "Emulation fell behind in %d of %d runs: work took up to %.1f times the profile's time. They "
+                "are left "
+                "out of the comparisons (x pp, ...).\n\n",
+                n, all, 1 + (double)most / 1e3);
+}
+
 static void speedup(FILE *f, double x)
 {
     if (x > 0)
@@ -110,6 +131,7 @@ static void print_sweeps(const struct report *r, FILE *f)
 void report_print(const struct report *r, FILE *f)
 {
     print_header(r, f);
+    print_behind(r, f);
     print_titles("kind", f);
     for (int i = 0; i < r->n; i++) {
         const char *kind = r->cells[i].kind;

@@ -202,6 +202,8 @@ void cli_print_stats(const struct pd_stats *s, enum pd_reason reason)
         fprintf(stderr, ", %.0f steps, %.2f tokens a step", s->steps, s->tokens_per_step);
     if (s->speedup > 0)
         fprintf(stderr, " (%.2fx pp)", s->speedup);
+    if (s->behind > 0)
+        fprintf(stderr, ", emulation fell behind: work took %.1f times the profile's time", 1 + s->behind);
     if (s->rested)
         fprintf(stderr, ", draft at rest: stages and draft share too few cores");
     if (s->tokens > 0)
@@ -245,6 +247,7 @@ static void add_stats(yyjson_mut_doc *doc, yyjson_mut_val *root, const struct pd
         {"head_rows", s->head_rows, true},
         {"draft_busy_s", s->draft_busy_s, false},
         {"machine_us", s->machine_us, false},
+        {"behind", s->behind, false},
     };
     yyjson_mut_val *stats = yyjson_mut_obj_add_obj(doc, root, "stats");
     for (size_t i = 0; i < PD_COUNT(all); i++)

@@ -203,7 +203,9 @@ struct pipeline_counts {
     struct stage_load load[STAGES_MAX]; /* tree batches, by stage, heads excluded */
     int64_t head_busy_ns;               /* a request's are told at its end */
     int64_t draft_busy_ns;
-    int64_t prompt_rows;               /* that have come out of the last stage */
+    int64_t modelled_ns,
+        late_ns;         /* what devices' work should take by the profile, and how much more it took */
+    int64_t prompt_rows; /* that have come out of the last stage */
     int64_t machine_ns, machine_steps; /* wall time in the roles' own code, and tree submissions */
 };
 
@@ -271,6 +273,7 @@ struct result {
     /* Of the pipeline, from the request's submission to its end: */
     struct stage_load load[STAGES_MAX]; /* tree batches by stage, heads included */
     int64_t draft_busy_ns;
+    int64_t modelled_ns, late_ns; /* pipeline_counts' */
     int64_t step_ns; /* the slowest stage's mean tree batch after the first token, head included; 0: none */
     int64_t machine_ns, machine_steps; /* wall time spent in the roles' own code, and tree submissions */
 };
@@ -287,6 +290,13 @@ void tally_end(struct tally *t, const struct stats *stats); /* from request_sink
 /* All of out but `finish` and `kept`, up to now. */
 void tally_result(const struct tally *t, struct result *out);
 
+/* Emulated devices: how much longer their work has taken than the profile says, as a share; 0 below the twentieth that
+ * stalls of a shared machine make. Always 0 on the virtual clock and without a profile. */
+static inline double result_behind(const struct result *r)
+{
+    double share = r->modelled_ns > 0 ? (double)r->late_ns / (double)r->modelled_ns : 0;
+    return share > 0.05 ? share : 0;
+}
 struct arrival {
     int64_t at_ns, cancel_at_ns;   /* from now on; cancel_at_ns 0: never */
     const struct request *request; /* its id is not used */

@@ -54,6 +54,8 @@ void tally_result(const struct tally *t, struct result *out)
     }
     out->load[last].busy_ns += heads_ns;
     out->draft_busy_ns = now->draft_busy_ns - then->draft_busy_ns;
+    out->modelled_ns = now->modelled_ns - then->modelled_ns;
+    out->late_ns = now->late_ns - then->late_ns;
     out->machine_ns = now->machine_ns - then->machine_ns;
     out->machine_steps = now->machine_steps - then->machine_steps;
     if (!t->ended) /* right if it was alone */

@@ -323,7 +323,9 @@ static void fill_stats(const struct pd_engine *e, const struct result *res, stru
         out->steps = decode_s / out->step_s;
         out->tokens_per_step = (s->tokens - 1) / out->steps;
     }
-    if (out->token_s > 0 && s->draft_passes && res->finish != PD_REASON_CANCELLED &&
+    if (e->have_profile && e->o.clock == PD_CLOCK_WALL)
+        out->behind = result_behind(res);
+    if (out->token_s > 0 && s->draft_passes && out->behind == 0 && res->finish != PD_REASON_CANCELLED &&
         res->finish != PD_REASON_FAULT)
         out->speedup = token_alone_s(e, res) / out->token_s;
     if (s->hits)

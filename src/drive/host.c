@@ -287,13 +287,27 @@ static void step(struct host *h, int role, struct event *ev)
 
 /* ---- receiving ---- */
 
+/* Emulated devices: does the machine keep up with what they are said to take? Waking up late is no work. */
+static void count_pace(struct host *h, double modelled_ns, int64_t busy_ns)
+{
+    h->counts.modelled_ns += (int64_t)modelled_ns;
+    if ((double)busy_ns > modelled_ns * 1.125)
+        h->counts.late_ns += busy_ns - (int64_t)modelled_ns;
+}
+
 static void learn_load(struct host *h, const struct msg *m)
 {
-    if (m->type == MSG_ENDED)
+    const struct profile *p = h->o.profile;
+    if (m->type == MSG_ENDED) {
         h->counts.head_busy_ns += m->ended.head_ns;
+        if (p)
+            count_pace(h, m->ended.heads * profile_head_ns(p, 1), m->ended.head_ns);
+    }
     const struct msg_report *in = &m->report;
     if (m->type != MSG_REPORT || !in->rows)
         return;
+    if (p)
+        count_pace(h, profile_batch_ns(p, in->stage, in->rows, in->n_prompt), in->busy_ns);
     if (in->stage == h->n - 1)
         h->counts.prompt_rows += in->n_prompt;
     if (in->rows > in->n_prompt) {
@@ -507,6 +521,8 @@ static void count_work(struct host *h, int64_t busy_ns)
     const struct work *w = &h->work;
     if (h->drafts) {
         h->counts.draft_busy_ns += busy_ns;
+        if (h->o.profile)
+            count_pace(h, (double)curve_ns(&h->o.profile->draft, w->n), busy_ns);
     } else if (w->head) {
         h->counts.head_busy_ns += busy_ns;
     } else if (w->n > w->n_prompt) {
