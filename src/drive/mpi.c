@@ -306,7 +306,9 @@ int mpi_end(struct mpi *m, enum pd_status status)
     bool in_order = watch_end(m);
     if (!in_order || m->failed || (m->rank == 0 && !m->quit_sent)) {
         bool rank_0_lives = !atomic_load(&m->fault_ns);
-        if (m->rank == 1 && !rank_0_lives)
+        if (m->rank == 0)
+            watch_farewell(m);
+        if (!rank_0_lives && watch_speaks(m))
             fprintf(stderr, "pipedec: %s\n", m->fault.text);
         wait_for_speaker(m, rank_0_lives);
         watch_abort(m, status ? status : PD_ERR_PEER);

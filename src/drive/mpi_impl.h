@@ -55,6 +55,7 @@ struct mpi {                      /* members by size, what belongs together as f
     atomic_int silent;     /* the same, as the watch has it */
     atomic_bool addressed; /* everybody's addresses are known */
     atomic_bool closing;   /* silence means nothing any more */
+    atomic_bool ending;    /* not rank 0: rank 0 ends the job, and has said why */
     atomic_bool told;      /* the caller has been given the fault */
     bool one_clock;        /* all ranks read the same CLOCK_MONOTONIC: one machine */
     bool quit_sent;        /* rank 0: the others have been told to end */
@@ -72,6 +73,10 @@ bool mpi_same_machine(const struct mpi *m, int a, int b);
 /* Open the socket for heartbeats over UDP: into own->port and own->address. */
 void watch_open(struct mpi *m, struct card *own);
 void watch_start(struct mpi *m);
+/* Rank 0, after watch_end: it is about to abort the job, so its silence means nothing. */
+void watch_farewell(struct mpi *m);
+/* Is it this rank's turn to say that rank 0 is silent? Rank 1's, unless the job is being ended anyway. */
+bool watch_speaks(const struct mpi *m);
 /* End the threads; false: one of them hangs in MPI. */
 bool watch_end(struct mpi *m);
 /* The lock, within a second; false: whoever holds it hangs in MPI. */

@@ -27,7 +27,8 @@ enum {
     RESCUE_MS = 150,   /* after a fault: who has not taken it up by then hangs in MPI */
     /* The patience with MPI's heartbeats while those over UDP come: their thread waits its turn. */
     MUFFLED_MS = 8000,
-    BEAT_MAGIC = 0x50444232
+    BEAT_MAGIC = 0x50444232,
+    FAREWELL = -1 /* in a beat's place: rank 0 ends the job */
 };
 
 struct datagram {
@@ -40,7 +41,7 @@ struct datagram {
 /* When a rank has died, Open MPI sends the others SIGCONT at once, SIGTERM later and SIGKILL later still: a second apart
  * in 4.1; in 5.0 a quarter of a second, and the last one at once if the SIGTERM ends any of them. Ctrl-C on mpirun has
  * the same effect. */
-static atomic_int terminated;
+static atomic_int terminated, dismissed; /* rank 0; any other rank */
 static atomic_llong continued_ns;
 
 static void on_signal(int signal_number, siginfo_t *info, void *context)
@@ -53,10 +54,12 @@ static void on_signal(int signal_number, siginfo_t *info, void *context)
         atomic_store(&continued_ns, link_clock());
 }
 
-/* The other ranks outlive a SIGTERM, so that rank 0 has the time to deliver what there is and to say why. */
+/* The other ranks outlive a SIGTERM, so that rank 0 has the time to deliver what there is and to say why. What they find
+ * silent from then on is the job's end. */
 static void on_other_signal(int signal_number)
 {
     (void)signal_number;
+    atomic_store(&dismissed, 1);
     alarm(2);
 }
 
@@ -153,6 +156,8 @@ static void beat_send(struct mpi *m, int to)
 static void heard_word(struct mpi *m, int from, int32_t word)
 {
     struct peer *p = &m->peers[from];
+    if (word == FAREWELL && from == 0)
+        atomic_store(&m->ending, true);
     if (word < 0 || word > m->n_ranks)
         return;
     if (word && atomic_load(&p->silent_rank) != word)
@@ -250,10 +255,10 @@ static void datagram_to(const struct mpi *m, const struct datagram *d, uint32_t 
 }
 
 /* To where it was heard from, else to wherever it may be. */
-static void datagram_send(struct mpi *m, int to)
+static void datagram_send(struct mpi *m, int to, int32_t word)
 {
     const struct card *c = &m->cards[to];
-    struct datagram d = {BEAT_MAGIC, m->rank, atomic_load(&m->silent), 0, m->cards[0].job};
+    struct datagram d = {BEAT_MAGIC, m->rank, word, 0, m->cards[0].job};
     uint32_t known = atomic_load(&m->peers[to].address);
     if (known) {
         datagram_to(m, &d, known, c->port);
@@ -410,7 +415,7 @@ static void backstop(struct mpi *m, int64_t now)
         link_mpi_escape(link);
     if (now - since < wait_ms * 1000000)
         return;
-    if (m->rank == 1 || (m->rank == 0 && !atomic_load(&m->told)))
+    if (watch_speaks(m) || (m->rank == 0 && !atomic_load(&m->told)))
         fprintf(stderr, "pipedec: %s\n", m->fault.text);
     watch_abort(m, PD_ERR_PEER);
 }
@@ -441,7 +446,7 @@ static void watch_udp(struct mpi *m)
     bool silent = hangs(m);
     for (int i = 0; i < m->n_ranks && !silent; i++)
         if (talks(m, m->rank, i) && m->cards[i].port)
-            datagram_send(m, i);
+            datagram_send(m, i, atomic_load(&m->silent));
     datagrams_receive(m);
 }
 
@@ -475,6 +480,20 @@ void watch_start(struct mpi *m)
     int code = pthread_create(&m->beat_thread, NULL, beat_thread, m) ||
                pthread_create(&m->watch_thread, NULL, watch_thread, m);
     PD_ASSERT(!code);
+}
+
+bool watch_speaks(const struct mpi *m)
+{
+    return m->rank == 1 && !atomic_load(&m->ending) && !atomic_load(&dismissed);
+}
+
+void watch_farewell(struct mpi *m)
+{
+    enum { TIMES = 3 }; /* some may be lost */
+    for (int k = 0; k < TIMES && m->socket >= 0 && atomic_load(&m->addressed); k++)
+        for (int i = 1; i < m->n_ranks; i++)
+            if (m->cards[i].port)
+                datagram_send(m, i, FAREWELL);
 }
 
 bool watch_end(struct mpi *m)

@@ -63,6 +63,7 @@ fault() {
     local took=$((($(date +%s%N) - begin) / 1000000))
     [[ "$status" =~ ^($want)$ ]] || fail "$name: status $status, not $want"
     grep -qE "^pipedec: $pattern" "$work/err" || fail "$name: no message '$pattern'"
+    [ "$(grep -c '^pipedec:' "$work/err")" = 1 ] || fail "$name: more than one line"
     [ "$took" -le $((seconds * 1000)) ] || fail "$name: took $took ms"
 }
 delivered() { [ "$(grep -c '^token' "$work/out")" -ge "$1" ] || fail "not delivered: what was generated before"; }
