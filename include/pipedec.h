@@ -1,8 +1,9 @@
 /* pipedec: low-latency decoding of one large language model over a chain of stages.
  *
  * An engine is what is loaded once: target and draft, their tokenizer and chat template, and the pipeline. A
- * request is one prompt and the reply to it; requests run one after the other, and an engine remembers what its
- * pipeline holds, so that the next turn of a conversation computes only what is new.
+ * request is one prompt and the reply to it; up to `parallel` of them run at once, others wait in line. What a request
+ * gets is the same alone and in any company. An engine remembers what its pipeline holds, so that the next turn of a
+ * conversation computes only what is new.
  *
  *     struct pd_engine_options o;
  *     struct pd_engine *engine;
@@ -20,8 +21,8 @@
  *
  * Ownership: strings in options and requests are borrowed until the call returns (for a stream: until it is freed).
  * What an engine or a stream returns lives as long as it does, what an event points to until the callback returns
- * or the next pull. Threading: one request at a time; a second pd_generate waits its turn. pd_engine_cancel may be
- * called from any thread and from a signal handler.
+ * or the next pull. Threading: an engine has a thread of its own; all functions may be called from any thread, those of
+ * one stream from one at a time. pd_engine_cancel may be called from a signal handler too.
  * Compatibility: structs begin with their own size, set by their _init function; fields are only added at the end.
  */
 #ifndef PIPEDEC_H
@@ -52,7 +53,8 @@ extern "C" {
     X(12, PD_ERR_TIMEOUT, "timed out")                                                                       \
     X(13, PD_ERR_MISMATCH, "results or machines differ")                                                     \
     X(14, PD_ERR_CANCELLED, "cancelled")                                                                     \
-    X(15, PD_ERR_PROFILE, "device profile is malformed")
+    X(15, PD_ERR_PROFILE, "device profile is malformed")                                                     \
+    X(16, PD_ERR_BUSY, "too many requests wait")
 
 enum pd_status {
 #define PD_STATUS_ENUM(number, name, text) name = number,
@@ -122,6 +124,8 @@ struct pd_engine_options {
     bool allow_unknown_tokenizer;
     bool
         no_pack; /* keep weights in the mapped file alone and compute by ggml: less memory, slower, and other bits */
+    int parallel; /* requests at once, each with a K/V cache of its own: 1 to 64; 0: 1 */
+    int queue;    /* further ones that may wait; 0: 1024 */
 };
 void pd_engine_options_init(struct pd_engine_options *o);
 
@@ -150,6 +154,20 @@ struct pd_engine_info {
     enum pd_mode mode;
 };
 void pd_engine_get_info(const struct pd_engine *e, struct pd_engine_info *out);
+
+/* Of an engine since its start; the newest tenth of a second may be missing. */
+struct pd_engine_stats {
+    size_t struct_size; /* set it before the call */
+    int parallel, running, waiting;
+    uint64_t requests;              /* that have ended */
+    uint64_t prompt_tokens, tokens; /* of them: kept ones too; produced */
+    uint64_t rows;                  /* of trees, computed by the last stage */
+    uint64_t prompt_rows;           /* of prompts */
+    double uptime_s;                /* on the engine's clock */
+    double busy_share;              /* of that, of the busiest stage */
+    double draft_busy_s;
+};
+void pd_engine_get_stats(struct pd_engine *e, struct pd_engine_stats *out);
 
 /* ---- requests ---- */
 
@@ -213,7 +231,8 @@ struct pd_stats { /* of one request; times on the engine's clock */
 
 enum pd_event_type {
     PD_EVENT_TEXT, /* text: whole UTF-8 characters */
-    PD_EVENT_DONE  /* reason and stats; the last */
+    PD_EVENT_DONE, /* reason and stats; the last */
+    PD_EVENT_NONE  /* pd_stream_try: nothing has come */
 };
 struct pd_event {
     enum pd_event_type type;
@@ -250,7 +269,7 @@ struct pd_request {
 void pd_request_init(struct pd_request *r); /* greedy, no limit, nothing asked */
 void pd_sampling_init(struct pd_sampling *s);
 
-/* Run a request to its end on this thread, with events on the way. `reply` (may be NULL) gets the whole text; free
+/* Run a request to its end, with events on the way, called on this thread. `reply` (may be NULL) gets the whole text; free
  * it with pd_reply_free. A cancelled request is a success with that reason. On PD_ERR_PEER and other failures after
  * the start, the text so far has been delivered and is in the reply. A field that makes no sense (NULL in a list, a
  * number out of its range) is PD_ERR_USAGE, and the text names it. */
@@ -266,7 +285,7 @@ enum pd_status pd_generate(struct pd_engine *e, const struct pd_request *r, stru
                            struct pd_error *err);
 void pd_reply_free(struct pd_reply *reply);
 
-/* The same with events pulled; the request runs on a thread of its own. r->on_event is not called.
+/* The same with events pulled. r->on_event is not called. PD_ERR_BUSY: `queue` requests wait already.
  *
  *     pd_stream_new(&s, engine, &r, &err);
  *     while (pd_stream_next(s, &event, &err) == PD_OK && event.type == PD_EVENT_TEXT)
@@ -278,6 +297,15 @@ enum pd_status pd_stream_new(struct pd_stream **out, struct pd_engine *e, const 
                              struct pd_error *err);
 /* Waits for the next event. After PD_EVENT_DONE it repeats that; a failed request gives its status. */
 enum pd_status pd_stream_next(struct pd_stream *s, struct pd_event *event, struct pd_error *err);
+/* The same without waiting: event->type is PD_EVENT_NONE if nothing has come. */
+enum pd_status pd_stream_try(struct pd_stream *s, struct pd_event *event, struct pd_error *err);
+/* A descriptor that is readable, for poll, while pd_stream_next would not wait. It belongs to the stream. -1: there are
+ * no descriptors left. */
+int pd_stream_fd(struct pd_stream *s);
+/* End it with reason cancelled: the event of its end comes soon. */
+void pd_stream_cancel(struct pd_stream *s);
+/* The whole reply of a stream whose PD_EVENT_DONE has been pulled; once. */
+void pd_stream_reply(struct pd_stream *s, struct pd_reply *reply);
 void pd_stream_free(struct pd_stream *s);
 
 /* Tokens of a text (as in a prompt: control tokens by name count); *tokens is malloc'ed. */

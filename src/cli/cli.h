@@ -114,8 +114,10 @@ bool cli_lines_terminated(void);  /* the conversation */
 
 /* The line of statistics, on standard error. */
 void cli_print_stats(const struct pd_stats *s, enum pd_reason reason);
-/* Text, tokens, reason, statistics and models as one JSON object in a line of standard output. */
-enum pd_status cli_print_json(const struct pd_engine *e, const struct pd_reply *reply, struct pd_error *err);
+/* Text, tokens, reason, statistics and models as one JSON object in a line of standard output. index: which of many
+ * prompts; below 0: there is one. */
+enum pd_status cli_print_json(const struct pd_engine *e, int64_t index, const struct pd_reply *reply,
+                              struct pd_error *err);
 /* Standard output, for streamed text: flushed at once. On failure `e` is cancelled, and cli_write_failed tells. */
 void cli_write(struct pd_engine *e, const char *text, size_t size);
 enum pd_status

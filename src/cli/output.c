@@ -261,13 +261,16 @@ static void add_stats(yyjson_mut_doc *doc, yyjson_mut_val *root, const struct pd
     yyjson_mut_obj_add_uint(doc, stats, "resident_peak_bytes", peak);
 }
 
-enum pd_status cli_print_json(const struct pd_engine *e, const struct pd_reply *reply, struct pd_error *err)
+enum pd_status cli_print_json(const struct pd_engine *e, int64_t index, const struct pd_reply *reply,
+                              struct pd_error *err)
 {
     struct pd_engine_info info = {.struct_size = sizeof info};
     pd_engine_get_info(e, &info);
     yyjson_mut_doc *doc = yyjson_mut_doc_new(NULL);
     yyjson_mut_val *root = yyjson_mut_obj(doc);
     yyjson_mut_doc_set_root(doc, root);
+    if (index >= 0)
+        yyjson_mut_obj_add_int(doc, root, "index", index);
     yyjson_mut_obj_add_strn(doc, root, "text", reply->text, reply->text_size);
     yyjson_mut_val *tokens = yyjson_mut_obj_add_arr(doc, root, "tokens");
     for (size_t i = 0; i < reply->n_tokens; i++)

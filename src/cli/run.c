@@ -1,5 +1,5 @@
-/* pipedec run: one prompt, one reply. */
-#include "cli/cli.h"
+/* pipedec run: one prompt, one reply; or many prompts. */
+#include "cli/prompts.h"
 
 #include "drive/engine.h"
 
@@ -9,12 +9,21 @@
 #include <string.h>
 #include <unistd.h>
 
-enum { KEY_CHAT = CLI_KEY_OWN, KEY_SYSTEM, KEY_STOP, KEY_IGNORE_END, KEY_SPECIAL, KEY_DIGEST };
-enum { STOPS_MAX = 16, PROMPT_MAX = 256 << 20 };
+enum {
+    KEY_CHAT = CLI_KEY_OWN,
+    KEY_SYSTEM,
+    KEY_STOP,
+    KEY_IGNORE_END,
+    KEY_SPECIAL,
+    KEY_DIGEST,
+    KEY_PROMPTS,
+    KEY_PARALLEL
+};
+enum { PARALLEL = 4, STOPS_MAX = 16, PROMPT_MAX = 256 << 20 };
 
 struct run_args {
     struct cli_common common;
-    const char *prompt, *file, *system;
+    const char *prompt, *file, *system, *prompts;
     bool chat, ignore_end, special, digest;
     int max_tokens;
     char *stop[STOPS_MAX];
@@ -28,6 +37,11 @@ static const struct argp_option options[] = {
     {NULL, 0, NULL, 0, "Prompt and reply:", 1},
     {"prompt", 'p', "TEXT", 0, "the prompt; without -p and -f it is read from standard input", 1},
     {"file", 'f', "FILE", 0, "read the prompt from FILE (-: standard input)", 1},
+    {"prompts", KEY_PROMPTS, "FILE", 0,
+     "many prompts, one a line (-: standard input): a text, or a JSON object with \"prompt\" and, if wanted, "
+     "\"max_tokens\", \"seed\", \"temperature\", \"system\"; results come in their order",
+     1},
+    {"parallel", KEY_PARALLEL, "N", 0, "so many of them at once, each with a K/V cache of its own (4)", 1},
     {"chat", KEY_CHAT, NULL, 0, "the prompt is a user's message: apply the model's chat template", 1},
     {"system", KEY_SYSTEM, "TEXT", 0, "system message (with --chat)", 1},
     {"max-tokens", 'n', "N", 0, "at most N tokens (until the model ends or the context is full)", 1},
@@ -48,6 +62,7 @@ static const char doc[] =
     "  pipedec run -m model.gguf -p \"Once upon a time\" -n 64\n"
     "  pipedec run -m model.gguf --chat -p \"Why is the sky blue?\" --stats\n"
     "  pipedec run -m big.gguf -d small.gguf --profile uniform14 --chat -f question.txt\n"
+    "  pipedec run -m model.gguf --prompts questions.jsonl --parallel 8 --json > answers.jsonl\n"
     "  git diff | pipedec run -m model.gguf --chat --system \"Write a commit message.\"\n";
 
 /* "\n", "\t", "\\" in a stop string given on a command line. */
@@ -79,6 +94,12 @@ static error_t parse(int key, char *arg, struct argp_state *state)
     case 'f':
         a->file = arg;
         return 0;
+    case KEY_PROMPTS:
+        a->prompts = arg;
+        return 0;
+    case KEY_PARALLEL:
+        a->common.engine.parallel = (int)cli_int(state, "--parallel", arg, 1, 64);
+        return 0;
     case 'n':
         a->max_tokens = (int)cli_int(state, "-n", arg, 1, 1 << 30);
         return 0;
@@ -108,8 +129,14 @@ static error_t parse(int key, char *arg, struct argp_state *state)
         argp_error(state, "'%s': a prompt is given with -p", arg);
         return 0;
     case ARGP_KEY_END:
-        if (a->prompt && a->file)
-            argp_error(state, "-p and -f exclude each other");
+        if (!!a->prompt + !!a->file + !!a->prompts > 1)
+            argp_error(state, "-p, -f and --prompts exclude each other");
+        if (a->common.engine.parallel && !a->prompts)
+            argp_error(state, "--parallel needs --prompts: one prompt is one request");
+        if (a->prompts && a->digest)
+            argp_error(state, "--digest is of one prompt: leave out --prompts");
+        if (a->prompts && !a->common.engine.parallel)
+            a->common.engine.parallel = PARALLEL;
         if (a->system && !a->chat)
             argp_error(state, "--system needs --chat");
         return 0;
@@ -149,10 +176,8 @@ static enum pd_status read_prompt(const struct run_args *a, char **text, size_t 
     return PD_OK;
 }
 
-static enum pd_status generate(struct run_args *a, char *prompt, size_t size, struct pd_reply *reply,
-                               struct pd_error *err)
+static struct pd_request common_request(const struct run_args *a)
 {
-    struct pd_message messages[2];
     struct pd_request r;
     pd_request_init(&r);
     r.max_tokens = a->max_tokens;
@@ -161,6 +186,14 @@ static enum pd_status generate(struct run_args *a, char *prompt, size_t size, st
     r.n_stop = a->n_stop;
     r.ignore_end = a->ignore_end;
     r.special = a->special;
+    return r;
+}
+
+static enum pd_status generate(struct run_args *a, char *prompt, size_t size, struct pd_reply *reply,
+                               struct pd_error *err)
+{
+    struct pd_message messages[2];
+    struct pd_request r = common_request(a);
     r.on_event = on_event;
     r.resume = a->known;
     r.n_resume = a->n_known;
@@ -198,7 +231,7 @@ static enum pd_status conclude(struct run_args *a, const struct pd_reply *reply,
 {
     const struct cli_common *c = &a->common;
     if (c->json && !status)
-        status = cli_print_json(a->engine, reply, err);
+        status = cli_print_json(a->engine, -1, reply, err);
     else if (reply->text_size && reply->text[reply->text_size - 1] != '\n' &&
              !(status && cli_journal_kept())) /* the text goes on after a restart */
         cli_write(a->engine, "\n", 1);
@@ -210,6 +243,39 @@ static enum pd_status conclude(struct run_args *a, const struct pd_reply *reply,
     if (reply->text && !c->quiet && (c->stats || cancelled || cli_on_terminal()))
         cli_print_stats(&reply->stats, reply->reason);
     return status;
+}
+
+/* The exit code: an error of writing goes before what came of it. */
+static int end_code(struct run_args *a, enum pd_status status, struct pd_error *err)
+{
+    cli_catch_interrupt(NULL);
+    int code = (int)status;
+    struct pd_error writing = {0};
+    enum pd_status written = cli_write_failed(&writing);
+    if (status)
+        cli_fail(err);
+    else if (written)
+        code = writing.text[0] ? cli_fail(&writing) : (int)written;
+    return cli_engine_free(a->engine, code);
+}
+
+static int run_many(struct run_args *a)
+{
+    struct pd_error err = {0};
+    const struct pd_request request = common_request(a);
+    struct prompts p = {
+        .file = a->prompts, .request = &request, .chat = a->chat, .system = a->system, .common = &a->common};
+    enum pd_status status = cli_common_check(&a->common, true, &err);
+    if (!status && cli_is_first_rank())
+        status = prompts_read(&p, &err);
+    if (!status)
+        status = cli_engine_new(&a->engine, &a->common, &err);
+    if (!status) {
+        cli_catch_interrupt(a->engine);
+        status = prompts_run(&p, a->engine, &err);
+    }
+    prompts_free(&p);
+    return end_code(a, status, &err);
 }
 
 static int run(struct run_args *a)
@@ -238,15 +304,9 @@ static int run(struct run_args *a)
     pd_reply_free(&reply);
     free(prompt);
     free(a->known);
-    cli_catch_interrupt(NULL);
-    int code = (int)status;
-    if (status)
-        cli_fail(&err);
-    else if ((status = cli_write_failed(&err)))
-        code = err.text[0] ? cli_fail(&err) : (int)status;
-    else if (cancelled)
-        code = PD_ERR_CANCELLED;
-    return cli_engine_free(a->engine, code);
+    if (!status && cancelled && !cli_write_failed(&err))
+        return cli_catch_interrupt(NULL), cli_engine_free(a->engine, PD_ERR_CANCELLED);
+    return end_code(a, status, &err);
 }
 
 int cmd_run(int argc, char **argv)
@@ -258,7 +318,7 @@ int cmd_run(int argc, char **argv)
     cli_parse(&argp, argc, argv, &a);
     if (!a.common.quiet)
         a.common.engine.on_progress = cli_progress;
-    int code = run(&a);
+    int code = a.prompts ? run_many(&a) : run(&a);
     for (size_t i = 0; i < a.n_stop; i++)
         free(a.stop[i]);
     return code;

@@ -40,6 +40,8 @@ static enum pd_status check_ranges(const struct pd_engine_options *o, struct pd_
         {"children", o->children, 0, 64},
         {"depth", o->depth, 0, 1024},
         {"clock", (int)o->clock, PD_CLOCK_WALL, PD_CLOCK_VIRTUAL},
+        {"parallel", o->parallel, 0, LANES_MAX},
+        {"queue", o->queue, 0, ENGINE_QUEUE_MAX},
     };
     for (size_t i = 0; i < PD_COUNT(all); i++)
         if (all[i].value < all[i].min || all[i].value > all[i].max)
@@ -106,6 +108,7 @@ void engine_compute_options(struct compute_options *out, const struct pd_engine_
     out->draft = o->draft;
     out->n_stages = n_stages;
     out->ctx = o->ctx;
+    out->lanes = o->parallel;
     out->threads = o->threads;
     out->draft_threads = o->draft_threads;
     out->alone = o->clock == PD_CLOCK_VIRTUAL;
@@ -116,12 +119,22 @@ void engine_compute_options(struct compute_options *out, const struct pd_engine_
     out->draft_tree_rows = nodes + 2 * BATCH_ROWS;
 }
 
+/* Are a prompt's bits those of its chunks? Where ggml computes, with its quicker kernels for full ones. */
+static bool engine_chunked(const struct pd_engine_options *o)
+{
+    const struct kernel *own = NULL;
+    struct pd_error err;
+    return o->no_pack || model_kernels(&own, &err) || !own;
+}
+
 void engine_driver_options(struct driver_options *out, const struct pd_engine_options *o, int n_stages,
                            int ctx, bool have_draft, const struct profile *profile)
 {
     *out = (struct driver_options){.profile = profile, .spin_us = o->spin_us, .disturb.seed = o->seed};
     out->drafter = (struct drafter_options){
         .n_stages = n_stages,
+        .lanes = PD_MAX(o->parallel, 1),
+        .copies = true,
         .policy = {.mode = engine_mode(o->mode, have_draft),
                    .width = o->width,
                    .children = o->children,
@@ -130,7 +143,7 @@ void engine_driver_options(struct driver_options *out, const struct pd_engine_op
         .live_rows_max = ENGINE_LIVE_ROWS,
         .ctx = ctx,
         .draft_rows = BATCH_ROWS,
-        .chunk_rows = CHUNK_ROWS, /* the kernels' bits are those of the chunk */
+        .chunk_rows = engine_chunked(o) ? CHUNK_ROWS : 0,
         .have_draft = have_draft,
         .grace = 0.1,
     };
@@ -152,7 +165,7 @@ static size_t piece(void *user, int32_t token, char *out, size_t room)
 static void see_prefill(void *user, const struct observation *o)
 {
     struct pd_engine *e = user;
-    if (o->type != OBS_PREFILL || o->role != role_stage(e->n_stages - 1))
+    if (o->type != OBS_PREFILL || o->role != role_stage(e->n_stages - 1) || !e->prefill_total)
         return;
     e->prefill_done += o->rows;
     e->o.on_progress(e->o.progress_user, "prompt", e->prefill_done, e->prefill_total);
@@ -273,14 +286,17 @@ static enum pd_status make_driver(struct pd_engine *e, const struct engine_hooks
     const bool have_draft = e->draft != NULL;
     engine_driver_options(&d, &e->o, e->n_stages, e->ctx, have_draft, e->have_profile ? &e->profile : NULL);
     e->mode = d.drafter.policy.mode;
+    e->chunked = d.drafter.chunk_rows > 0;
     tell_driver(&d, &e->info, hooks->wire);
     d.drafter.measure_alone = have_draft && e->mode != PD_MODE_PP && !e->have_profile;
     enum pd_status status = open_observers(e, &d.observer, err);
     if (status)
         return status;
     if (hooks->make_driver)
-        return hooks->make_driver(hooks->user, &e->driver, &d, &e->compute, err);
-    return (e->o.clock == PD_CLOCK_VIRTUAL ? sim_new : threads_new)(&e->driver, &d, &e->compute, err);
+        status = hooks->make_driver(hooks->user, &e->driver, &d, &e->compute, err);
+    else
+        status = (e->o.clock == PD_CLOCK_VIRTUAL ? sim_new : threads_new)(&e->driver, &d, &e->compute, err);
+    return status ? status : loop_start(e, err);
 }
 
 static enum pd_status load(struct pd_engine *e, const struct pd_engine_options *o,
@@ -309,8 +325,8 @@ enum pd_status engine_new_with(struct pd_engine **out, const struct pd_engine_op
 {
     struct pd_engine *e = mem_new(1, sizeof *e);
     pthread_mutex_init(&e->lock, NULL);
-    pthread_mutex_init(&e->turn, NULL);
-    atomic_init(&e->cancel, false);
+    pthread_cond_init(&e->changed, NULL);
+    e->last_waiting = &e->first_waiting;
     atomic_init(&e->cancels, 0);
     enum pd_status status = load(e, o, hooks, err);
     if (status) {
@@ -345,6 +361,7 @@ enum pd_status engine_close(struct pd_engine *e, struct pd_error *err)
 {
     if (!e)
         return PD_OK;
+    loop_stop(e);
     if (e->driver)
         e->driver->free(e->driver);
     compute_free(&e->compute);
@@ -354,9 +371,9 @@ enum pd_status engine_close(struct pd_engine *e, struct pd_error *err)
     gguf_close(e->target);
     gguf_close(e->draft);
     held_free(&e->held);
-    talk_forget(&e->talk);
+    talks_forget(e);
     pthread_mutex_destroy(&e->lock);
-    pthread_mutex_destroy(&e->turn);
+    pthread_cond_destroy(&e->changed);
     arena_free(&e->arena);
     free(e);
     return status;
@@ -369,11 +386,10 @@ void pd_engine_free(struct pd_engine *e)
         log_msg(LOG_ERROR, "%s", err.text);
 }
 
-/* The count first: a request that takes its turn now clears the flag, and then looks at the count. */
+/* Each request compares the count with that of its beginning, and is asked often. */
 void pd_engine_cancel(struct pd_engine *e)
 {
     atomic_fetch_add(&e->cancels, 1);
-    atomic_store(&e->cancel, true);
 }
 
 void pd_engine_get_info(const struct pd_engine *e, struct pd_engine_info *out)
@@ -480,7 +496,13 @@ bool engine_logits_digest(const struct pd_engine *e, uint64_t *out)
 
 uint32_t engine_options_digest(const struct pd_engine_options *o, int n_stages, int ctx, int wire)
 {
-    const int32_t all[] = {n_stages, ctx, (int32_t)o->kv_type, wire, o->draft != NULL, o->profile != NULL};
+    const int32_t all[] = {n_stages,
+                           ctx,
+                           (int32_t)o->kv_type,
+                           wire,
+                           o->draft != NULL,
+                           o->profile != NULL,
+                           PD_MAX(o->parallel, 1)};
     uint64_t h = hash_bytes(0, all, sizeof all);
     return (uint32_t)(h ^ (h >> 32));
 }

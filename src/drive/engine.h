@@ -26,7 +26,7 @@ enum pd_status engine_close(struct pd_engine *e, struct pd_error *err);
 
 /* Defaults of what a pipeline is sized by, in one place for engine, bench and workers. */
 enum { ENGINE_TREE_NODES = 4096, ENGINE_LIVE_ROWS = 1024, ENGINE_CTX = 4096 };
-enum { ENGINE_CTX_MAX = 1 << 26, ENGINE_THREADS_MAX = 512 };
+enum { ENGINE_CTX_MAX = 1 << 26, ENGINE_THREADS_MAX = 512, ENGINE_QUEUE_MAX = 1 << 20 };
 
 /* The file, cut and threads asked for; ctx 0 stays to be settled by the model (engine_ctx). */
 void engine_compute_options(struct compute_options *out, const struct pd_engine_options *o, int n_stages);
@@ -46,6 +46,8 @@ struct engine_part {
 enum pd_status engine_part_new(struct engine_part **out, const struct pd_engine_options *o, int n_stages,
                                int role, struct pd_error *err);
 void engine_part_free(struct engine_part *p);
+/* While held, no waiting request begins: those that are to be there together come together. Calls count. */
+void engine_hold(struct pd_engine *e, bool hold);
 /* compute_digest_logits and compute_logits_digest of an engine. */
 bool engine_digest_logits(struct pd_engine *e);
 bool engine_logits_digest(const struct pd_engine *e, uint64_t *out);

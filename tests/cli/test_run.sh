@@ -35,6 +35,26 @@ fi
 [ "$(PD_KERNELS=ggml digest)" = "$(digest --no-pack)" ] || fail "--no-pack is not ggml"
 PD_KERNELS=mmx refuse 2 "PD_KERNELS=mmx" run -m "$model" -p x
 
+# Many prompts: each one's own text, in their order, however many at once.
+printf '%s\n\n{"prompt": "%s", "max_tokens": 5}\n%s\n' "$prompt" "$prompt" "The capital of France is" >"$tmp/many"
+run --prompts "$tmp/many" -n 24 --parallel 1 >"$tmp/one" || fail "--prompts: exit code $?: $(cat "$tmp/err")"
+[ "$(sed -n '/^--- 0$/,/^--- 1$/p' "$tmp/one" | sed '1d;$d' | sed '$d')" = "$text" ] || fail "--prompts: another text"
+run --prompts - -n 24 --parallel 3 -d "$model" --width 3 --stages 2 <"$tmp/many" | cmp -s - "$tmp/one" ||
+    fail "--prompts: three at once give other texts"
+run --prompts "$tmp/many" -n 24 --json --stats >"$tmp/json"
+grep -q '^3 prompts, 53 tokens, 4 at once' "$tmp/err" || fail "--prompts: statistics: $(cat "$tmp/err")"
+[ "$(grep -c '^{"index":[012],' "$tmp/json")" = 3 ] || fail "--prompts --json: $(cat "$tmp/json")"
+grep -q '^{"index":1,.*"reason":"length".*"tokens":5,' "$tmp/json" || fail "--prompts: max_tokens of a line"
+echo '{"prompt": 7}' >"$tmp/bad"
+refuse 2 "line 1: the object has no \"prompt\"" run -m "$model" --prompts "$tmp/bad"
+refuse 2 "no prompts in it" run -m "$model" --prompts /dev/null
+printf '%s\nshort\n' "$(seq -s ' ' 900)" >"$tmp/long" # the others go on
+status=0
+run --prompts "$tmp/long" -n 3 --json >"$tmp/json" || status=$?
+[ $status = 7 ] || fail "--prompts with one too long: exit code $status"
+grep -q '"index":0,"status":"PD_ERR_CONTEXT"' "$tmp/json" && grep -q '"index":1,"text"' "$tmp/json" ||
+    fail "--prompts: one too long: $(cat "$tmp/json")"
+
 # Sampling: the seed decides, not the number of stages.
 one=$(run -p "$prompt" -n 16 --temp 0.9 --seed 3)
 [ "$(run -p "$prompt" -n 16 --temp 0.9 --seed 3 --stages 4)" = "$one" ] || fail "sampled text depends on stages"
