@@ -52,7 +52,7 @@ struct pd_engine {
     FILE *dump_file; /* owned; NULL: none or standard error */
     struct observer trace_see, dump_see, progress_see, all_see[2];
     struct observer_pair pair[2];
-    int64_t prefill_done, prefill_total;
+    atomic_llong prefill_done, prefill_total;
 
     pthread_t thread; /* drives the pipeline */
     bool started;

@@ -79,8 +79,8 @@ static struct pd_stream *take_next(struct loop *l)
 {
     struct pd_engine *e = l->e;
     struct pd_stream *s = NULL;
-    bool free_lane = l->n < e->driver->lanes && !e->holds;
     pthread_mutex_lock(&e->lock);
+    bool free_lane = l->n < e->driver->lanes && !e->holds;
     for (struct pd_stream **at = &e->first_waiting; *at; at = &(*at)->next)
         if (is_cancelled(*at) || l->status || (free_lane && at == &e->first_waiting)) {
             s = *at;
@@ -188,10 +188,10 @@ static void end_begun(struct loop *l, struct pd_stream *s)
 {
     if (!s->over)
         tally_result(&s->tally, &s->result);
-    if (!s->over || l->status == PD_ERR_PEER) {
-        s->status = s->status ? s->status : error_set(&s->err, l->status, "%s", l->err.text);
-    }
-    if (l->status != PD_ERR_PEER) { /* after a fault the reply may go on: half a character stays unsaid */
+    if (!s->over && !s->status)
+        s->status = error_set(&s->err, l->status, "%s", l->err.text);
+    if (s->over ||
+        l->status != PD_ERR_PEER) { /* after a fault the reply may go on: half a character stays unsaid */
         enum pd_status failed = s->status;
         s->status = PD_OK;
         reply_finish(s, s->tally.stats.last_token_ns);

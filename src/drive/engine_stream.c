@@ -284,12 +284,20 @@ void pd_stream_reply(struct pd_stream *s, struct pd_reply *reply)
     s->tokens = (struct token_list){0};
 }
 
+static bool has_ended(struct pd_stream *s)
+{
+    pthread_mutex_lock(&s->lock);
+    bool ended = s->ended;
+    pthread_mutex_unlock(&s->lock);
+    return ended;
+}
+
 void pd_stream_free(struct pd_stream *s)
 {
     if (!s)
         return;
     atomic_store(&s->cancelled, true);
-    if (!s->ended && !loop_remove(s->e, s)) {
+    if (!has_ended(s) && !loop_remove(s->e, s)) {
         loop_wake(s->e);
         pthread_mutex_lock(&s->lock);
         while (!s->ended)
