@@ -22,9 +22,9 @@
 enum {
     HANG_S = 60,
     BACKSTOP_MS = 2500,
-    STALL_MS = 150,    /* without a turn: this process did not run, which says nothing about the others */
-    STOPPED_MS = 1000, /* so long, and it was stopped; less is a busy machine */
-    RESCUE_MS = 150,   /* after a fault: who has not taken it up by then hangs in MPI */
+    /* Without a turn. Less than that is a busy machine, and what has come meanwhile waits in the queue. */
+    STOPPED_MS = 1000,
+    RESCUE_MS = 150, /* after a fault: who has not taken it up by then hangs in MPI */
     /* The patience with MPI's heartbeats while those over UDP come: their thread waits its turn. */
     MUFFLED_MS = 8000,
     BEAT_MAGIC = 0x50444232,
@@ -420,14 +420,10 @@ static void backstop(struct mpi *m, int64_t now)
     watch_abort(m, PD_ERR_PEER);
 }
 
-/* This process did not run for a while, and maybe the others neither: that time does not count as their silence. */
+/* This process was stopped, and maybe the others too: their silence is counted anew. */
 static void forgive(struct mpi *m, int64_t ns)
 {
-    bool stopped = ns > (int64_t)STOPPED_MS * 1000000;
-    if (!stopped && (atomic_load(&continued_ns) || atomic_load(&terminated)))
-        return; /* somebody has died, and there is little time to say who */
-    if (stopped)
-        atomic_store(&continued_ns, 0); /* that was it, and not the launcher's wish */
+    atomic_store(&continued_ns, 0); /* that was it, and not the launcher's wish */
     atomic_fetch_add(&m->turn_ns, ns);
     for (int i = 0; i < m->n_ranks; i++) {
         atomic_fetch_add(&m->peers[i].mpi_ns, ns);
@@ -458,7 +454,7 @@ static void *watch_thread(void *arg)
     while (!atomic_load(&m->closing)) {
         watch_udp(m);
         int64_t now = link_clock();
-        if (now - last > (int64_t)STALL_MS * 1000000)
+        if (now - last > (int64_t)STOPPED_MS * 1000000)
             forgive(m, now - last);
         last = now;
         if (!atomic_load(&m->fault_ns))

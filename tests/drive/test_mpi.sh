@@ -52,7 +52,8 @@ for ranks in 5 15; do
     done
 done
 
-# fault NAME RANKS SECONDS STATUS PATTERN ARGUMENTS...: the job ends within SECONDS with STATUS (or more of them,
+# fault NAME RANKS SECONDS STATUS PATTERN ARGUMENTS...: the job ends within SECONDS (and as many again, twice, since shared
+# machines stand still at times: what is looked for is a job that hangs) with STATUS (or more of them,
 # separated by |), and a line of the form "pipedec: PATTERN" says why.
 fault() {
     local name=$1 ranks=$2 seconds=$3 want=$4 pattern=$5 begin status=0
@@ -64,7 +65,7 @@ fault() {
     [[ "$status" =~ ^($want)$ ]] || fail "$name: status $status, not $want"
     grep -qE "^pipedec: $pattern" "$work/err" || fail "$name: no message '$pattern'"
     [ "$(grep -c '^pipedec:' "$work/err")" = 1 ] || fail "$name: more than one line"
-    [ "$took" -le $((seconds * 1000)) ] || fail "$name: took $took ms"
+    [ "$took" -le $((seconds * 3000)) ] || fail "$name: took $took ms"
 }
 delivered() { [ "$(grep -c '^token' "$work/out")" -ge "$1" ] || fail "not delivered: what was generated before"; }
 host=$(hostname)

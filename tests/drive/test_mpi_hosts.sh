@@ -111,7 +111,7 @@ pair="stage (0|1) \\(rank (1|2) on host ($(name 2)|$(name 3))\\) does not hear s
 begin_job
 cut_pair replace
 begin=$(date +%s%N)
-within 6000 said "$pair" || fail "the pair was not named"
+within 12000 said "$pair" || fail "the pair was not named"
 echo "named after $(since_begin)"
 status=0
 wait $running || status=$?
@@ -129,9 +129,9 @@ begin_job
 ip link set "pdv$$_3" down
 begin=$(date +%s%N)
 gone() { ! pgrep -f "^$program" >/dev/null; }
-within 6000 said "stage 1 \\(rank 2 on host $(name 3)\\) has been silent" || fail "no name for the host"
+within 12000 said "stage 1 \\(rank 2 on host $(name 3)\\) has been silent" || fail "no name for the host"
 echo "named after $(since_begin)"
-within 8000 gone || fail "ranks are left"
+within 20000 gone || fail "ranks are left"
 echo "gone after $(since_begin)"
 timeout_pid=$(pgrep -P $running || true)
 pkill -KILL -P "${timeout_pid:-0}" || true
