@@ -43,6 +43,7 @@ struct datagram {
  * the same effect. */
 static atomic_int terminated, dismissed; /* rank 0; any other rank */
 static atomic_llong continued_ns;
+static atomic_llong resumed_ns; /* this process had been stopped until then; 0: never */
 
 static void on_signal(int signal_number, siginfo_t *info, void *context)
 {
@@ -319,8 +320,12 @@ static int64_t limit_ns(struct mpi *m, int rank, int64_t now)
 {
     const int64_t beat = (int64_t)BEAT_MS * 1000000;
     int64_t limit = (int64_t)MPI_SILENCE_MS * 1000000, hint_ns = atomic_load(&continued_ns);
+    int64_t back_ns = atomic_load(&resumed_ns);
     if (!atomic_load(&m->peers[rank].met))
         return (int64_t)MPI_START_MS * 1000000;
+    if (back_ns &&
+        now - back_ns < 2 * limit) /* the job ends because this rank was silent: the others were right */
+        return 2 * limit;
     if (atomic_load(&terminated)) /* the launcher has known of a death for a while, or there is none */
         return 3 * beat;
     if (hint_ns && now - hint_ns < 2 * limit)
@@ -424,6 +429,7 @@ static void backstop(struct mpi *m, int64_t now)
 static void forgive(struct mpi *m, int64_t ns)
 {
     atomic_store(&continued_ns, 0); /* that was it, and not the launcher's wish */
+    atomic_store(&resumed_ns, link_clock());
     atomic_fetch_add(&m->turn_ns, ns);
     for (int i = 0; i < m->n_ranks; i++) {
         atomic_fetch_add(&m->peers[i].mpi_ns, ns);
