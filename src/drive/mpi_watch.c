@@ -315,6 +315,14 @@ static int64_t silence_ns(struct mpi *m, int rank, int64_t now)
     return PD_MAX(now - udp_ns, PD_MAX(mpi, 0));
 }
 
+/* Has the rank given a sign of life well after the launcher began to end the job? Then its death was not the reason. */
+static bool outlived(struct mpi *m, int rank, int64_t hint_ns)
+{
+    const struct peer *p = &m->peers[rank];
+    int64_t heard_ns = PD_MAX(atomic_load(&p->udp_ns), atomic_load(&p->mpi_ns));
+    return heard_ns - hint_ns > 2 * (int64_t)BEAT_MS * 1000000;
+}
+
 /* How long a rank may be silent, in ns. */
 static int64_t limit_ns(struct mpi *m, int rank, int64_t now)
 {
@@ -326,6 +334,8 @@ static int64_t limit_ns(struct mpi *m, int rank, int64_t now)
     if (back_ns &&
         now - back_ns < 2 * limit) /* the job ends because this rank was silent: the others were right */
         return 2 * limit;
+    if (hint_ns && outlived(m, rank, hint_ns))
+        return limit;
     if (atomic_load(&terminated)) /* the launcher has known of a death for a while, or there is none */
         return 3 * beat;
     if (hint_ns && now - hint_ns < 2 * limit)
@@ -462,8 +472,11 @@ static void *watch_thread(void *arg)
         int64_t now = link_clock();
         if (now - last > (int64_t)STOPPED_MS * 1000000)
             forgive(m, now - last);
+        int64_t turn = last;
         last = now;
-        if (!atomic_load(&m->fault_ns))
+        /* After a turn that came late, what others sent meanwhile may still be on its way. */
+        bool late = atomic_load(&continued_ns) && now - turn > (int64_t)BEAT_MS * 1000000;
+        if (!atomic_load(&m->fault_ns) && !late)
             judge(m, now);
         backstop(m, now);
     }
