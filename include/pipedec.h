@@ -180,6 +180,15 @@ struct pd_sampling {
     float repeat_penalty;
     int repeat_last_n; /* how many tokens are recent */
     uint64_t seed;     /* the same seed gives the same text for any number of stages, mode and draft */
+    /* 0: off; taken off the logits of tokens that the reply holds already: once, and once for each time */
+    float presence_penalty, frequency_penalty;
+    const struct pd_logit_bias *logit_bias; /* [n_logit_bias], at most 1024; added to these tokens' logits */
+    size_t n_logit_bias;
+};
+
+struct pd_logit_bias {
+    int32_t token;
+    float bias; /* -infinity: never */
 };
 
 struct pd_message {
@@ -242,6 +251,16 @@ struct pd_event {
     double time_s;      /* since the request's start, on the engine's clock */
     enum pd_reason reason;
     const struct pd_stats *stats;
+    /* If the request asks for logprobs: the natural logarithm of the token's probability by the target's logits as they
+     * are, before any of pd_sampling's settings, and the most probable tokens there, best first, ties to the lowest id.
+     * The same bits in every mode. */
+    float logprob;
+    const struct pd_logprob *top; /* [n_top] */
+    size_t n_top;
+};
+struct pd_logprob {
+    int32_t token;
+    float logprob;
 };
 
 struct pd_request {
@@ -265,6 +284,8 @@ struct pd_request {
      * are, with their text and events, and the reply goes on behind them as it would have then. */
     const int32_t *resume;
     size_t n_resume;
+    bool logprobs;    /* events carry log-probabilities; not those of resumed tokens */
+    int top_logprobs; /* so many of the most probable tokens beside the chosen one; at most 20 */
 };
 void pd_request_init(struct pd_request *r); /* greedy, no limit, nothing asked */
 void pd_sampling_init(struct pd_sampling *s);
