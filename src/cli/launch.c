@@ -137,6 +137,11 @@ static int supervise(struct launch *l, struct pd_error *err)
     }
 }
 
+static bool spans_machines(const char *command)
+{
+    return !strcmp(command, "run") || !strcmp(command, "chat") || !strcmp(command, "engine");
+}
+
 static char *own_path(void)
 {
     char path[4096];
@@ -165,7 +170,7 @@ int cmd_launch(int argc, char **argv)
     if (!l.command) /* parse has ended the program */
         return PD_ERR_USAGE;
     l.self = own_path();
-    if (strcmp(l.command[0], "run") != 0 && strcmp(l.command[0], "chat") != 0)
+    if (!spans_machines(l.command[0]))
         return run_here(&l);
     catch_signals();
     int code = launch(&l, &err);

@@ -20,6 +20,7 @@ static const struct command commands[] = {
     {"bench", cmd_bench, "compare modes on a set of questions"},
     {"simulate", cmd_simulate,
      "the same machines with a modelled target and draft, for sizes that don't fit here"},
+    {"engine", cmd_engine, "the part of a server that holds the models; 'serve' starts it"},
     {"launch", cmd_launch, "run a command over several machines, and again after a fault"},
 };
 

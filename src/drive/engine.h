@@ -48,6 +48,9 @@ enum pd_status engine_part_new(struct engine_part **out, const struct pd_engine_
 void engine_part_free(struct engine_part *p);
 /* While held, no waiting request begins: those that are to be there together come together. Calls count. */
 void engine_hold(struct pd_engine *e, bool hold);
+/* What the pipeline has done, and the clock of the run at that time; the newest tenth of a second may be missing. Returns
+ * the number of stages. */
+int engine_counts(struct pd_engine *e, struct pipeline_counts *out, int64_t *clock_ns);
 /* compute_digest_logits and compute_logits_digest of an engine. */
 bool engine_digest_logits(struct pd_engine *e);
 bool engine_logits_digest(const struct pd_engine *e, uint64_t *out);

@@ -335,3 +335,12 @@ void pd_engine_get_stats(struct pd_engine *e, struct pd_engine_stats *out)
     pthread_mutex_unlock(&e->lock);
     memcpy(out, &all, size);
 }
+
+int engine_counts(struct pd_engine *e, struct pipeline_counts *out, int64_t *clock_ns)
+{
+    pthread_mutex_lock(&e->lock);
+    *out = e->seen;
+    *clock_ns = e->seen_ns;
+    pthread_mutex_unlock(&e->lock);
+    return e->n_stages;
+}

@@ -29,15 +29,18 @@ enum backend_state {
 };
 
 struct backend_options {
-    char *const *command; /* the engine's command line, NULL-terminated; the socket's path is added by the backend */
-    const char *journal;  /* folder of the journal; made if it is missing. NULL: none is kept */
-    int parallel, queue;  /* requests that run, and that may wait beyond those */
-    int restarts;         /* starts in a row that fail, or die within a minute, until it has FAILED */
+    char *const
+        *command; /* the engine's command line, NULL-terminated; the socket's path is added by the backend */
+    const char *journal; /* folder of the journal; made if it is missing. NULL: none is kept */
+    int parallel, queue; /* requests that run, and that may wait beyond those */
+    int restarts;     /* starts in a row that may fail, or die within a minute: one more, and it has FAILED */
+    double silence_s; /* an engine that says nothing for so long is started again; 0: 60 */
 };
 
 /* One generation. The prompt is tokens: templates and tokenizer are the front's. */
 struct backend_request {
-    const char *name; /* by which a client asks for it again ("req-..."); at most 63 bytes; NULL: not kept after its end */
+    const char *
+        name; /* by which a client asks for it again ("req-..."); at most 63 bytes; NULL: not kept after its end */
     const int32_t *tokens;
     size_t n_tokens;
     int max_tokens; /* 0: no limit but the context */
@@ -51,7 +54,8 @@ struct backend_request {
 };
 
 struct backend_token {
-    int32_t token;
+    int32_t
+        token; /* -1: none; text that was held back until the end (half a character, what might have become a stop) */
     int index;        /* 0, 1, ... within the reply */
     const char *text; /* what this token completes: whole UTF-8 characters, NUL-terminated; may be "" */
     size_t text_size;
@@ -66,7 +70,8 @@ struct backend_sink {
     void (*progress)(void *user, int done, int total, int kept);
     void (*token)(void *user, const struct backend_token *t);
     /* The last call. status: PD_OK, or why it failed; then reason is PD_REASON_FAULT. stats: as far as known, never NULL. */
-    void (*ended)(void *user, enum pd_reason reason, const struct pd_stats *stats, const struct pd_error *err);
+    void (*ended)(void *user, enum pd_reason reason, const struct pd_stats *stats,
+                  const struct pd_error *err);
 };
 
 /* A line that makes no sense (no command, parallel out of range): PD_ERR_USAGE. The journal cannot be opened: PD_ERR_FILE.
