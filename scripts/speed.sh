@@ -22,8 +22,8 @@ emit() {
         printf "{\"figure\": \"%s\", \"of\": \"%s\", \"unit\": \"%s\", \"median\": %.6g, \"low\": %.6g, \"high\": %.6g, \"rounds\": 1",
             f, o, u, v, v, v
         if (a != 0)
-            printf ", \"aim\": \"%s %g\", \"reached\": %s", a > 0 ? ">=" : "<=", a > 0 ? a : -a,
-                (a > 0 ? v >= a : v <= -a) ? "true" : "false"
+            printf(", \"aim\": \"%s %g\", \"reached\": %s", (a > 0 ? ">=" : "<="), (a > 0 ? a : -a),
+                ((a > 0 ? v >= a : v <= -a) ? "true" : "false"))
         print "}" }' | tee -a "$lines"
 }
 

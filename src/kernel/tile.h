@@ -6,7 +6,9 @@
 
 #include "kernel/lanes.h"
 
-enum { AHEAD = 8192 }; /* bytes between what is computed and what is fetched */
+/* Bytes between what is computed and what is fetched: from memory into the second cache, and from there into the first
+ * one, which alone has too few lines in flight to keep up with the memory. */
+enum { AHEAD_FAR = 4096, AHEAD_NEAR = 1024 };
 
 #define EACH(i, n) UNROLL for (int i = 0; i < (n); i++)
 
@@ -120,8 +122,10 @@ INLINE void add_chunk(const struct shape *s, int B, const uint8_t *q, const uint
 
 INLINE void prefetch(const uint8_t *q, int bytes)
 {
-    for (int i = 0; i < bytes; i += 64)
-        __builtin_prefetch(q + AHEAD + i);
+    for (int i = 0; i < bytes; i += 64) {
+        __builtin_prefetch(q + AHEAD_FAR + i, 0, 2);
+        __builtin_prefetch(q + AHEAD_NEAR + i);
+    }
 }
 
 INLINE vf block_scale(const struct shape *s, const uint8_t *floats)
@@ -228,7 +232,7 @@ INLINE void tile_floats(int type, int B, int cols, const uint8_t *tile, const ui
             for (int end = cols - c < FLOAT_CHAIN ? cols : c + FLOAT_CHAIN; c < end; c++, w += 16 * size) {
                 vf v = numbers(type, w);
                 if (c % 2 || size == 4)
-                    __builtin_prefetch(w + AHEAD);
+                    prefetch(w, 64);
                 EACH(b, B)
                 part[b] = fused(v, splat(float_of_bits(load_u32(acts[b] + 4 * (size_t)c))), part[b]);
             }
