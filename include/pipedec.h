@@ -171,6 +171,8 @@ void pd_engine_get_stats(struct pd_engine *e, struct pd_engine_stats *out);
 
 /* ---- requests ---- */
 
+/* What is done to the target's logits, in this order: logit_bias, repeat penalty, presence and frequency penalty;
+ * temperature, top_k, top_p, min_p; then one is drawn. */
 struct pd_sampling {
     float temperature; /* 0: the most probable token */
     int top_k;         /* 0: off */
@@ -180,7 +182,7 @@ struct pd_sampling {
     float repeat_penalty;
     int repeat_last_n; /* how many tokens are recent */
     uint64_t seed;     /* the same seed gives the same text for any number of stages, mode and draft */
-    /* 0: off; taken off the logits of tokens that the reply holds already: once, and once for each time */
+    /* 0: off, -100 to 100; taken off the logits of tokens that the reply holds already: once, and once for each time */
     float presence_penalty, frequency_penalty;
     const struct pd_logit_bias *logit_bias; /* [n_logit_bias], at most 1024; added to these tokens' logits */
     size_t n_logit_bias;
@@ -188,7 +190,7 @@ struct pd_sampling {
 
 struct pd_logit_bias {
     int32_t token;
-    float bias; /* -infinity: never */
+    float bias; /* -1000 to 1000, or -infinity: never */
 };
 
 struct pd_message {
@@ -253,7 +255,7 @@ struct pd_event {
     const struct pd_stats *stats;
     /* If the request asks for logprobs: the natural logarithm of the token's probability by the target's logits as they
      * are, before any of pd_sampling's settings, and the most probable tokens there, best first, ties to the lowest id.
-     * The same bits in every mode. */
+     * The same bits in every mode. Else NaN and none, as for resumed tokens, and where there is no new token (-1). */
     float logprob;
     const struct pd_logprob *top; /* [n_top] */
     size_t n_top;

@@ -79,7 +79,7 @@ static enum pd_status record_batch(struct acceptance *a, const struct draft_ops 
                                .parent = (node_id){(uint32_t)pos},
                                .token = pos < r->n_prompt ? r->prompt[pos] : r->reply[pos - r->n_prompt],
                                .pos = pos};
-        asks[i] = (struct draft_ask){sample, recording_history(r, pos)};
+        asks[i] = (struct draft_ask){sample, recording_history(r, pos), r->n_prompt};
     }
     struct draft_job job = {.rows = rows,
                             .n = n,

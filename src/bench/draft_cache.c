@@ -128,11 +128,14 @@ static void remove_node(struct draft_cache *c, int i)
 
 /* ---- keys ---- */
 
-/* What besides the path decides a ranking; at temperature 0 no noise does. */
-static struct path_hash sample_hash(const struct pd_sampling *p)
+/* What besides the path decides a ranking: at temperature 0 no noise does, and where the reply begins matters only to
+ * what counts its tokens. */
+static struct path_hash sample_hash(const struct draft_ask *ask)
 {
+    const struct pd_sampling *p = ask->sample;
     struct path_hash h = path_hash_start(11);
-    int32_t parts[8] = {0, p->top_k, 0, 0, 0, 0, 0, 0};
+    const bool counts = p->presence_penalty != 0 || p->frequency_penalty != 0;
+    int32_t parts[11] = {0, p->top_k, 0, 0, 0, 0, 0, 0, 0, 0, counts ? ask->reply_pos : 0};
     memcpy(&parts[0], &p->temperature, sizeof p->temperature);
     memcpy(&parts[2], &p->top_p, sizeof p->top_p);
     memcpy(&parts[3], &p->min_p, sizeof p->min_p);
@@ -142,8 +145,15 @@ static struct path_hash sample_hash(const struct pd_sampling *p)
         parts[6] = (int32_t)(uint32_t)p->seed;
         parts[7] = (int32_t)(uint32_t)(p->seed >> 32);
     }
+    memcpy(&parts[8], &p->presence_penalty, sizeof p->presence_penalty);
+    memcpy(&parts[9], &p->frequency_penalty, sizeof p->frequency_penalty);
     for (size_t i = 0; i < PD_COUNT(parts); i++)
         h = path_hash_add(h, parts[i]);
+    for (size_t i = 0; i < p->n_logit_bias; i++) {
+        int32_t bias;
+        memcpy(&bias, &p->logit_bias[i].bias, sizeof bias);
+        h = path_hash_add(path_hash_add(h, p->logit_bias[i].token), bias);
+    }
     return h;
 }
 
@@ -238,7 +248,8 @@ static void fill_batch(struct draft_cache *c, struct batch *b, int at, int n, co
         b->behind += b->behind == i && !x->wanted;
         int depth = x->pos - c->n + 1, n_path = path_of(c, node, b->paths[i], PATH_MAX_TOKENS);
         b->asks[i] = (struct draft_ask){job->asks[0].sample,
-                                        {c->tokens, b->paths[i], n_path < depth ? 0 : c->n, n_path}};
+                                        {c->tokens, b->paths[i], n_path < depth ? 0 : c->n, n_path},
+                                        job->asks[0].reply_pos};
     }
 }
 
@@ -343,7 +354,7 @@ static enum pd_status cache_run(void *self, const struct draft_job *job, struct 
         add_node(c, &job->rows[i]);
     enum pd_status s = PD_OK;
     if (job->n_behind < job->n) {
-        c->sample_key = sample_hash(job->asks[0].sample);
+        c->sample_key = sample_hash(&job->asks[0]);
         s = compute_missing(c, first + job->n_behind, job, err);
     }
     if (s) {

@@ -190,16 +190,37 @@ void bench_config(char out[20], const struct bench_key *key)
     const struct bench_ask *ask = key->ask;
     const struct pd_sampling *sample = &ask->sample;
     const struct drafter_options *d = &setup->drafter;
-    const double numbers[] = {
-        setup->clock,          point->mode,        point->stages,       point->width,
-        ask->max_tokens,       key->full,          d->policy.width_max, d->policy.children,
-        d->policy.depth,       d->policy.expand,   d->tree_nodes,       d->live_rows_max,
-        d->draft_rows,         d->grace,           setup->n_embd,       sample->temperature,
-        sample->top_k,         sample->top_p,      sample->min_p,       sample->repeat_penalty,
-        sample->repeat_last_n, d->policy.min_path, ask->n_tokens,       ask->n_end_tokens};
+    const double numbers[] = {setup->clock,
+                              point->mode,
+                              point->stages,
+                              point->width,
+                              ask->max_tokens,
+                              key->full,
+                              d->policy.width_max,
+                              d->policy.children,
+                              d->policy.depth,
+                              d->policy.expand,
+                              d->tree_nodes,
+                              d->live_rows_max,
+                              d->draft_rows,
+                              d->grace,
+                              setup->n_embd,
+                              sample->temperature,
+                              sample->top_k,
+                              sample->top_p,
+                              sample->min_p,
+                              sample->repeat_penalty,
+                              sample->repeat_last_n,
+                              d->policy.min_path,
+                              ask->n_tokens,
+                              ask->n_end_tokens,
+                              sample->presence_penalty,
+                              sample->frequency_penalty,
+                              (double)sample->n_logit_bias};
     uint64_t h = mixed(key->models, numbers, sizeof numbers);
     h = mixed(h, d->policy.shape, sizeof d->policy.shape);
     h = mixed(h, &sample->seed, sizeof sample->seed);
+    h = mixed(h, sample->logit_bias, sample->n_logit_bias * sizeof *sample->logit_bias);
     h = mixed(h, &setup->seed, sizeof setup->seed);
     h = mixed(h, ask->tokens, (size_t)ask->n_tokens * sizeof *ask->tokens);
     h = mixed(h, ask->end_tokens, (size_t)ask->n_end_tokens * sizeof *ask->end_tokens);

@@ -72,6 +72,8 @@ static enum pd_status open_files(struct bench *b, struct pd_error *err)
     for (int32_t id = 0; id < tokenizer_vocab_size(b->tokenizer) && b->n_end_tokens < END_TOKENS_MAX; id++)
         if (tokenizer_is_end(b->tokenizer, id))
             b->end_tokens[b->n_end_tokens++] = id;
+    if (!s)
+        s = sample_check(&b->o->sample, b->info.n_vocab, err);
     b->digest =
         rng_u64(gguf_digest(b->target), b->draft ? gguf_digest(b->draft) : 0, b->engine.kv_type, b->family);
     return s;

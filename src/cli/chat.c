@@ -122,7 +122,7 @@ static enum pd_status answer(struct chat *c, struct pd_error *err)
     if (reply.text && !c->common.json)
         cli_write(NULL, "\n", 1);
     if (!status && c->common.json)
-        status = cli_print_json(c->engine, -1, &reply, err);
+        status = cli_print_json(c->engine, -1, &reply, NULL, err);
     if (reply.text && !c->common.quiet && (c->common.stats || stopped || cli_on_terminal()))
         cli_print_stats(&reply.stats, reply.reason);
     if (!status)

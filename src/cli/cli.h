@@ -27,7 +27,8 @@ enum { CLI_KEY = 0x1000, CLI_KEY_OWN = 0x2000 };
 
 struct cli_common {
     struct pd_engine_options engine; /* model, draft, stages, threads, mode, width, clock, profile, ... */
-    struct pd_sampling sampling;
+    struct pd_sampling sampling;     /* its logit_bias is the list below, so this struct stays where it is */
+    struct pd_logit_bias logit_bias[LOGIT_BIAS_MAX];
     bool stages_set, mode_set, clock_set, seed_set, temperature_set;
     bool emulate;   /* --emulate: the profile on the wall clock */
     bool json;      /* one object on standard output */
@@ -114,10 +115,23 @@ bool cli_lines_terminated(void);  /* the conversation */
 
 /* The line of statistics, on standard error. */
 void cli_print_stats(const struct pd_stats *s, enum pd_reason reason);
+/* Log-probabilities of a reply's tokens as they come, for the JSON (probs.c). Zero-initialise; then on or not. */
+struct cli_probs {
+    bool on; /* --logprobs */
+    struct cli_prob *list;
+    size_t n, room;
+};
+void cli_probs_add(struct cli_probs *p, const struct pd_event *event);
+void cli_probs_free(struct cli_probs *p);
+/* "logprobs": [{"id", "text", "logprob", "top": [{"id", "text", "logprob"}, ...]}, ...] */
+struct yyjson_mut_doc;
+struct yyjson_mut_val;
+void cli_probs_json(const struct cli_probs *p, const struct pd_engine *e, struct yyjson_mut_doc *doc,
+                    struct yyjson_mut_val *root);
 /* Text, tokens, reason, statistics and models as one JSON object in a line of standard output. index: which of many
- * prompts; below 0: there is one. */
+ * prompts; below 0: there is one. probs: NULL: none. */
 enum pd_status cli_print_json(const struct pd_engine *e, int64_t index, const struct pd_reply *reply,
-                              struct pd_error *err);
+                              const struct cli_probs *probs, struct pd_error *err);
 /* Standard output, for streamed text: flushed at once. On failure `e` is cancelled, and cli_write_failed tells. */
 void cli_write(struct pd_engine *e, const char *text, size_t size);
 enum pd_status

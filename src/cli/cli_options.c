@@ -40,6 +40,9 @@ enum {
     KEY_MIN_P,
     KEY_REPEAT_PENALTY,
     KEY_REPEAT_LAST_N,
+    KEY_PRESENCE,
+    KEY_FREQUENCY,
+    KEY_LOGIT_BIAS,
     KEY_SEED,
     KEY_JSON,
     KEY_STATS,
@@ -107,6 +110,13 @@ static const struct argp_option options[] = {
     {"repeat-penalty", KEY_REPEAT_PENALTY, "R", 0, "make recent tokens less probable (1: off)",
      GROUP_SAMPLING},
     {"repeat-last-n", KEY_REPEAT_LAST_N, "N", 0, "how many tokens are recent (64)", GROUP_SAMPLING},
+    {"presence-penalty", KEY_PRESENCE, "P", 0, "taken off the logits of tokens that the reply holds (0: off)",
+     GROUP_SAMPLING},
+    {"frequency-penalty", KEY_FREQUENCY, "P", 0, "the same, once for each time that it holds them (0: off)",
+     GROUP_SAMPLING},
+    {"logit-bias", KEY_LOGIT_BIAS, "ID=BIAS", 0,
+     "add BIAS to the logit of token ID (-inf: never that token); may be given several times",
+     GROUP_SAMPLING},
     {"seed", KEY_SEED, "N", 0, "of the randomness (0); the same seed, the same text", GROUP_SAMPLING},
 
     {NULL, 0, NULL, 0, "Output:", GROUP_OUTPUT},
@@ -281,6 +291,23 @@ static bool parse_devices(struct cli_common *c, int key, char *arg, struct argp_
     }
 }
 
+static void add_bias(struct cli_common *c, char *arg, struct argp_state *state)
+{
+    struct pd_sampling *s = &c->sampling;
+    char *bias = strchr(arg, '=');
+    if (!bias)
+        argp_error(state, "--logit-bias %s: give ID=BIAS, a token's number and what to add", arg);
+    if (s->n_logit_bias == LOGIT_BIAS_MAX)
+        argp_error(state, "--logit-bias: no more than %d", LOGIT_BIAS_MAX);
+    *bias++ = 0;
+    struct pd_logit_bias *b = &c->logit_bias[s->n_logit_bias++];
+    b->token = (int32_t)cli_int(state, "--logit-bias", arg, 0, INT32_MAX);
+    b->bias = strcmp(bias, "-inf") == 0
+                  ? -INFINITY
+                  : (float)cli_float(state, "--logit-bias", bias, -LOGIT_BIAS_RANGE, LOGIT_BIAS_RANGE);
+    s->logit_bias = c->logit_bias;
+}
+
 static bool parse_sampling(struct cli_common *c, int key, char *arg, struct argp_state *state)
 {
     struct pd_sampling *s = &c->sampling;
@@ -303,6 +330,17 @@ static bool parse_sampling(struct cli_common *c, int key, char *arg, struct argp
         return true;
     case KEY_REPEAT_LAST_N:
         s->repeat_last_n = (int)cli_int(state, "--repeat-last-n", arg, 0, 1 << 30);
+        return true;
+    case KEY_PRESENCE:
+        s->presence_penalty =
+            (float)cli_float(state, "--presence-penalty", arg, -PENALTY_RANGE, PENALTY_RANGE);
+        return true;
+    case KEY_FREQUENCY:
+        s->frequency_penalty =
+            (float)cli_float(state, "--frequency-penalty", arg, -PENALTY_RANGE, PENALTY_RANGE);
+        return true;
+    case KEY_LOGIT_BIAS:
+        add_bias(c, arg, state);
         return true;
     case KEY_SEED:
         s->seed = seed(state, arg);

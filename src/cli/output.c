@@ -262,7 +262,7 @@ static void add_stats(yyjson_mut_doc *doc, yyjson_mut_val *root, const struct pd
 }
 
 enum pd_status cli_print_json(const struct pd_engine *e, int64_t index, const struct pd_reply *reply,
-                              struct pd_error *err)
+                              const struct cli_probs *probs, struct pd_error *err)
 {
     struct pd_engine_info info = {.struct_size = sizeof info};
     pd_engine_get_info(e, &info);
@@ -275,6 +275,8 @@ enum pd_status cli_print_json(const struct pd_engine *e, int64_t index, const st
     yyjson_mut_val *tokens = yyjson_mut_obj_add_arr(doc, root, "tokens");
     for (size_t i = 0; i < reply->n_tokens; i++)
         yyjson_mut_arr_add_int(doc, tokens, reply->tokens[i]);
+    if (probs && probs->on)
+        cli_probs_json(probs, e, doc, root);
     yyjson_mut_obj_add_str(doc, root, "reason", pd_reason_name(reply->reason));
     yyjson_mut_obj_add_str(doc, root, "model", info.model_name);
     if (info.draft_name)

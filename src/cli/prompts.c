@@ -15,6 +15,7 @@ struct prompt_text {
     char *text, *system; /* owned; system NULL: the common one */
     struct pd_request request;
     struct pd_message messages[2];
+    struct cli_probs probs;
     struct pd_stream *stream; /* NULL: it has not begun, or is over */
     struct pd_error refused;  /* why it never began */
 };
@@ -130,6 +131,7 @@ void prompts_free(struct prompts *p)
 {
     for (size_t i = 0; i < p->n; i++) {
         pd_stream_free(p->all[i].stream);
+        cli_probs_free(&p->all[i].probs);
         free(p->all[i].text);
         free(p->all[i].system);
     }
@@ -165,7 +167,7 @@ static enum pd_status print_reply(const struct prompts *p, struct pd_engine *e, 
 {
     char head[48];
     if (p->common->json)
-        return cli_print_json(e, (int64_t)index, reply, err);
+        return cli_print_json(e, (int64_t)index, reply, &p->all[index].probs, err);
     int n = snprintf(head, sizeof head, "%s--- %zu\n", index ? "\n" : "", index);
     cli_write(e, head, (size_t)n);
     cli_write(e, reply->text, reply->text_size);
@@ -192,12 +194,15 @@ static enum pd_status await(struct pd_engine *e, struct prompt_text *t, struct p
     struct pd_event event = {.type = PD_EVENT_NONE};
     enum pd_status status = PD_OK;
     *reply = (struct pd_reply){0};
+    t->probs.on = t->request.logprobs;
     if (!t->stream)
         return error_set(err, t->refused.status, "%s", t->refused.text);
     while (!status && event.type != PD_EVENT_DONE) {
         if (cli_interrupted())
             pd_engine_cancel(e);
         status = pd_stream_next(t->stream, &event, err);
+        if (!status && t->probs.on)
+            cli_probs_add(&t->probs, &event);
     }
     if (!status)
         pd_stream_reply(t->stream, reply);

@@ -17,7 +17,8 @@ enum {
     KEY_SPECIAL,
     KEY_DIGEST,
     KEY_PROMPTS,
-    KEY_PARALLEL
+    KEY_PARALLEL,
+    KEY_LOGPROBS
 };
 enum { PARALLEL = 4, STOPS_MAX = 16, PROMPT_MAX = 256 << 20 };
 
@@ -25,7 +26,8 @@ struct run_args {
     struct cli_common common;
     const char *prompt, *file, *system, *prompts;
     bool chat, ignore_end, special, digest;
-    int max_tokens;
+    int max_tokens, top_logprobs;
+    struct cli_probs probs;
     char *stop[STOPS_MAX];
     size_t n_stop;
     struct pd_engine *engine;
@@ -51,6 +53,8 @@ static const struct argp_option options[] = {
     {"special", KEY_SPECIAL, NULL, 0, "write control tokens by name", 1},
     {"digest", KEY_DIGEST, NULL, 0,
      "end with a hash over the bits of all logits that were sampled from, to compare machines", 1},
+    {"logprobs", KEY_LOGPROBS, "N", 0,
+     "with --json: each token's log-probability, and the N most probable tokens there (0 to 20)", 1},
     {0},
 };
 
@@ -125,6 +129,10 @@ static error_t parse(int key, char *arg, struct argp_state *state)
     case KEY_DIGEST:
         a->digest = true;
         return 0;
+    case KEY_LOGPROBS:
+        a->probs.on = true;
+        a->top_logprobs = (int)cli_int(state, "--logprobs", arg, 0, LOGPROBS_MAX);
+        return 0;
     case ARGP_KEY_ARG:
         argp_error(state, "'%s': a prompt is given with -p", arg);
         return 0;
@@ -139,6 +147,8 @@ static error_t parse(int key, char *arg, struct argp_state *state)
             a->common.engine.parallel = PARALLEL;
         if (a->system && !a->chat)
             argp_error(state, "--system needs --chat");
+        if (a->probs.on && !a->common.json)
+            argp_error(state, "--logprobs needs --json: that is where they are written");
         return 0;
     default:
         return ARGP_ERR_UNKNOWN;
@@ -152,6 +162,8 @@ static void on_event(void *user, const struct pd_event *event)
         pd_engine_cancel(a->engine);
     if (event->type == PD_EVENT_TEXT && event->token >= 0 && a->seen++ >= a->n_known)
         cli_journal_token(event->token);
+    if (a->probs.on)
+        cli_probs_add(&a->probs, event);
     if (event->type == PD_EVENT_TEXT && !a->common.json && event->text_size)
         cli_write(a->engine, event->text, event->text_size);
 }
@@ -186,6 +198,8 @@ static struct pd_request common_request(const struct run_args *a)
     r.n_stop = a->n_stop;
     r.ignore_end = a->ignore_end;
     r.special = a->special;
+    r.logprobs = a->probs.on;
+    r.top_logprobs = a->top_logprobs;
     return r;
 }
 
@@ -231,7 +245,7 @@ static enum pd_status conclude(struct run_args *a, const struct pd_reply *reply,
 {
     const struct cli_common *c = &a->common;
     if (c->json && !status)
-        status = cli_print_json(a->engine, -1, reply, err);
+        status = cli_print_json(a->engine, -1, reply, &a->probs, err);
     else if (reply->text_size && reply->text[reply->text_size - 1] != '\n' &&
              !(status && cli_journal_kept())) /* the text goes on after a restart */
         cli_write(a->engine, "\n", 1);
@@ -321,5 +335,6 @@ int cmd_run(int argc, char **argv)
     int code = a.prompts ? run_many(&a) : run(&a);
     for (size_t i = 0; i < a.n_stop; i++)
         free(a.stop[i]);
+    cli_probs_free(&a.probs);
     return code;
 }

@@ -30,10 +30,26 @@ static const struct argp_option options[] = {
 static error_t parse(int key, char *arg, struct argp_state *state)
 {
     /* What models, samplers and machines of one's own would need. */
-    static const char *const unused[] = {"ctx",   "kv",    "chat-template",  "threads",       "draft-threads",
-                                         "spin",  "wire",  "exact",          "restarts",      "temp",
-                                         "top-k", "top-p", "repeat-penalty", "repeat-last-n", "min-p",
-                                         "stats", NULL};
+    static const char *const unused[] = {"ctx",
+                                         "kv",
+                                         "chat-template",
+                                         "threads",
+                                         "draft-threads",
+                                         "spin",
+                                         "wire",
+                                         "exact",
+                                         "restarts",
+                                         "temp",
+                                         "top-k",
+                                         "top-p",
+                                         "repeat-penalty",
+                                         "repeat-last-n",
+                                         "min-p",
+                                         "presence-penalty",
+                                         "frequency-penalty",
+                                         "logit-bias",
+                                         "stats",
+                                         NULL};
     const char *name;
     struct simulate_args *a = state->input;
     switch (key) {

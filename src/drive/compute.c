@@ -171,11 +171,20 @@ static uint64_t digest_floats(uint64_t seed, const float *x, int n)
     return hash_bytes(seed, chain, sizeof chain);
 }
 
-static void sample_head(struct part *p, const struct head_row *r, const float *logits, int32_t *token)
+static void sample_head(struct part *p, const struct head_job *job, int i, const float *logits)
 {
+    const struct head_row *r = &job->rows[i];
+    const int32_t n = r->pos + 1;
+    const struct sample_job s = {.sampling = r->sample,
+                                 .logits = logits,
+                                 .history = {.base = r->history, .n_base = n},
+                                 .n_reply = PD_MAX(n - r->reply_pos, 0),
+                                 .pos = n};
     if (p->digesting)
         p->digest = digest_floats(p->digest, logits, p->n_vocab);
-    *token = sample_token(r->sample, logits, r->history, r->pos + 1, r->pos + 1, p->scratch);
+    job->tokens[i] = sample_token(&s, p->scratch);
+    if (r->n_top >= 0 && job->probs)
+        sample_logprobs(logits, job->tokens[i], r->n_top, p->scratch, &job->probs[i]);
 }
 
 /* Several rows share each load of the head's weights. */
@@ -191,8 +200,7 @@ static enum pd_status head_run(void *self, const struct head_job *job, struct pd
         if (status)
             return status;
         for (int i = 0; i < n; i++)
-            sample_head(p, &job->rows[from + i], p->logits + (size_t)i * (size_t)p->n_vocab,
-                        &job->tokens[from + i]);
+            sample_head(p, job, from + i, p->logits + (size_t)i * (size_t)p->n_vocab);
     }
     return PD_OK;
 }
@@ -212,15 +220,18 @@ static const struct row *known_tokens(struct part *p, const struct row *rows, in
 /* Candidates after wanted row `i` of the pass. */
 static void rank_row(struct part *p, const struct draft_job *job, int i, const float *logits)
 {
-    enum { RECENT = 4096 };
-    int32_t recent[RECENT];
     const struct draft_ask *ask = &job->asks[i];
-    int n = 0;
-    if (ask->sample->repeat_penalty != 1)
-        n = history_copy(&ask->history, recent, PD_MIN(RECENT, ask->sample->repeat_last_n));
-    job->count[i] = sample_rank(ask->sample, logits, recent, n, job->rows[job->n_behind + i].pos + 1,
-                                p->spread, job->k, job->tokens + (size_t)i * (size_t)job->k,
-                                job->logp + (size_t)i * (size_t)job->k, p->scratch);
+    const int32_t pos = job->rows[job->n_behind + i].pos + 1;
+    const struct sample_job s = {.sampling = ask->sample,
+                                 .logits = logits,
+                                 .history = ask->history,
+                                 .n_reply = PD_MAX(pos - ask->reply_pos, 0),
+                                 .pos = pos};
+    const struct sample_ranking r = {.spread = p->spread,
+                                     .k = job->k,
+                                     .tokens = job->tokens + (size_t)i * (size_t)job->k,
+                                     .logp = job->logp + (size_t)i * (size_t)job->k};
+    job->count[i] = sample_rank(&s, &r, p->scratch);
 }
 
 static enum pd_status rank_rows(struct part *p, const struct draft_job *job, struct pd_error *err)

@@ -39,11 +39,14 @@ struct head_row {
     int32_t lane, pos;
     const int32_t *history; /* [pos + 1] tokens by position */
     const struct pd_sampling *sample;
+    int32_t reply_pos; /* position of the reply's first token */
+    int32_t n_top;     /* log-probabilities of so many more tokens than the chosen one; -1: none at all */
 };
 struct head_job {
     const struct head_row *rows; /* [n] */
     int n;
-    int32_t *tokens; /* out [n]: the token after each row's position */
+    int32_t *tokens;        /* out [n]: the token after each row's position */
+    struct logprobs *probs; /* out [n], of rows that want some; NULL: none does */
 };
 struct draft_job {          /* a draft pass, or a prefill chunk */
     const struct row *rows; /* [n] */
@@ -84,7 +87,7 @@ struct head_ops {
 static inline enum pd_status head_one(const struct head_ops *h, const struct head_row *row, int32_t *token,
                                       struct pd_error *err)
 {
-    return h->run(h->self, &(struct head_job){row, 1, token}, err);
+    return h->run(h->self, &(struct head_job){.rows = row, .n = 1, .tokens = token}, err);
 }
 struct draft_ops {
     void *self;
@@ -182,6 +185,7 @@ struct token_event {
     int32_t token, pos;
     enum tree_verdict verdict;
     int64_t now_ns;
+    const struct logprobs *probs; /* NULL: the request does not ask */
 };
 /* Where a request's tokens go. Called from within turn, submit or cancel: of the driver only cancel, counts, now and wake
  * may be called. */

@@ -151,11 +151,16 @@ void engine_driver_options(struct driver_options *out, const struct pd_engine_op
 
 /* ---- observers: trace, dump, progress ---- */
 
+const char *engine_piece(const struct pd_engine *e, int32_t token, size_t *size)
+{
+    *size = 0;
+    return tokenizer_piece(e->tokenizer, token, size);
+}
+
 static size_t piece(void *user, int32_t token, char *out, size_t room)
 {
-    const struct pd_engine *e = user;
-    size_t size = 0;
-    const char *text = tokenizer_piece(e->tokenizer, token, &size);
+    size_t size;
+    const char *text = engine_piece(user, token, &size);
     size = PD_MIN(size, room);
     if (size)
         memcpy(out, text, size);

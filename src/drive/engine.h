@@ -56,6 +56,8 @@ bool engine_digest_logits(struct pd_engine *e);
 bool engine_logits_digest(const struct pd_engine *e, uint64_t *out);
 /* Of all that changes the result or the messages: ranks compare it. */
 uint32_t engine_options_digest(const struct pd_engine_options *o, int n_stages, int ctx, int wire);
+/* The bytes that a token stands for, perhaps a part of a character; valid as long as the engine. */
+const char *engine_piece(const struct pd_engine *e, int32_t token, size_t *size);
 /* PD_MODE_AUTO settled. */
 enum pd_mode engine_mode(enum pd_mode mode, bool have_draft);
 

@@ -119,7 +119,7 @@ void held_free(struct held *h);
 void talks_forget(struct pd_engine *e); /* under e->lock */
 
 /* engine_reply.c: tokens to text and events. */
-enum pd_reason reply_token(struct pd_stream *s, int32_t token, int32_t pos, int64_t now_ns);
+enum pd_reason reply_token(struct pd_stream *s, const struct token_event *t);
 void reply_finish(struct pd_stream *s, int64_t now_ns);
 bool reply_is_end(const struct pd_stream *s, int32_t token);
 void reply_stats(const struct pd_engine *e, const struct result *res, struct pd_stats *out);

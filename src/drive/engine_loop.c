@@ -98,7 +98,7 @@ static enum pd_reason on_token(void *user, const struct token_event *t)
 {
     struct pd_stream *s = user;
     tally_token(&s->tally, t);
-    return reply_token(s, t->token, t->pos, t->now_ns);
+    return reply_token(s, t);
 }
 
 static void on_finished(void *user, uint32_t id, enum pd_reason reason, const struct stats *stats, int kept)
@@ -139,7 +139,9 @@ static void submit(struct loop *l, struct pd_stream *s)
                         .n_prompt = (int32_t)s->n_prompt,
                         .keep = s->keep,
                         .max_tokens = s->r.max_tokens ? s->r.max_tokens - (int32_t)s->tokens.count : room,
-                        .sample = s->r.sampling};
+                        .sample = s->r.sampling,
+                        .logprobs = s->r.logprobs,
+                        .top_logprobs = s->r.top_logprobs};
     if (!s->r.ignore_end) {
         q.n_end_tokens = e->n_end_tokens;
         memcpy(q.end_tokens, e->end_tokens, sizeof q.end_tokens);

@@ -1,6 +1,7 @@
 /* Tokens to text: what is given out, stop strings, statistics. */
 #include "drive/engine_impl.h"
 
+#include <math.h>
 #include <string.h>
 
 static bool is_boundary(const struct text_buf *b, size_t at)
@@ -33,29 +34,34 @@ static size_t find_held_back(const struct pd_stream *s)
     return s->text.size;
 }
 
-static void emit(struct pd_stream *s, size_t until, int32_t token, int64_t time_ns)
+/* The text up to there, behind the newest token. */
+static void emit(struct pd_stream *s, size_t until, const struct token_event *t)
 {
+    const struct logprobs *probs = s->r.logprobs ? t->probs : NULL;
     while (until > s->emitted && !is_boundary(&s->text, until))
         until--;
     struct pd_event event = {.type = PD_EVENT_TEXT,
                              .text = s->text.data ? s->text.data + s->emitted : "",
                              .text_size = until - s->emitted,
-                             .token = token,
+                             .token = t->token,
                              .pos = s->pos,
-                             .time_s = (double)time_ns / 1e9};
+                             .time_s = (double)(t->now_ns - s->tally.stats.begin_ns) / 1e9,
+                             .logprob = probs ? probs->chosen : NAN,
+                             .top = probs ? probs->top : NULL,
+                             .n_top = probs ? (size_t)probs->n_top : 0};
     stream_event(s, &event);
     s->emitted = until;
 }
 
 /* New text is in the buffer: give out what can't be part of a stop string. True if one has come. */
-static bool give_text(struct pd_stream *s, int32_t token, int64_t time_ns)
+static bool give_text(struct pd_stream *s, const struct token_event *t)
 {
     size_t stop = s->r.n_stop && s->text.size ? find_stop(s, s->emitted) : SIZE_MAX;
     if (stop == SIZE_MAX) {
-        emit(s, find_held_back(s), token, time_ns);
+        emit(s, find_held_back(s), t);
         return false;
     }
-    emit(s, stop, token, time_ns);
+    emit(s, stop, t);
     s->text.size = s->emitted;
     s->text.data[s->text.size] = 0;
     s->stopped = true;
@@ -67,25 +73,25 @@ bool reply_is_end(const struct pd_stream *s, int32_t token)
     return !s->r.ignore_end && tokenizer_is_end(s->e->tokenizer, token);
 }
 
-enum pd_reason reply_token(struct pd_stream *s, int32_t token, int32_t pos, int64_t now_ns)
+enum pd_reason reply_token(struct pd_stream *s, const struct token_event *t)
 {
-    s->pos = pos;
-    s->status = token_list_add(&s->tokens, token, &s->err);
-    if (!s->status && !reply_is_end(s, token))
-        s->status = detok_push(&s->detok, token, &s->text, &s->err);
+    s->pos = t->pos;
+    s->status = token_list_add(&s->tokens, t->token, &s->err);
+    if (!s->status && !reply_is_end(s, t->token))
+        s->status = detok_push(&s->detok, t->token, &s->text, &s->err);
     if (s->status)
         return PD_REASON_CANCELLED;
-    return give_text(s, token, now_ns - s->tally.stats.begin_ns) ? PD_REASON_STOP : PD_REASON_NONE;
+    return give_text(s, t) ? PD_REASON_STOP : PD_REASON_NONE;
 }
 
 void reply_finish(struct pd_stream *s, int64_t now_ns)
 {
-    const int64_t time_ns = now_ns - s->tally.stats.begin_ns;
+    const struct token_event none = {.token = -1, .pos = s->pos, .now_ns = now_ns};
     if (s->stopped || s->status)
         return;
     s->status = detok_flush(&s->detok, &s->text, &s->err);
-    if (s->text.size > s->emitted && !(s->r.n_stop && give_text(s, -1, time_ns)))
-        emit(s, s->text.size, -1, time_ns);
+    if (s->text.size > s->emitted && !(s->r.n_stop && give_text(s, &none)))
+        emit(s, s->text.size, &none);
 }
 
 /* What a token takes alone in the chain: by the profile, or as measured at the start of the engine's life. 0: not

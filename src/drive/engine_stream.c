@@ -1,6 +1,7 @@
 /* Requests as their callers see them: a stream of events, or a call that returns with the reply. */
 #include "drive/engine_impl.h"
 
+#include <math.h>
 #include <stdlib.h>
 #include <string.h>
 #include <sys/eventfd.h>
@@ -10,7 +11,7 @@ struct queued {
     struct queued *next;
     struct pd_event event;
     struct pd_stats stats;
-    char text[];
+    struct pd_logprob top[]; /* [event.n_top], then the text */
 };
 
 void pd_request_init(struct pd_request *r)
@@ -44,10 +45,14 @@ static void announce(struct pd_stream *s)
 
 void stream_event(struct pd_stream *s, const struct pd_event *event)
 {
-    struct queued *q = mem_new(1, sizeof *q + event->text_size + 1);
+    struct queued *q = mem_new(1, sizeof *q + event->n_top * sizeof *event->top + event->text_size + 1);
+    char *text = (char *)(q->top + event->n_top);
     q->event = *event;
-    memcpy(q->text, event->text, event->text_size);
-    q->event.text = q->text;
+    memcpy(text, event->text, event->text_size);
+    q->event.text = text;
+    if (event->n_top)
+        memcpy(q->top, event->top, event->n_top * sizeof *event->top);
+    q->event.top = event->n_top ? q->top : NULL;
     if (event->stats) {
         q->stats = *event->stats;
         q->event.stats = &q->stats;
@@ -67,7 +72,8 @@ void stream_end(struct pd_stream *s)
                                   .pos = s->pos,
                                   .time_s = s->stats.total_s,
                                   .reason = s->reason,
-                                  .stats = &s->stats};
+                                  .stats = &s->stats,
+                                  .logprob = NAN};
     stream_event(s, &done);
     pthread_mutex_lock(&s->lock);
     s->ended = true;
@@ -82,7 +88,7 @@ static enum pd_status missing(struct pd_error *err, const char *field, size_t i,
     return error_set(err, PD_ERR_USAGE, "%s[%zu]%s is NULL", field, i, part);
 }
 
-static enum pd_status check_request(const struct pd_request *r, struct pd_error *err)
+static enum pd_status check_request(const struct pd_request *r, int n_vocab, struct pd_error *err)
 {
     const struct {
         const char *field;
@@ -107,7 +113,11 @@ static enum pd_status check_request(const struct pd_request *r, struct pd_error 
     }
     if (r->max_tokens < 0)
         return error_set(err, PD_ERR_USAGE, "max_tokens %d: negative", r->max_tokens);
-    return sample_check(&r->sampling, err);
+    if (r->top_logprobs < 0 || r->top_logprobs > LOGPROBS_MAX)
+        return error_set(err, PD_ERR_USAGE, "top_logprobs %d: give 0 to %d", r->top_logprobs, LOGPROBS_MAX);
+    if (r->top_logprobs && !r->logprobs)
+        return error_set(err, PD_ERR_USAGE, "top_logprobs %d: set logprobs too", r->top_logprobs);
+    return sample_check(&r->sampling, n_vocab, err);
 }
 
 static enum pd_status take_request(struct pd_request *out, const struct pd_request *r, struct pd_error *err)
@@ -134,7 +144,7 @@ static enum pd_status take_up(struct pd_stream *s, enum pd_reason *reason)
         int32_t token = r->resume[i], pos = (int32_t)s->sequence.count;
         if (token < 0 || token >= n_vocab || pos > ctx)
             return error_set(&s->err, PD_ERR_USAGE, "resume[%zu] makes no sense here", i);
-        enum pd_reason f = reply_token(s, token, pos, 0);
+        enum pd_reason f = reply_token(s, &(struct token_event){.token = token, .pos = pos});
         if (s->status || (s->status = token_list_add(&s->sequence, token, &s->err)))
             return s->status;
         if (f == PD_REASON_STOP)
@@ -153,7 +163,7 @@ static enum pd_status take_up(struct pd_stream *s, enum pd_reason *reason)
 static enum pd_status prepare(struct pd_stream *s, struct pd_error *err)
 {
     struct pd_engine *e = s->e;
-    enum pd_status status = check_request(&s->r, &s->err);
+    enum pd_status status = check_request(&s->r, e->info.target.n_vocab, &s->err);
     if (!status)
         status = prompt_encode(e, &s->r, &s->sequence, &s->err);
     s->n_prompt = s->sequence.count;
@@ -248,7 +258,7 @@ enum pd_status pd_stream_try(struct pd_stream *s, struct pd_event *event, struct
     enum pd_status status = PD_OK;
     pthread_mutex_lock(&s->lock);
     if ((!s->first || s->first->event.type == PD_EVENT_DONE) && !s->ended)
-        *event = (struct pd_event){.type = PD_EVENT_NONE, .text = "", .token = -1};
+        *event = (struct pd_event){.type = PD_EVENT_NONE, .text = "", .token = -1, .logprob = NAN};
     else
         status = pull(s, event, err);
     settle_fd(s);

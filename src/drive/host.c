@@ -34,6 +34,7 @@ struct host {
         int64_t ns;
     } heads[LANES_MAX];
     int32_t head_tokens[LANES_MAX];
+    struct logprobs head_probs[LANES_MAX];
     int32_t *count, *tokens; /* a draft pass's results */
     float *logp;
     struct draft_result draft;
@@ -191,8 +192,12 @@ static struct running *running_of(struct host *h, uint32_t id)
 static void emit_token(struct host *h, const struct effect *e)
 {
     struct running *r = running_of(h, e->request);
-    struct token_event t = {
-        .id = e->request, .token = e->token, .pos = e->pos, .verdict = e->verdict, .now_ns = now_ns(h)};
+    struct token_event t = {.id = e->request,
+                            .token = e->token,
+                            .pos = e->pos,
+                            .verdict = e->verdict,
+                            .now_ns = now_ns(h),
+                            .probs = e->probs};
     observe(h, &(struct observation){.type = OBS_ADVANCE,
                                      .begin_ns = t.now_ns,
                                      .end_ns = t.now_ns,
@@ -474,6 +479,7 @@ enum pd_status host_compute(struct host *h, stop_fn stop, void *user, struct pd_
     const struct work_room room = {.state = &h->pool.state,
                                    .gather = h->gather,
                                    .head_tokens = h->head_tokens,
+                                   .head_probs = h->head_probs,
                                    .count = h->count,
                                    .tokens = h->tokens,
                                    .logp = h->logp,
@@ -553,6 +559,7 @@ void host_done(struct host *h, const struct work_end *end)
     count_work(h, end->busy_ns);
     ev.draft = h->drafts && !end->stopped ? &h->draft : NULL;
     ev.tokens = w->head ? h->head_tokens : NULL;
+    ev.probs = w->head ? h->head_probs : NULL;
     step(h, role, &ev);
     settle(h);
 }

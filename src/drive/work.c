@@ -43,9 +43,12 @@ enum pd_status work_run_heads(const struct work *w, const struct head_ops *ops, 
                                     .lane = row->lane,
                                     .pos = row->pos,
                                     .history = w->heads[i].history,
-                                    .sample = w->heads[i].sample};
+                                    .sample = w->heads[i].sample,
+                                    .reply_pos = w->heads[i].reply_pos,
+                                    .n_top = w->heads[i].n_top};
+        room->head_probs[i].there = false;
     }
-    return ops->run(ops->self, &(struct head_job){rows, w->n, room->head_tokens}, err);
+    return ops->run(ops->self, &(struct head_job){rows, w->n, room->head_tokens, room->head_probs}, err);
 }
 
 enum pd_status work_run_draft(const struct work *w, const struct draft_ops *ops, const struct work_room *room,

@@ -23,12 +23,13 @@ void work_take(struct work *w, const struct effect *e);
 struct work_room {
     /* The table of hidden states [n_embd] by handle; 0 is none. It may move while a batch runs. */
     float **const *state;
-    float *gather;        /* [n_embd, BATCH_ROWS] */
-    int32_t *head_tokens; /* [LANES_MAX] out */
-    int32_t *count;       /* [BATCH_ROWS] out, a draft pass's */
-    int32_t *tokens;      /* [POLICY_RANKS, BATCH_ROWS] out */
-    float *logp;          /* [POLICY_RANKS, BATCH_ROWS] out */
-    stop_fn stop;         /* may be NULL */
+    float *gather;               /* [n_embd, BATCH_ROWS] */
+    int32_t *head_tokens;        /* [LANES_MAX] out */
+    struct logprobs *head_probs; /* [LANES_MAX] out, where asked for */
+    int32_t *count;              /* [BATCH_ROWS] out, a draft pass's */
+    int32_t *tokens;             /* [POLICY_RANKS, BATCH_ROWS] out */
+    float *logp;                 /* [POLICY_RANKS, BATCH_ROWS] out */
+    stop_fn stop;                /* may be NULL */
     void *stop_user;
 };
 /* PD_ERR_CANCELLED: stopped, nothing kept. A row that dies meanwhile keeps its handle until the batch is over. */

@@ -26,12 +26,13 @@ struct parcel {
     int from_rank;       /* set by the link */
     enum link_channel channel;
     int64_t due_ns;    /* link_clock: not to be acted on before; 0: at once */
-    struct msg msg;    /* msg.rows.rows and .hidden point into this allocation */
+    struct msg msg;    /* its lists are within this allocation */
     struct note *note; /* within this allocation; NULL: `msg` it is */
     struct row *rows;
     float *hidden; /* [n_embd, n]; NULL: none */
+    struct pd_logit_bias *bias;
 };
-/* A parcel with a copy of *m. `n_embd` floats a row are made room for, not filled; 0: no hidden states. */
+/* A parcel with a copy of *m; lists that are NULL are made room for. `n_embd` floats a row are made room for, not filled; 0: no hidden states. */
 struct parcel *parcel_new(const struct msg *m, int n_embd);
 struct parcel *parcel_new_note(const struct note *n);
 void parcel_free(struct parcel *p);

@@ -23,9 +23,17 @@ void link_punctual(void)
 struct parcel *parcel_new(const struct msg *m, int n_embd)
 {
     size_t n = m->type == MSG_ROWS ? (size_t)m->rows.n : 0;
-    struct parcel *p = malloc(sizeof *p + n * sizeof(struct row) + n * (size_t)n_embd * sizeof(float));
+    size_t n_bias = m->type == MSG_BEGIN ? m->begin.sample.n_logit_bias : 0;
+    struct parcel *p = malloc(sizeof *p + n * sizeof(struct row) + n * (size_t)n_embd * sizeof(float) +
+                              n_bias * sizeof(struct pd_logit_bias));
     PD_ASSERT(p);
     *p = (struct parcel){.msg = *m};
+    if (n_bias) {
+        p->bias = (struct pd_logit_bias *)(p + 1);
+        if (m->begin.sample.logit_bias)
+            memcpy(p->bias, m->begin.sample.logit_bias, n_bias * sizeof *p->bias);
+        p->msg.begin.sample.logit_bias = p->bias;
+    }
     if (!n)
         return p;
     p->rows = (struct row *)(p + 1);

@@ -273,12 +273,15 @@ static struct parcel *decode(struct link_mpi *l, const struct incoming *i)
         return NULL;
     }
     struct msg shape = {.type = head.is_note ? 0 : (uint8_t)head.type};
-    shape.rows.n = head.n_rows;
+    if (head.type == MSG_BEGIN)
+        shape.begin.sample.n_logit_bias = (size_t)head.n_bias;
+    else
+        shape.rows.n = head.n_rows;
     struct parcel *p = head.is_note ? parcel_new_note(&(struct note){0})
                                     : parcel_new(&shape, head.has_hidden ? l->o.limits.n_embd : 0);
-    enum pd_status status = head.is_note
-                                ? note_decode(p->note, data, i->size, &l->o.limits, &why)
-                                : wire_decode(&p->msg, p->rows, p->hidden, data, i->size, &l->o.limits, &why);
+    const struct wire_room to = {p->rows, p->hidden, p->bias};
+    enum pd_status status = head.is_note ? note_decode(p->note, data, i->size, &l->o.limits, &why)
+                                         : wire_decode(&p->msg, &to, data, i->size, &l->o.limits, &why);
     if (status) {
         refuse(l, i->source, &why);
         parcel_free(p);

@@ -12,6 +12,7 @@ static void lane_init(struct lane *l, int index, const struct drafter_options *o
     tree_init(&l->tree, nodes);
     l->tokens = mem_new((size_t)o->ctx + 2, sizeof *l->tokens);
     l->path_ids = mem_new((size_t)o->ctx + 2, sizeof *l->path_ids);
+    l->bias = mem_new(LOGIT_BIAS_MAX, sizeof *l->bias);
     l->dead = mem_new(lists, sizeof *l->dead);
     l->commit = mem_new(lists, sizeof *l->commit);
     l->drop = mem_new(lists, sizeof *l->drop);
@@ -22,6 +23,7 @@ static void lane_deinit(struct lane *l)
     tree_deinit(&l->tree);
     free(l->tokens);
     free(l->path_ids);
+    free(l->bias);
     free(l->dead);
     free(l->commit);
     free(l->drop);
@@ -171,7 +173,8 @@ static void lane_begin(struct drafter *d, struct lane *l, const struct request *
     l->phase = PHASE_RUN;
     l->request = r->id;
     l->begun = ++d->begun;
-    l->sample = r->sample;
+    sampling_copy(&l->sample, l->bias, &r->sample);
+    l->reply_pos = request_reply_pos(r);
     l->n_end_tokens = PD_MIN(r->n_end_tokens, END_TOKENS_MAX);
     memcpy(l->end_tokens, r->end_tokens, sizeof l->end_tokens);
     memcpy(l->tokens, r->tokens, (size_t)r->n_tokens * sizeof *l->tokens);
@@ -219,7 +222,10 @@ static void begin(struct drafter *d, const struct event *in, struct effects *out
                             .root_pos = l->root_pos,
                             .max_tokens = r->max_tokens,
                             .ctx = d->o.ctx,
-                            .sample = r->sample,
+                            .reply_pos = l->reply_pos,
+                            .logprobs = r->logprobs,
+                            .top_logprobs = r->top_logprobs,
+                            .sample = l->sample,
                             .n_end_tokens = l->n_end_tokens};
     memcpy(b->end_tokens, l->end_tokens, sizeof b->end_tokens);
 }
@@ -344,6 +350,8 @@ static void on_advance(struct drafter *d, struct lane *l, const struct msg_advan
     e->token = a->token;
     e->pos = a->pos;
     e->verdict = v;
+    d->probs = a->probs;
+    e->probs = d->probs.there ? &d->probs : NULL;
     if (a->finish)
         finish(d, l, (enum pd_reason)a->finish, out);
     else

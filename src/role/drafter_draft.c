@@ -103,7 +103,7 @@ static void add_ask(struct drafter *d, struct lane *l, int node)
     struct history h = {l->tokens, path, l->root_pos + 1, n};
     if (n < depth)
         h.n_base = 0; /* what lies between is left out */
-    d->asks[d->n_asks++] = (struct draft_ask){&l->sample, h};
+    d->asks[d->n_asks++] = (struct draft_ask){&l->sample, h, l->reply_pos};
 }
 
 /* The pass may wait for advances that are due. */

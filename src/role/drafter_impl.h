@@ -26,6 +26,8 @@ struct lane { /* a request, and what its place in the caches holds after it */
     struct policy policy;
     struct tree tree;
     struct pd_sampling sample;
+    struct pd_logit_bias *bias; /* [LOGIT_BIAS_MAX] its own */
+    int32_t reply_pos;          /* of the reply's first token */
     int32_t end_tokens[END_TOKENS_MAX];
     int n_end_tokens;
     int32_t *tokens;   /* [ctx + 1] by position, the root's included */
@@ -86,6 +88,7 @@ struct drafter {
     struct policy_view views[LANES_MAX];
     struct lane *view_lanes[LANES_MAX];
     struct draft_ask asks[BATCH_ROWS];
+    struct logprobs probs;
     int32_t *paths; /* [HISTORY_PATH, BATCH_ROWS] */
     int n_asks;
     struct outbox box;

@@ -76,7 +76,11 @@ struct msg_begin {
     int32_t root_pos;
     int32_t max_tokens; /* to produce, > 0 */
     int32_t ctx;        /* positions there are */
-    struct pd_sampling sample;
+    int32_t
+        reply_pos; /* of the reply's first token, 1..root_pos + 1; those up to the root were generated before */
+    bool logprobs;             /* advances carry log-probabilities, */
+    int32_t top_logprobs;      /* with so many of the most probable tokens, at most LOGPROBS_MAX */
+    struct pd_sampling sample; /* its logit_bias belongs to whoever the message belongs to */
     int32_t end_tokens[END_TOKENS_MAX];
     int32_t n_end_tokens;
 };
@@ -92,10 +96,11 @@ struct msg_end {
     uint32_t advances; /* the drafter has seen so many; a stage waits for as many before it ends */
 };
 struct msg_advance {
-    uint32_t seq;   /* 1, 2, ... within the request */
-    int32_t token;  /* chosen after the root */
-    int32_t pos;    /* its position */
-    uint8_t finish; /* enum pd_reason: nothing follows unless PD_REASON_NONE */
+    uint32_t seq;          /* 1, 2, ... within the request */
+    int32_t token;         /* chosen after the root */
+    int32_t pos;           /* its position */
+    uint8_t finish;        /* enum pd_reason: nothing follows unless PD_REASON_NONE */
+    struct logprobs probs; /* to the drafter, if asked for */
 };
 struct msg_report {
     int32_t stage;
@@ -152,10 +157,17 @@ struct request {           /* what the drafter is asked for; borrowed for the st
      * as they were then; 0: all are prompt. */
     int32_t n_prompt;
     int32_t max_tokens;
-    struct pd_sampling sample;
+    struct pd_sampling sample; /* checked (sample_check) */
+    bool logprobs;             /* tokens come with log-probabilities, */
+    int32_t top_logprobs;      /* and so many of the most probable tokens */
     int32_t end_tokens[END_TOKENS_MAX];
     int32_t n_end_tokens;
 };
+/* Position of the reply's first token. */
+static inline int32_t request_reply_pos(const struct request *r)
+{
+    return r->n_prompt ? r->n_prompt : r->n_tokens;
+}
 
 /* Candidates of each node of the draft pass that wanted them, in the order of EFF_DRAFT. */
 struct draft_result {
@@ -171,8 +183,9 @@ struct event {
     int64_t now_ns;
     const struct msg *msg;
     int64_t busy_ns;
-    const int32_t *tokens; /* EV_DONE of heads: in the order of EFF_HEAD's rows */
-    uint32_t id;           /* EV_CANCEL */
+    const int32_t *tokens;        /* EV_DONE of heads: in the order of EFF_HEAD's rows */
+    const struct logprobs *probs; /* likewise, where asked for; NULL: nowhere */
+    uint32_t id;                  /* EV_CANCEL */
     uint8_t finish;
     const struct request *request;
     const struct draft_result *draft;
@@ -214,21 +227,19 @@ struct stats { /* of one request, kept by the drafter */
     double logp_sum; /* of hits, as the draft saw them */
 };
 
-/* Tokens up to a row, in two pieces: base[n_base], then path[n_path]. */
-struct history {
-    const int32_t *base, *path;
-    int32_t n_base, n_path;
-};
-/* The last `max` of them, oldest first. Returns how many. */
+/* The last `max` of a history, oldest first. Returns how many. */
 int history_copy(const struct history *h, int32_t *out, int max);
 
 struct draft_ask { /* of a row that wants candidates */
     const struct pd_sampling *sample;
-    struct history history; /* up to and with the row */
+    struct history history; /* up to and with the row; of a deep one its newest tokens only */
+    int32_t reply_pos;      /* position of the reply's first token */
 };
 struct head_ask {
     const struct pd_sampling *sample;
     const int32_t *history; /* [row's pos + 1] tokens by position */
+    int32_t reply_pos;
+    int32_t n_top; /* log-probabilities of so many more tokens than the chosen one; -1: none at all */
 };
 
 struct effect {
@@ -263,6 +274,7 @@ struct effect {
             const struct tree *tree;
             int32_t token, pos;
             enum tree_verdict verdict;
+            const struct logprobs *probs; /* NULL: not asked for */
         };
         struct {
             const struct stats *stats;

@@ -7,6 +7,7 @@ struct lane {         /* what a request has here */
     uint32_t request; /* 0: free */
     struct mirror m;
     struct msg_begin begin;
+    struct pd_logit_bias *bias; /* [LOGIT_BIAS_MAX] of begin.sample */
     int32_t
         *history; /* [ctx + 1] tokens by position; outlives the request, for the next one that keeps some */
     int32_t tip_pos, produced;
@@ -39,9 +40,10 @@ struct verifier *verifier_new(const struct verifier_options *o)
     for (int i = 0; i < v->o.lanes; i++) {
         mirror_init(&v->lanes[i].m, bound);
         v->lanes[i].history = mem_new((size_t)o->ctx + 1, sizeof *v->lanes[i].history);
+        v->lanes[i].bias = mem_new(LOGIT_BIAS_MAX, sizeof *v->lanes[i].bias);
     }
     handles_init(&v->release, v->o.lanes * bound + BATCH_ROWS + 1);
-    outbox_init(&v->box, 2 * v->o.lanes + 1);
+    outbox_init(&v->box, 3 * v->o.lanes + 1);
     return v;
 }
 
@@ -52,6 +54,7 @@ void verifier_free(struct verifier *v)
     for (int i = 0; i < v->o.lanes; i++) {
         mirror_deinit(&v->lanes[i].m);
         free(v->lanes[i].history);
+        free(v->lanes[i].bias);
     }
     free(v->lanes);
     free(v->release.handle);
@@ -99,6 +102,7 @@ static void on_begin(struct verifier *v, const struct msg *msg)
     const struct msg_begin *b = &msg->begin;
     if (b->lane < 0 || b->lane >= v->o.lanes || b->from < 0 || b->from >= v->o.lanes || b->ctx > v->o.ctx ||
         b->root_pos < 0 || b->root_pos >= b->ctx || b->keep < 0 || b->keep > b->root_pos || !msg->request ||
+        b->top_logprobs < 0 || b->top_logprobs > LOGPROBS_MAX || b->sample.n_logit_bias > LOGIT_BIAS_MAX ||
         lane_of(v, msg->request) || v->lanes[b->lane].request) {
         fault_set(&v->fault, "request %u begins wrongly (lane %d of %d, root at %d of %d)", msg->request,
                   b->lane, v->o.lanes, b->root_pos, b->ctx);
@@ -109,6 +113,7 @@ static void on_begin(struct verifier *v, const struct msg *msg)
         memcpy(l->history, v->lanes[b->from].history, (size_t)b->keep * sizeof *l->history);
     l->request = msg->request;
     l->begin = *b;
+    sampling_copy(&l->begin.sample, l->bias, &b->sample);
     l->produced = 0;
     l->heads = 0;
     l->history[b->root_pos] = b->root_token;
@@ -156,8 +161,10 @@ static enum pd_reason finished(const struct lane *l, int32_t token, int32_t pos)
     return pos >= l->begin.ctx ? PD_REASON_CONTEXT : PD_REASON_NONE;
 }
 
-/* The target has chosen: tell the drafter and every stage at once, not down the chain. */
-static void advance(struct verifier *v, struct lane *l, int32_t token, struct effects *out)
+/* The target has chosen: tell the drafter and every stage at once, not down the chain. `probs` are for the drafter alone;
+ * NULL: not asked for. */
+static void advance(struct verifier *v, struct lane *l, int32_t token, const struct logprobs *probs,
+                    struct effects *out)
 {
     int tip = mirror_find(&l->m, l->m.tip);
     handles_drop(&v->release, l->m.rows[tip].hidden);
@@ -171,9 +178,16 @@ static void advance(struct verifier *v, struct lane *l, int32_t token, struct ef
     if (finish)
         mirror_over(&l->m);
     bury(v, l);
+    const struct msg_advance told = {
+        .seq = l->m.advances, .token = token, .pos = l->tip_pos, .finish = (uint8_t)finish};
     struct msg *m = effect_send(out, &v->box, ROLE_DRAFTER, MSG_ADVANCE, l->request);
+    m->advance = told;
+    if (probs) {
+        m->advance.probs = *probs;
+        m = effect_send(out, &v->box, role_stage(0), MSG_ADVANCE, l->request);
+        m->advance = told;
+    }
     out->e[out->n - 1].to_last = role_stage(v->o.n_stages - 1);
-    m->advance = (struct msg_advance){l->m.advances, token, l->tip_pos, (uint8_t)finish};
 }
 
 static void on_msg(struct verifier *v, const struct msg *msg, struct effects *out)
@@ -215,7 +229,10 @@ static void on_ready(struct verifier *v, struct effects *out)
         row.lane = lane;
         l->in_hand = true;
         l->heads++;
-        v->head_asks[v->n_heads] = (struct head_ask){&l->begin.sample, l->history};
+        v->head_asks[v->n_heads] = (struct head_ask){.sample = &l->begin.sample,
+                                                     .history = l->history,
+                                                     .reply_pos = l->begin.reply_pos,
+                                                     .n_top = l->begin.logprobs ? l->begin.top_logprobs : -1};
         v->head_rows[v->n_heads++] = row;
     }
     v->turn = (v->turn + 1) % v->o.lanes;
@@ -235,7 +252,7 @@ static void on_done(struct verifier *v, const struct event *in, struct effects *
         struct lane *l = &v->lanes[v->head_rows[i].lane];
         l->in_hand = false;
         if (!l->m.over && !l->end_waits)
-            advance(v, l, in->tokens[i], out);
+            advance(v, l, in->tokens[i], in->probs && in->probs[i].there ? &in->probs[i] : NULL, out);
         try_end(v, l, out);
     }
 }

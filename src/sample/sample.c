@@ -1,7 +1,7 @@
 /* The sampler chain. Vocabularies have up to a few hundred thousand tokens and a draft pass ranks dozens of rows, so
  * nothing here sorts a vocabulary: maxima of blocks tell where the good tokens are, and a bound on the noise that
  * needs no logarithm tells which tokens can still win. */
-#include "sample/sample.h"
+#include "sample/sample_impl.h"
 
 #include <float.h>
 #include <math.h>
@@ -9,65 +9,21 @@
 #include <string.h>
 
 enum {
-    BLOCK = 64,      /* tokens a block */
     FAR = 16,        /* e^-16: candidates less probable than that are not worth a row */
     NOISE_STREAM = 1 /* of the random numbers, apart from other uses of a seed */
 };
-
-struct cand {
-    float logit; /* penalised */
-    int32_t id;
-    double z; /* with noise; as the caller of noise_best and rank needs it */
-};
-
-struct sample_scratch {
-    int n_vocab, n_blocks;
-    float *logits;    /* [n_vocab] penalised, or made finite */
-    float *block_max; /* [n_blocks] */
-    float *select;    /* [n_vocab] for selection */
-    uint32_t *stamp;  /* [n_vocab] penalised already if == stamp_now */
-    uint32_t stamp_now;
-    struct cand *cand; /* [n_vocab] */
-};
-
-struct pd_sampling sample_defaults(void)
-{
-    return (struct pd_sampling){.top_p = 1, .repeat_penalty = 1, .repeat_last_n = 64};
-}
-
-void pd_sampling_init(struct pd_sampling *s)
-{
-    *s = sample_defaults();
-}
-
-enum pd_status sample_check(const struct pd_sampling *p, struct pd_error *err)
-{
-    if (!(p->temperature >= 0 && p->temperature <= 100))
-        return error_set(err, PD_ERR_USAGE, "temperature %g: not in 0..100", (double)p->temperature);
-    if (p->top_k < 0)
-        return error_set(err, PD_ERR_USAGE, "top_k %d: negative", p->top_k);
-    if (!(p->top_p > 0 && p->top_p <= 1))
-        return error_set(err, PD_ERR_USAGE, "top_p %g: not above 0 and up to 1", (double)p->top_p);
-    if (!(p->min_p >= 0 && p->min_p <= 1))
-        return error_set(err, PD_ERR_USAGE, "min_p %g: not in 0..1", (double)p->min_p);
-    if (!(p->repeat_penalty > 0 && p->repeat_penalty <= 100))
-        return error_set(err, PD_ERR_USAGE, "repeat_penalty %g: not above 0 and up to 100",
-                         (double)p->repeat_penalty);
-    if (p->repeat_last_n < 0)
-        return error_set(err, PD_ERR_USAGE, "repeat_last_n %d: negative", p->repeat_last_n);
-    return PD_OK;
-}
 
 struct sample_scratch *sample_scratch_new(int n_vocab)
 {
     PD_ASSERT(n_vocab > 0);
     struct sample_scratch *s = mem_new(1, sizeof *s);
     s->n_vocab = n_vocab;
-    s->n_blocks = (n_vocab + BLOCK - 1) / BLOCK;
+    s->n_blocks = (n_vocab + SAMPLE_BLOCK - 1) / SAMPLE_BLOCK;
     s->logits = mem_new((size_t)n_vocab, sizeof *s->logits);
     s->block_max = mem_new((size_t)s->n_blocks, sizeof *s->block_max);
     s->select = mem_new((size_t)n_vocab, sizeof *s->select);
     s->stamp = mem_new((size_t)n_vocab, sizeof *s->stamp);
+    s->count = mem_new((size_t)n_vocab, sizeof *s->count);
     s->cand = mem_new((size_t)n_vocab, sizeof *s->cand);
     return s;
 }
@@ -80,37 +36,12 @@ void sample_scratch_free(struct sample_scratch *s)
     free(s->block_max);
     free(s->select);
     free(s->stamp);
+    free(s->count);
     free(s->cand);
     free(s);
 }
 
-/* ---- logits: penalty, repair, maxima ---- */
-
-static bool penalises(const struct pd_sampling *p, int n_history)
-{
-    return p->repeat_penalty != 1 && p->repeat_last_n > 0 && n_history > 0;
-}
-
-/* The logits as the chain sees them: `logits` itself, or a penalised copy. Each recent token counts once. */
-static const float *penalise(const struct pd_sampling *p, const float *logits, const int32_t *history,
-                             int n_history, struct sample_scratch *s)
-{
-    if (!penalises(p, n_history))
-        return logits;
-    memcpy(s->logits, logits, (size_t)s->n_vocab * sizeof *logits);
-    if (++s->stamp_now == 0) {
-        memset(s->stamp, 0, (size_t)s->n_vocab * sizeof *s->stamp);
-        s->stamp_now = 1;
-    }
-    for (int i = PD_MAX(0, n_history - p->repeat_last_n); i < n_history; i++) {
-        int32_t id = history[i];
-        if (id < 0 || id >= s->n_vocab || s->stamp[id] == s->stamp_now)
-            continue;
-        s->stamp[id] = s->stamp_now;
-        s->logits[id] = logits[id] > 0 ? logits[id] / p->repeat_penalty : logits[id] * p->repeat_penalty;
-    }
-    return s->logits;
-}
+/* ---- logits: maxima, repair ---- */
 
 typedef float vec __attribute__((vector_size(16), aligned(4), may_alias));
 typedef int32_t vec_int __attribute__((vector_size(16)));
@@ -124,9 +55,9 @@ static vec pick(vec_int mask, vec a, vec b)
 static float block_maximum(const float *x, int n)
 {
     float best = -INFINITY;
-    if (n == BLOCK) {
+    if (n == SAMPLE_BLOCK) {
         vec m0 = {best, best, best, best}, m1 = m0;
-        for (int i = 0; i < BLOCK; i += 8) {
+        for (int i = 0; i < SAMPLE_BLOCK; i += 8) {
             vec a = *(const vec *)(x + i), b = *(const vec *)(x + i + 4);
             m0 = pick(a > m0, a, m0); /* false for NaN: it never gets in */
             m1 = pick(b > m1, b, m1);
@@ -141,17 +72,11 @@ static float block_maximum(const float *x, int n)
     return best;
 }
 
-static int block_size(const struct sample_scratch *s, int b)
-{
-    return PD_MIN(BLOCK, s->n_vocab - b * BLOCK);
-}
-
-/* Fill block_max; the highest of them. */
-static float find_maxima(const float *x, struct sample_scratch *s)
+float sample_maxima(const float *x, struct sample_scratch *s)
 {
     float best = -INFINITY;
     for (int b = 0; b < s->n_blocks; b++) {
-        s->block_max[b] = block_maximum(x + (size_t)b * BLOCK, block_size(s, b));
+        s->block_max[b] = block_maximum(x + (size_t)b * SAMPLE_BLOCK, sample_block_size(s, b));
         best = PD_MAX(best, s->block_max[b]);
     }
     return best;
@@ -160,22 +85,22 @@ static float find_maxima(const float *x, struct sample_scratch *s)
 /* The same where infinite logits are made the largest finite one, so that differences make sense. */
 static float find_finite_maxima(const float **x, struct sample_scratch *s)
 {
-    float best = find_maxima(*x, s);
+    float best = sample_maxima(*x, s);
     if (best < INFINITY)
         return best;
     for (int i = 0; i < s->n_vocab; i++)
         s->logits[i] = (*x)[i] > FLT_MAX ? FLT_MAX : (*x)[i];
     *x = s->logits;
-    return find_maxima(*x, s);
+    return sample_maxima(*x, s);
 }
 
 static int32_t argmax(const float *x, struct sample_scratch *s)
 {
-    float best = find_maxima(x, s);
+    float best = sample_maxima(x, s);
     int b = 0;
     while (b < s->n_blocks && s->block_max[b] != best)
         b++;
-    for (int i = b * BLOCK; i < s->n_vocab; i++)
+    for (int i = b * SAMPLE_BLOCK; i < s->n_vocab; i++)
         if (x[i] == best && best > -INFINITY)
             return i;
     return 0;
@@ -206,8 +131,8 @@ static double sum_exp(const float *x, float max, double scale, const struct samp
     for (int b = 0; b < s->n_blocks; b++) {
         if (!((s->block_max[b] - max) * k > far))
             continue;
-        const float *from = x + (size_t)b * BLOCK;
-        int n = block_size(s, b);
+        const float *from = x + (size_t)b * SAMPLE_BLOCK;
+        int n = sample_block_size(s, b);
         vec part = {0};
         for (int i = 0; i < n; i += 4) {
             vec v = {-INFINITY, -INFINITY, -INFINITY, -INFINITY};
@@ -261,8 +186,8 @@ static int collect(const float *x, float least, struct sample_scratch *s)
     for (int b = 0; b < s->n_blocks; b++) {
         if (!(s->block_max[b] >= least))
             continue;
-        int end = b * BLOCK + block_size(s, b);
-        for (int i = b * BLOCK; i < end; i++)
+        int end = b * SAMPLE_BLOCK + sample_block_size(s, b);
+        for (int i = b * SAMPLE_BLOCK; i < end; i++)
             if (x[i] >= least && x[i] > -INFINITY)
                 s->cand[n++] = (struct cand){.logit = x[i], .id = i};
     }
@@ -285,9 +210,8 @@ static int by_z(const void *a, const void *b)
     return (x->id > y->id) - (x->id < y->id);
 }
 
-/* The k best tokens by logit into cand, best first, ties by lower id. Returns how many there are. The k-th highest
- * block maximum is a floor: k tokens at least reach it. */
-static int top(const float *x, int k, struct sample_scratch *s)
+/* The k-th highest block maximum is a floor: k tokens at least reach it. */
+int sample_top(const float *x, int k, struct sample_scratch *s)
 {
     float least = -INFINITY;
     if (k < s->n_blocks) {
@@ -322,7 +246,7 @@ static int filter(const struct pd_sampling *p, const float *x, float max, struct
     const double scale = 1.0 / p->temperature;
     int n;
     if (p->top_k > 0 && p->top_k < s->n_vocab) {
-        n = top(x, p->top_k, s);
+        n = sample_top(x, p->top_k, s);
         if (p->top_p < 1) {
             double total = 0;
             for (int i = 0; i < n; i++)
@@ -334,7 +258,7 @@ static int filter(const struct pd_sampling *p, const float *x, float max, struct
         int want = 128, got;
         for (;; want *= 8) { /* mostly the first try is enough */
             want = PD_MIN(want, s->n_vocab);
-            got = top(x, want, s);
+            got = sample_top(x, want, s);
             n = nucleus(got, max, scale, share, s);
             if (n <= got || got < want || want == s->n_vocab)
                 break;
@@ -401,38 +325,38 @@ static int32_t noisy_argmax(const struct pd_sampling *p, const float *x, int n, 
     return best_id;
 }
 
-int32_t sample_token(const struct pd_sampling *p, const float *logits, const int32_t *history, int n_history,
-                     int32_t pos, struct sample_scratch *s)
+int32_t sample_token(const struct sample_job *j, struct sample_scratch *s)
 {
-    const float *x = penalise(p, logits, history, n_history, s);
+    const struct pd_sampling *p = j->sampling;
+    const float *x = sample_adjust(j, s);
     if (p->temperature <= 0)
         return argmax(x, s);
     float max = find_finite_maxima(&x, s);
     if (max == -INFINITY)
         return 0;
-    return noisy_argmax(p, x, filters(p) ? filter(p, x, max, s) : -1, pos, s);
+    return noisy_argmax(p, x, filters(p) ? filter(p, x, max, s) : -1, j->pos, s);
 }
 
 /* ---- the drafter's ranking ---- */
 
-static int rank_greedy(const float *x, float max, float spread, int k, int32_t *tokens, float *logp,
-                       struct sample_scratch *s)
+static int rank_greedy(const float *x, float max, const struct sample_ranking *r, struct sample_scratch *s)
 {
-    int n = top(x, k, s);
-    double lse = log(sum_exp(x, max, 1.0 / spread, s));
+    int n = sample_top(x, PD_MIN(r->k, s->n_vocab), s);
+    double lse = log(sum_exp(x, max, 1.0 / r->spread, s));
     for (int i = 0; i < n; i++) {
-        tokens[i] = s->cand[i].id;
-        logp[i] = (float)PD_MIN(0.0, ((double)s->cand[i].logit - max) / spread - lse);
+        r->tokens[i] = s->cand[i].id;
+        r->logp[i] = (float)PD_MIN(0.0, ((double)s->cand[i].logit - max) / r->spread - lse);
     }
     return n;
 }
 
 /* Put the noise on cand[n]; or, with n < 0, on those of the vocabulary that can matter: the ones that come within
  * FAR x spread of the best. */
-static int add_noise(const struct pd_sampling *p, const float *x, int n, int32_t pos, float spread,
+static int add_noise(const struct sample_job *j, const float *x, int n, float spread,
                      struct sample_scratch *s)
 {
-    const uint64_t key = noise_key(p, pos);
+    const struct pd_sampling *p = j->sampling;
+    const uint64_t key = noise_key(p, j->pos);
     if (n >= 0) {
         for (int i = 0; i < n; i++)
             s->cand[i].z = s->cand[i].logit + p->temperature * gumbel(rng_at(key, (uint32_t)s->cand[i].id));
@@ -451,8 +375,10 @@ static int add_noise(const struct pd_sampling *p, const float *x, int n, int32_t
     return n;
 }
 
-static int rank_noisy(int n, float spread, int k, int32_t *tokens, float *logp, struct sample_scratch *s)
+static int rank_noisy(int n, const struct sample_ranking *r, struct sample_scratch *s)
 {
+    const int k = PD_MIN(r->k, s->n_vocab);
+    const float spread = r->spread;
     double best = -INFINITY, sum = 0;
     for (int i = 0; i < n; i++)
         best = PD_MAX(best, s->cand[i].z);
@@ -476,24 +402,22 @@ static int rank_noisy(int n, float spread, int k, int32_t *tokens, float *logp, 
     qsort(s->cand, (size_t)near, sizeof *s->cand, by_z);
     near = PD_MIN(near, k);
     for (int i = 0; i < near; i++) {
-        tokens[i] = s->cand[i].id;
-        logp[i] = (float)PD_MIN(0.0, (s->cand[i].z - best) / spread - log(sum));
+        r->tokens[i] = s->cand[i].id;
+        r->logp[i] = (float)PD_MIN(0.0, (s->cand[i].z - best) / spread - log(sum));
     }
     return near;
 }
 
-int sample_rank(const struct pd_sampling *p, const float *logits, const int32_t *history, int n_history,
-                int32_t pos, float spread, int k, int32_t *tokens, float *logp, struct sample_scratch *s)
+int sample_rank(const struct sample_job *j, const struct sample_ranking *r, struct sample_scratch *s)
 {
-    PD_ASSERT(spread > 0 && k >= 0);
-    const float *x = penalise(p, logits, history, n_history, s);
+    const struct pd_sampling *p = j->sampling;
+    PD_ASSERT(r->spread > 0 && r->k >= 0);
+    const float *x = sample_adjust(j, s);
     float max = find_finite_maxima(&x, s);
-    k = PD_MIN(k, s->n_vocab);
-    if (max == -INFINITY || k == 0)
+    if (max == -INFINITY || r->k == 0)
         return 0;
     if (p->temperature <= 0)
-        return rank_greedy(x, max, spread, k, tokens, logp, s);
+        return rank_greedy(x, max, r, s);
     int n = filters(p) ? filter(p, x, max, s) : -1;
-    n = add_noise(p, x, n, pos, spread, s);
-    return rank_noisy(n, spread, k, tokens, logp, s);
+    return rank_noisy(add_noise(j, x, n, r->spread, s), r, s);
 }

@@ -1,10 +1,17 @@
 #include "wire/wire_impl.h"
 
+#include <math.h>
+
 enum {
     FLAG_HIDDEN = 8,
-    FLAG_FORMAT = 3, /* enum wire_hidden */
-    BEGIN_BYTES = 7 * 4 + 6 * 4 + 8 + 4 + 4 * END_TOKENS_MAX,
+    FLAG_FORMAT = 3,       /* enum wire_hidden */
+    BEGIN_N_BIAS = 10 * 4, /* where the number of entries of logit_bias stands */
+    BEGIN_BYTES = 11 * 4 + 8 * 4 + 8 + 4 + 4 * END_TOKENS_MAX, /* and those entries */
+    PAIR_BYTES = 8,                                            /* a token and a number */
     ROWS_BYTES = 8,
+    ADVANCE_PROBS =
+        13, /* where it stands whether there are log-probabilities: 0, or 1 + the number of most probable tokens */
+    ADVANCE_BYTES = 14,
     REPORT_BYTES = 6 * 4 + 8
 };
 
@@ -20,7 +27,7 @@ static size_t fixed_bytes(int type)
     case MSG_END:
         return 4;
     case MSG_ADVANCE:
-        return 13;
+        return ADVANCE_BYTES;
     case MSG_REPORT:
         return REPORT_BYTES;
     case MSG_ENDED:
@@ -30,21 +37,36 @@ static size_t fixed_bytes(int type)
     }
 }
 
+static size_t probs_bytes(int n_top)
+{
+    return 4 + (size_t)n_top * PAIR_BYTES;
+}
+
 size_t wire_size(const struct msg *m, int n_embd, enum wire_hidden h)
 {
     size_t size = WIRE_HEADER_BYTES + fixed_bytes(m->type);
     if (m->type == MSG_ROWS)
         size += (size_t)m->rows.n * (WIRE_ROW_BYTES + (m->rows.hidden ? hidden_bytes(n_embd, h) : 0));
+    if (m->type == MSG_BEGIN)
+        size += m->begin.sample.n_logit_bias * PAIR_BYTES;
+    if (m->type == MSG_ADVANCE && m->advance.probs.there)
+        size += probs_bytes(m->advance.probs.n_top);
     return size;
 }
 
 size_t wire_size_max(int n_embd)
 {
     size_t rows = ROWS_BYTES + BATCH_ROWS * (WIRE_ROW_BYTES + hidden_bytes(n_embd, WIRE_F32));
-    return WIRE_HEADER_BYTES + PD_MAX(rows, (size_t)NOTE_BYTES_MAX);
+    size_t begin = BEGIN_BYTES + LOGIT_BIAS_MAX * PAIR_BYTES;
+    return WIRE_HEADER_BYTES + PD_MAX(PD_MAX(rows, begin), (size_t)NOTE_BYTES_MAX);
 }
 
 /* ---- encode ---- */
+
+static uint8_t *put_pair(uint8_t *p, int32_t token, float x)
+{
+    return put_float(put32(p, (uint32_t)token), x);
+}
 
 static uint8_t *put_begin(uint8_t *p, const struct msg_begin *b)
 {
@@ -55,16 +77,37 @@ static uint8_t *put_begin(uint8_t *p, const struct msg_begin *b)
     p = put32(p, (uint32_t)b->root_pos);
     p = put32(p, (uint32_t)b->max_tokens);
     p = put32(p, (uint32_t)b->ctx);
+    p = put32(p, (uint32_t)b->reply_pos);
+    p = put32(p, b->logprobs ? 1u : 0);
+    p = put32(p, (uint32_t)b->top_logprobs);
+    p = put32(p, (uint32_t)b->sample.n_logit_bias);
     p = put_float(p, b->sample.temperature);
     p = put32(p, (uint32_t)b->sample.top_k);
     p = put_float(p, b->sample.top_p);
     p = put_float(p, b->sample.min_p);
     p = put_float(p, b->sample.repeat_penalty);
     p = put32(p, (uint32_t)b->sample.repeat_last_n);
+    p = put_float(p, b->sample.presence_penalty);
+    p = put_float(p, b->sample.frequency_penalty);
     p = put64(p, b->sample.seed);
     p = put32(p, (uint32_t)b->n_end_tokens);
     for (int i = 0; i < END_TOKENS_MAX; i++)
         p = put32(p, i < b->n_end_tokens ? (uint32_t)b->end_tokens[i] : 0);
+    for (size_t i = 0; i < b->sample.n_logit_bias; i++)
+        p = put_pair(p, b->sample.logit_bias[i].token, b->sample.logit_bias[i].bias);
+    return p;
+}
+
+static uint8_t *put_advance(uint8_t *p, const struct msg_advance *a)
+{
+    p = put32(put32(p, a->seq), (uint32_t)a->token);
+    p = put32(p, (uint32_t)a->pos);
+    *p++ = a->finish;
+    *p++ = a->probs.there ? (uint8_t)(1 + a->probs.n_top) : 0;
+    if (a->probs.there)
+        p = put_float(p, a->probs.chosen);
+    for (int i = 0; i < a->probs.n_top; i++)
+        p = put_pair(p, a->probs.top[i].token, a->probs.top[i].logprob);
     return p;
 }
 
@@ -105,10 +148,7 @@ static uint8_t *put_payload(uint8_t *p, const struct msg *m, int n_embd, enum wi
     case MSG_END:
         return put32(p, m->end.advances);
     case MSG_ADVANCE:
-        p = put32(put32(p, m->advance.seq), (uint32_t)m->advance.token);
-        p = put32(p, (uint32_t)m->advance.pos);
-        *p++ = m->advance.finish;
-        return p;
+        return put_advance(p, &m->advance);
     case MSG_REPORT:
         return put_report(p, &m->report);
     case MSG_ENDED:
@@ -143,7 +183,14 @@ static int32_t ctx_max(const struct reader *r)
     return r->l->ctx > 0 ? r->l->ctx : INT32_MAX - 1;
 }
 
-static void get_begin(struct reader *r, struct msg_begin *b)
+static void get_bias(struct reader *r, struct pd_logit_bias *b)
+{
+    b->token = take(r, "begin.logit_bias.token", 0, token_max(r));
+    const bool never = get_float(r->p) == -INFINITY;
+    b->bias = take_float(r, "begin.logit_bias", never ? -INFINITY : -LOGIT_BIAS_RANGE, LOGIT_BIAS_RANGE);
+}
+
+static void get_begin(struct reader *r, struct msg_begin *b, struct pd_logit_bias *bias)
 {
     b->lane = take(r, "begin.lane", 0, LANES_MAX - 1);
     b->from = take(r, "begin.from", 0, LANES_MAX - 1);
@@ -152,17 +199,26 @@ static void get_begin(struct reader *r, struct msg_begin *b)
     b->root_pos = take(r, "begin.root_pos", b->keep, ctx_max(r) - 1);
     b->max_tokens = take(r, "begin.max_tokens", 1, INT32_MAX);
     b->ctx = take(r, "begin.ctx", (int64_t)b->root_pos + 1, ctx_max(r));
+    b->reply_pos = take(r, "begin.reply_pos", 1, (int64_t)b->root_pos + 1);
+    b->logprobs = take(r, "begin.logprobs", 0, 1);
+    b->top_logprobs = take(r, "begin.top_logprobs", 0, LOGPROBS_MAX);
+    b->sample.n_logit_bias = (size_t)take(r, "begin.n_logit_bias", 0, LOGIT_BIAS_MAX);
     b->sample.temperature = take_float(r, "begin.temperature", 0, 100);
     b->sample.top_k = take(r, "begin.top_k", 0, INT32_MAX);
     b->sample.top_p = take_float(r, "begin.top_p", 1e-30f, 1);
     b->sample.min_p = take_float(r, "begin.min_p", 0, 1);
     b->sample.repeat_penalty = take_float(r, "begin.repeat_penalty", 1e-30f, 100);
     b->sample.repeat_last_n = take(r, "begin.repeat_last_n", 0, INT32_MAX);
+    b->sample.presence_penalty = take_float(r, "begin.presence_penalty", -PENALTY_RANGE, PENALTY_RANGE);
+    b->sample.frequency_penalty = take_float(r, "begin.frequency_penalty", -PENALTY_RANGE, PENALTY_RANGE);
     b->sample.seed = get64(r->p);
     r->p += 8;
     b->n_end_tokens = take(r, "begin.n_end_tokens", 0, END_TOKENS_MAX);
     for (int i = 0; i < END_TOKENS_MAX; i++)
         b->end_tokens[i] = take(r, "begin.end_tokens", 0, token_max(r));
+    b->sample.logit_bias = b->sample.n_logit_bias ? bias : NULL;
+    for (size_t i = 0; i < b->sample.n_logit_bias && !r->bad; i++)
+        get_bias(r, &bias[i]);
 }
 
 static void get_row(struct reader *r, struct row *row, bool prefill)
@@ -195,13 +251,22 @@ static void get_advance(struct reader *r, struct msg_advance *a)
     a->finish = *r->p++;
     if (a->finish > PD_REASON_FAULT)
         reject(r, "advance.finish", a->finish, 0, PD_REASON_FAULT);
+    a->probs.there = *r->p > 0;
+    a->probs.n_top = a->probs.there ? *r->p - 1 : 0; /* wire_peek has seen that it is not too many */
+    r->p++;
+    if (a->probs.there)
+        a->probs.chosen = take_float(r, "advance.logprob", -INFINITY, 0);
+    for (int i = 0; i < a->probs.n_top; i++) {
+        a->probs.top[i].token = take(r, "advance.top.token", 0, token_max(r));
+        a->probs.top[i].logprob = take_float(r, "advance.top.logprob", -INFINITY, 0);
+    }
 }
 
-static void get_payload(struct reader *r, struct msg *m)
+static void get_payload(struct reader *r, struct msg *m, const struct wire_room *to)
 {
     switch (m->type) {
     case MSG_BEGIN:
-        get_begin(r, &m->begin);
+        get_begin(r, &m->begin, to->bias);
         break;
     case MSG_END:
         m->end.advances = take_unsigned(r, "end.advances", 0, UINT32_MAX);
@@ -221,6 +286,29 @@ static void get_payload(struct reader *r, struct msg *m)
     }
 }
 
+static void want_size(struct reader *r, size_t size, size_t want)
+{
+    if (size != want)
+        reject(r, "size", (int64_t)size, (int64_t)want, (int64_t)want);
+}
+
+static void peek_begin(struct reader *r, struct wire_head *out, size_t size)
+{
+    r->p += BEGIN_N_BIAS;
+    out->n_bias = take(r, "begin.n_logit_bias", 0, LOGIT_BIAS_MAX);
+    if (!r->bad)
+        want_size(r, size, WIRE_HEADER_BYTES + BEGIN_BYTES + (size_t)out->n_bias * PAIR_BYTES);
+}
+
+static void peek_advance(struct reader *r, size_t size)
+{
+    const int probs = r->p[ADVANCE_PROBS];
+    if (probs > 1 + LOGPROBS_MAX)
+        reject(r, "advance.n_top", probs - 1, 0, LOGPROBS_MAX);
+    else
+        want_size(r, size, WIRE_HEADER_BYTES + ADVANCE_BYTES + (probs ? probs_bytes(probs - 1) : 0));
+}
+
 static void peek_rows(struct reader *r, struct wire_head *out, unsigned flags, size_t size)
 {
     unsigned format = flags & FLAG_FORMAT;
@@ -234,9 +322,7 @@ static void peek_rows(struct reader *r, struct wire_head *out, unsigned flags, s
         return;
     size_t each =
         WIRE_ROW_BYTES + (out->has_hidden ? hidden_bytes(r->l->n_embd, (enum wire_hidden)format) : 0);
-    size_t want = WIRE_HEADER_BYTES + ROWS_BYTES + (size_t)out->n_rows * each;
-    if (size != want)
-        reject(r, "size", (int64_t)size, (int64_t)want, (int64_t)want);
+    want_size(r, size, WIRE_HEADER_BYTES + ROWS_BYTES + (size_t)out->n_rows * each);
 }
 
 enum pd_status wire_peek(struct wire_head *out, const uint8_t *data, size_t size, const struct wire_limits *l,
@@ -272,14 +358,20 @@ enum pd_status wire_peek(struct wire_head *out, const uint8_t *data, size_t size
     if (r.bad)
         return PD_ERR_PEER;
     size_t want = WIRE_HEADER_BYTES + (out->is_note ? note_payload_bytes(type) : fixed_bytes(type));
-    if (type == MSG_ROWS && size >= want)
+    if (size < want)
+        want_size(&r, size, want);
+    else if (type == MSG_ROWS)
         peek_rows(&r, out, flags, size);
-    else if (size != want)
-        reject(&r, "size", (int64_t)size, (int64_t)want, (int64_t)want);
+    else if (type == MSG_BEGIN)
+        peek_begin(&r, out, size);
+    else if (type == MSG_ADVANCE)
+        peek_advance(&r, size);
+    else
+        want_size(&r, size, want);
     return r.bad ? PD_ERR_PEER : PD_OK;
 }
 
-enum pd_status wire_decode(struct msg *out, struct row *rows, float *hidden, const uint8_t *data, size_t size,
+enum pd_status wire_decode(struct msg *out, const struct wire_room *to, const uint8_t *data, size_t size,
                            const struct wire_limits *l, struct pd_error *err)
 {
     struct wire_head head;
@@ -292,21 +384,21 @@ enum pd_status wire_decode(struct msg *out, struct row *rows, float *hidden, con
     memset(out, 0, sizeof *out);
     out->type = (uint8_t)head.type;
     out->request = head.request;
+    PD_ASSERT((to->rows || !head.n_rows) && (to->hidden || !head.has_hidden) && (to->bias || !head.n_bias));
     if (head.type != MSG_ROWS) {
-        get_payload(&r, out);
+        get_payload(&r, out, to);
         return r.bad ? PD_ERR_PEER : PD_OK;
     }
-    PD_ASSERT(rows && (hidden || !head.has_hidden));
     unsigned flags = data[7];
     r.p += 4;
     out->rows = (struct msg_rows){.n = head.n_rows,
                                   .n_prompt = take(&r, "rows.n_prompt", 0, head.n_rows),
-                                  .rows = rows,
-                                  .hidden = head.has_hidden ? hidden : NULL};
+                                  .rows = to->rows,
+                                  .hidden = head.has_hidden ? to->hidden : NULL};
     for (int i = 0; i < head.n_rows; i++)
-        get_row(&r, &rows[i], i < out->rows.n_prompt);
+        get_row(&r, &to->rows[i], i < out->rows.n_prompt);
     for (int i = 0; i < head.n_rows && head.has_hidden; i++)
-        r.p = hidden_get(r.p, hidden + (size_t)i * (size_t)l->n_embd, l->n_embd,
+        r.p = hidden_get(r.p, to->hidden + (size_t)i * (size_t)l->n_embd, l->n_embd,
                          (enum wire_hidden)(flags & FLAG_FORMAT));
     return r.bad ? PD_ERR_PEER : PD_OK;
 }

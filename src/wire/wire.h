@@ -5,8 +5,8 @@
  *
  *     n = wire_encode(out, room, &envelope, &msg, n_embd, WIRE_F32);
  *
- *     wire_peek(&head, data, size, &limits, &err);           type, sender, rows that it holds
- *     wire_decode(&msg, rows, hidden, data, size, &limits, &err);
+ *     wire_peek(&head, data, size, &limits, &err);           type, sender, what it needs room for
+ *     wire_decode(&msg, &room, data, size, &limits, &err);
  *
  * Ownership: the caller's buffers. Threading: no state. Errors: PD_ERR_PEER with the field's name.
  */
@@ -15,7 +15,7 @@
 
 #include "role/role.h"
 
-enum { WIRE_VERSION = 3, WIRE_HEADER_BYTES = 36, WIRE_ROW_BYTES = 20, WIRE_Q8_BLOCK = 32 };
+enum { WIRE_VERSION = 4, WIRE_HEADER_BYTES = 36, WIRE_ROW_BYTES = 20, WIRE_Q8_BLOCK = 32 };
 
 /* How hidden states travel. Only f32 keeps the output's bits; decoding gives f32 always. */
 enum wire_hidden { WIRE_F32, WIRE_F16, WIRE_Q8, WIRE_HIDDEN_COUNT };
@@ -41,6 +41,13 @@ struct wire_head {
     struct wire_envelope envelope;
     int n_rows; /* of MSG_ROWS, else 0 */
     bool has_hidden;
+    int n_bias; /* of MSG_BEGIN: entries of logit_bias */
+};
+
+struct wire_room {              /* where the lists of a message go; those that it has not may be NULL */
+    struct row *rows;           /* [n_rows] */
+    float *hidden;              /* [n_embd, n_rows] f32 */
+    struct pd_logit_bias *bias; /* [n_bias] */
 };
 
 /* Bytes of one message as encoded, and of the largest there is. */
@@ -52,12 +59,11 @@ size_t wire_size_max(int n_embd);
 size_t wire_encode(uint8_t *out, size_t room, const struct wire_envelope *e, const struct msg *m, int n_embd,
                    enum wire_hidden h);
 
-/* The header alone, checked; of MSG_ROWS also how many rows there are, so that the caller can find room. */
+/* The header alone, checked; and how long the message's lists are, so that the caller can find room. */
 enum pd_status wire_peek(struct wire_head *out, const uint8_t *data, size_t size, const struct wire_limits *l,
                          struct pd_error *err);
-/* The whole message. rows [n_rows] and hidden [n_embd, n_rows] f32 get those of MSG_ROWS (hidden may be NULL if the
- * message has none); out->rows points to them. On an error what `out` holds means nothing. */
-enum pd_status wire_decode(struct msg *out, struct row *rows, float *hidden, const uint8_t *data, size_t size,
+/* The whole message; its lists go where `to` says, and `out` points to them. On an error what `out` holds means nothing. */
+enum pd_status wire_decode(struct msg *out, const struct wire_room *to, const uint8_t *data, size_t size,
                            const struct wire_limits *l, struct pd_error *err);
 
 /* ---- notes: what ranks tell each other beside the roles' messages ---- */

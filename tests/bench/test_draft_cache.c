@@ -130,6 +130,7 @@ static struct draft_ops fake_ops(struct fake *f)
 
 struct play {
     uint64_t seed, step;
+    int32_t reply_pos;
     struct draft_ops plain, cached;
     struct fake *cached_fake;
     uint32_t next_id;
@@ -201,8 +202,8 @@ static void expand(struct play *p, const struct pd_sampling *sample)
     struct draft_ask asks[16];
     int32_t paths[16][FAKE_MAX];
     for (int i = 0; i < n - behind; i++)
-        asks[i] =
-            (struct draft_ask){sample, {NULL, paths[i], 0, play_history(p, behind + i, paths[i], FAKE_MAX)}};
+        asks[i] = (struct draft_ask){
+            sample, {NULL, paths[i], 0, play_history(p, behind + i, paths[i], FAKE_MAX)}, p->reply_pos};
     struct draft_job job = {.rows = p->asked,
                             .n = n,
                             .n_behind = behind,
@@ -344,20 +345,32 @@ static void test_persistence(void **state)
     int fd = mkstemp(path);
     assert_true(fd >= 0);
     close(fd);
-    int64_t rows[4];
-    for (int round = 0; round < 4; round++) {
+    enum { SAME = 1, SEED, SALT, PRESENCE, REPLY_POS, FREQUENCY, BIAS, OTHER_BIAS, ROUNDS };
+    int64_t rows[ROUNDS];
+    for (int round = 0; round < ROUNDS; round++) {
         struct fake *a = mem_new(1, sizeof *a), *b = mem_new(1, sizeof *b);
         struct play *p = mem_new(1, sizeof *p);
         struct draft_store *store;
         struct pd_error err = {0};
-        assert_int_equal(draft_store_new(&store, path, round == 3 ? 6 : 5, &err), PD_OK);
-        if (round == 1)
+        assert_int_equal(draft_store_new(&store, path, round == SALT ? 6 : 5, &err), PD_OK);
+        if (round == SAME)
             assert_true(draft_store_count(store) > 0);
-        *p = (struct play){.seed = 9, .plain = fake_ops(a), .cached_fake = b, .next_id = 1};
+        *p = (struct play){.seed = 9,
+                           .reply_pos = round == REPLY_POS ? 4 : 3,
+                           .plain = fake_ops(a),
+                           .cached_fake = b,
+                           .next_id = 1};
         struct draft_ops real = fake_ops(b);
         struct draft_cache *cache = draft_cache_new(store, &real);
         p->cached = draft_cache_ops(cache);
-        struct pd_sampling sample = {.temperature = 0.7f, .repeat_penalty = 1, .seed = round == 2 ? 2 : 1};
+        const struct pd_logit_bias bias = {5, round == BIAS ? 1 : 2};
+        struct pd_sampling sample = {.temperature = 0.7f,
+                                     .repeat_penalty = 1,
+                                     .seed = round == SEED ? 2 : 1,
+                                     .presence_penalty = round == PRESENCE || round == REPLY_POS ? 1 : 0,
+                                     .frequency_penalty = round == FREQUENCY ? 1 : 0,
+                                     .logit_bias = &bias,
+                                     .n_logit_bias = round >= BIAS};
         restart(p);
         for (int step = 0; step < 100; step++)
             if (step % 3)
@@ -371,7 +384,9 @@ static void test_persistence(void **state)
         free(a);
         free(b);
     }
-    assert_true(rows[0] > 0 && rows[1] == 0 && rows[2] == rows[0] && rows[3] == rows[0]);
+    assert_true(rows[0] > 0 && rows[SAME] == 0);
+    for (int round = SEED; round < ROUNDS; round++)
+        assert_int_equal(rows[round], rows[0]);
 
     /* cut in the middle of an answer: the rest is used; not a cache at all: refused */
     struct draft_store *store;

@@ -22,6 +22,19 @@ grep -q "hits" "$tmp/err" || fail "with a draft: $(cat "$tmp/err")"
     "$(printf 'Name a colour.\n' | "$PIPEDEC" chat -m "$model" -t 1 --ctx 512 -n 8)" ] ||
     fail "chat: another reply, or none: $(cat "$tmp/err")"
 
+# What the sampler is asked for travels, and so do log-probabilities: the same bits as in one process.
+asked=(--temp 0.7 --presence-penalty 1 --frequency-penalty 0.5 --logit-bias 30=-inf --logit-bias 28=2 --json --logprobs 4)
+probs() {
+    sed -n 's/.*"tokens":\(\[[0-9,]*\],"logprobs":.*\),"reason".*/\1/p'
+}
+"$PIPEDEC" run -m "$model" -t 1 --ctx 512 -n 12 -p "$prompt" "${asked[@]}" | probs >"$tmp/probs"
+[ -s "$tmp/probs" ] || fail "no log-probabilities"
+for mode in pp best; do
+    draft=(); [ $mode = pp ] || draft=(-d "$model" --width 4)
+    job 4 "$PIPEDEC" run -m "$model" --ctx 512 -n 12 -p "$prompt" --mode $mode "${draft[@]}" "${asked[@]}" 2>"$tmp/err" |
+        probs | cmp -s - "$tmp/probs" || fail "4 ranks, $mode: other log-probabilities, or none: $(cat "$tmp/err")"
+done
+
 # On a terminal mpirun's user sees the statistics unasked, as the user of one process does.
 if command -v script >/dev/null; then
     root=; [ "$(id -u)" != 0 ] || root=--allow-run-as-root

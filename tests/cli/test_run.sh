@@ -60,6 +60,45 @@ one=$(run -p "$prompt" -n 16 --temp 0.9 --seed 3)
 [ "$(run -p "$prompt" -n 16 --temp 0.9 --seed 3 --stages 4)" = "$one" ] || fail "sampled text depends on stages"
 [ "$(run -p "$prompt" -n 16 --temp 0.9 --seed 4)" != "$one" ] || fail "the seed does not matter"
 
+# Penalties count the reply's tokens; a bias of -inf means never, a high one always.
+plain=$(run -p "$prompt" -n 16)
+[ "$(run -p "$prompt" -n 16 --presence-penalty 3)" != "$plain" ] || fail "--presence-penalty does not matter"
+[ "$(run -p "$prompt" -n 16 --frequency-penalty 3)" != "$plain" ] || fail "--frequency-penalty does not matter"
+tokens() {
+    run -p "$prompt" -n 16 --json "$@" | sed 's/.*"tokens":\[\([0-9,]*\)\].*/\1/' | tr , '\n'
+}
+first=$(tokens | sort | uniq -c | sort -rn | awk 'NR == 1 { print $2 }')
+! tokens --logit-bias "$first=-inf" | grep -qx "$first" || fail "--logit-bias $first=-inf: it comes all the same"
+[ "$(tokens --logit-bias 7=0 --logit-bias "$first=100" | sort -u)" = "$first" ] || fail "--logit-bias $first=100: others come"
+refuse 2 "token 49152 is not in the vocabulary" run -m "$model" -p x --logit-bias 49152=1
+refuse 2 "give ID=BIAS" run -m "$model" -p x --logit-bias 5
+refuse 2 "from -1000 to 1000" run -m "$model" -p x --logit-bias 5=nan
+refuse 2 "from -100 to 100" run -m "$model" -p x --presence-penalty inf
+refuse 2 "needs --json" run -m "$model" -p x --logprobs 3
+refuse 2 "from 0 to 20" run -m "$model" -p x --json --logprobs 21
+
+# Log-probabilities: one object a token, the same whatever computes them.
+probs() {
+    run -p "$prompt" -n 8 --json --logprobs 3 --temp 0.7 "$@" | sed -n 's/.*"logprobs":\(.*\),"reason".*/\1/p'
+}
+one=$(probs)
+[ "$(grep -o '"top":' <<<"$one" | wc -l)" = 8 ] || fail "--logprobs: $one"
+[ "$(probs --stages 3 -d "$model" --width 4)" = "$one" ] || fail "a draft gives other log-probabilities"
+[ "$(PD_KERNELS=plain probs)" = "$one" ] || fail "plain C gives other log-probabilities"
+printf '%s\n%s\n' "$prompt" "$prompt" | run --prompts - -n 8 --json --logprobs 3 --temp 0.7 |
+    sed 's/.*"logprobs":\(.*\),"reason".*/\1/' >"$tmp/probs"
+[ "$(cat "$tmp/probs")" = "$one"$'\n'"$one" ] || fail "--prompts: other log-probabilities: $(cat "$tmp/probs")"
+if command -v python3 >/dev/null; then
+    python3 - "$one" <<'PY' || fail "--logprobs: the JSON is not as it should be: $one"
+import json, sys
+for t in json.loads(sys.argv[1]):
+    top = [x["logprob"] for x in t["top"]]
+    assert len(top) == 3 and top == sorted(top, reverse=True) and t["logprob"] <= top[0] <= 0
+    assert all(x["logprob"] == t["logprob"] for x in t["top"] if x["id"] == t["id"])
+    assert isinstance(t["text"], str)
+PY
+fi
+
 # Statistics, with those of a draft.
 run -p "$prompt" -n 8 --stats >/dev/null
 grep -q "8 tokens, .* tokens/s.*; length" "$tmp/err" || fail "no statistics: $(cat "$tmp/err")"

@@ -13,6 +13,7 @@ enum { TEXT_MAX = 512 };
 
 struct text {
     int32_t tokens[TEXT_MAX];
+    struct logprobs probs[TEXT_MAX]; /* where asked for */
     int n;
     int stop_after; /* PD_REASON_STOP with this many; 0: never */
     int cancel_after;
@@ -31,6 +32,8 @@ static inline enum pd_reason text_add(void *user, const struct token_event *t)
 {
     struct text *x = user;
     PD_ASSERT(x->n < TEXT_MAX);
+    if (t->probs)
+        x->probs[x->n] = *t->probs;
     x->tokens[x->n++] = t->token;
     if (x->cancel_after && x->n >= x->cancel_after)
         atomic_store(&x->cancel, true);

@@ -127,6 +127,113 @@ static void sampled_text_is_the_same_with_a_draft(void **state)
     same_text(open_engine(3, true, PD_CLOCK_VIRTUAL, PD_MODE_BEST, 256), 0.9f, text, NULL);
 }
 
+/* ---- log-probabilities, penalties and bias ---- */
+
+struct heard { /* of a request's events */
+    int32_t token[STORY_TOKENS];
+    float logprob[STORY_TOKENS];
+    struct pd_logprob top[STORY_TOKENS][20];
+    size_t n_top[STORY_TOKENS];
+    int n;
+};
+
+static void hear(void *user, const struct pd_event *event)
+{
+    struct heard *h = user;
+    if (event->type != PD_EVENT_TEXT || event->token < 0) {
+        assert_true(isnan(event->logprob) && event->n_top == 0);
+        return;
+    }
+    assert_true(h->n < STORY_TOKENS && event->n_top <= 20);
+    h->token[h->n] = event->token;
+    h->logprob[h->n] = event->logprob;
+    h->n_top[h->n] = event->n_top;
+    if (event->n_top)
+        memcpy(h->top[h->n], event->top, event->n_top * sizeof *event->top);
+    h->n++;
+}
+
+static struct pd_request ask_probs(float temperature, int n_top, struct heard *h)
+{
+    static const struct pd_logit_bias bias[] = {{30, -INFINITY}, {28, 2.5f}};
+    struct pd_request r = ask(story, STORY_TOKENS, NULL);
+    memset(h, 0, sizeof *h);
+    r.on_event = hear;
+    r.user = h;
+    r.logprobs = true;
+    r.top_logprobs = n_top;
+    r.sampling.temperature = temperature;
+    r.sampling.seed = 5;
+    r.sampling.presence_penalty = 0.4f;
+    r.sampling.frequency_penalty = 0.3f;
+    r.sampling.logit_bias = bias;
+    r.sampling.n_logit_bias = PD_COUNT(bias);
+    return r;
+}
+
+static void hear_all(struct pd_engine *e, struct heard h[2])
+{
+    for (int warm = 0; warm < 2; warm++) {
+        struct pd_request r = ask_probs(warm ? 0.7f : 0, warm ? 20 : 3, &h[warm]);
+        struct pd_reply reply = generate(e, &r);
+        assert_int_equal(h[warm].n, reply.n_tokens);
+        for (int i = 0; i < h[warm].n; i++) {
+            assert_int_equal(h[warm].token[i], reply.tokens[i]);
+            assert_int_equal(h[warm].n_top[i], r.top_logprobs);
+            assert_int_not_equal(reply.tokens[i], 30);
+        }
+        pd_reply_free(&reply);
+    }
+    pd_engine_free(e);
+}
+
+static void logprobs_are_the_same_however_it_is_cut(void **state)
+{
+    (void)state;
+    static struct heard want[2], got[2];
+    static const struct {
+        int stages;
+        bool draft;
+        enum pd_clock clock;
+        enum pd_mode mode;
+    } all[] = {
+        {3, true, PD_CLOCK_VIRTUAL, PD_MODE_BEST},  {2, true, PD_CLOCK_WALL, PD_MODE_BEST},
+        {7, false, PD_CLOCK_VIRTUAL, PD_MODE_PP},   {4, true, PD_CLOCK_WALL, PD_MODE_ROUNDS},
+        {5, true, PD_CLOCK_VIRTUAL, PD_MODE_LAYER}, {6, true, PD_CLOCK_VIRTUAL, PD_MODE_CHAIN},
+    };
+    hear_all(open_engine(1, false, PD_CLOCK_WALL, PD_MODE_PP, 256), want);
+    for (size_t i = 0; i < PD_COUNT(all); i++) {
+        hear_all(open_engine(all[i].stages, all[i].draft, all[i].clock, all[i].mode, 256), got);
+        assert_memory_equal(want, got, sizeof want);
+    }
+}
+
+/* Penalties count what was resumed as the reply, and only new tokens have log-probabilities. */
+static void a_resumed_reply_goes_on_as_it_would_have(void **state)
+{
+    (void)state;
+    static struct heard want, got;
+    struct pd_engine *e = open_engine(2, false, PD_CLOCK_WALL, PD_MODE_PP, 256);
+    struct pd_request r = ask_probs(0.7f, 2, &want);
+    r.sampling.presence_penalty = 3;
+    struct pd_reply whole = generate(e, &r);
+    pd_engine_reset(e);
+    memset(&got, 0, sizeof got);
+    r.user = &got;
+    r.resume = whole.tokens;
+    r.n_resume = 9;
+    struct pd_reply reply = generate(e, &r);
+    assert_int_equal(reply.n_tokens, whole.n_tokens);
+    assert_memory_equal(reply.tokens, whole.tokens, whole.n_tokens * sizeof *whole.tokens);
+    for (int i = 0; i < got.n; i++) {
+        assert_int_equal(got.n_top[i], i < 9 ? 0 : 2);
+        assert_true(i < 9 ? isnan(got.logprob[i]) : got.logprob[i] == want.logprob[i]);
+    }
+    pd_reply_free(&whole);
+    pd_reply_free(&reply);
+    pd_engine_free(e);
+}
+
 static void stop_strings_cut_the_text(void **state)
 {
     (void)state;
@@ -473,6 +580,16 @@ static void nonsense_in_requests_is_refused(void **state)
     ASK(good, "stop[1]", r.stop = stops, r.n_stop = 2);
     ASK(good, "stop[1]", r.stop = empty, r.n_stop = 2);
     ASK(good, "resume is NULL", r.n_resume = 1);
+    const struct pd_logit_bias no_token = {49152, 1}, no_number = {1, NAN};
+    ASK(good, "top_logprobs 21", r.logprobs = true, r.top_logprobs = 21);
+    ASK(good, "top_logprobs -1", r.logprobs = true, r.top_logprobs = -1);
+    ASK(good, "logprobs", r.top_logprobs = 1);
+    ASK(good, "presence_penalty", r.sampling.presence_penalty = NAN);
+    ASK(good, "frequency_penalty", r.sampling.frequency_penalty = -101);
+    ASK(good, "logit_bias is NULL", r.sampling.n_logit_bias = 1);
+    ASK(good, "logit_bias[0]: token 49152", r.sampling.logit_bias = &no_token, r.sampling.n_logit_bias = 1);
+    ASK(good, "logit_bias[0]: nan", r.sampling.logit_bias = &no_number, r.sampling.n_logit_bias = 1);
+    ASK(good, "logit_bias: 1025", r.sampling.logit_bias = &no_token, r.sampling.n_logit_bias = 1025);
     ASK(good, "resume", r.resume = &beyond, r.n_resume = 1);
     ASK(good, "temperature", r.sampling.temperature = NAN);
     ASK(good, "temperature", r.sampling.temperature = -1);
@@ -661,6 +778,8 @@ int main(void)
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(text_is_the_same_however_it_is_cut),
         cmocka_unit_test(sampled_text_is_the_same_with_a_draft),
+        cmocka_unit_test(logprobs_are_the_same_however_it_is_cut),
+        cmocka_unit_test(a_resumed_reply_goes_on_as_it_would_have),
         cmocka_unit_test(stop_strings_cut_the_text),
         cmocka_unit_test(cancel_ends_a_request_and_nothing_else),
         cmocka_unit_test(a_cancel_at_any_moment_is_heeded),

@@ -8,6 +8,7 @@
  *   drive_same_text company                                only several requests at once
  *   drive_same_text MODE WIDTH STAGES DRAFT SAMPLING DRIVER   one combination, as a failure prints it
  */
+#include <math.h>
 #include <setjmp.h>
 #include <stdarg.h>
 #include <stddef.h>
@@ -31,10 +32,16 @@ static const struct {
     bool whole; /* with the whole prompt, else its beginning, since that is quicker */
     float temperature, top_p, min_p, penalty;
     int top_k;
+    float presence, frequency;
+    int biased;   /* tokens that are made likelier or less likely */
+    int logprobs; /* of so many more tokens than the chosen one; -1: not asked for */
 } samplings[] = {
-    {"greedy", true, 0, 1, 0, 1, 0},      {"penalty", false, 0, 1, 0, 1.3f, 0},
-    {"warm", false, 0.7f, 1, 0, 1, 0},    {"warm-top", true, 0.7f, 0.9f, 0, 1, 40},
-    {"hot", false, 1.3f, 1, 0.02f, 1, 0}, {"hot-all", false, 1.3f, 1, 0, 1, 0},
+    {"greedy", true, 0, 1, 0, 1, 0, 0, 0, 0, 5},
+    {"penalty", false, 0, 1, 0, 1.3f, 0, 0.8f, 0.5f, 0, -1},
+    {"warm", false, 0.7f, 1, 0, 1, 0, 0, 0, 60, 20},
+    {"warm-top", true, 0.7f, 0.9f, 0, 1, 40, 0, 0, 0, -1},
+    {"hot", false, 1.3f, 1, 0.02f, 1, 0, -0.5f, 0.7f, 1000, 1},
+    {"hot-all", false, 1.3f, 1, 0, 1, 0, 0, 0, 0, 0},
 };
 static const int factor_size[FACTORS] = {POLICY_MODES, PD_COUNT(widths),    PD_COUNT(stage_counts),
                                          DRAFTS,       PD_COUNT(samplings), DRIVERS};
@@ -63,20 +70,49 @@ static int n_prompt;
 
 static struct pd_sampling sampling_of(int index)
 {
+    static struct pd_logit_bias bias[LOGIT_BIAS_MAX];
     struct pd_sampling p = sample_defaults();
     p.temperature = samplings[index].temperature;
     p.top_p = samplings[index].top_p;
     p.top_k = samplings[index].top_k;
     p.min_p = samplings[index].min_p;
     p.repeat_penalty = samplings[index].penalty;
+    p.presence_penalty = samplings[index].presence;
+    p.frequency_penalty = samplings[index].frequency;
+    p.logit_bias = bias;
+    p.n_logit_bias = (size_t)samplings[index].biased;
+    for (int i = 0; i < LOGIT_BIAS_MAX; i++)
+        bias[i] = (struct pd_logit_bias){7 * i, i % 10 ? 3 * (float)sin(i) : -INFINITY};
     p.seed = 100 + (uint64_t)index;
     return p;
 }
 
 static struct request request_for(int sampling, int n)
 {
-    return (struct request){
-        .tokens = prompt, .n_tokens = n_prompt, .max_tokens = n, .sample = sampling_of(sampling)};
+    const int probs = samplings[sampling].logprobs;
+    return (struct request){.tokens = prompt,
+                            .n_tokens = n_prompt,
+                            .max_tokens = n,
+                            .sample = sampling_of(sampling),
+                            .logprobs = probs >= 0,
+                            .top_logprobs = PD_MAX(probs, 0)};
+}
+
+/* The same bits of log-probabilities; none where none were asked for. */
+static void check_probs(int sampling, const struct text *got, const struct text *want)
+{
+    const int n_top = samplings[sampling].logprobs;
+    for (int i = 0; i < got->n; i++) {
+        const struct logprobs *p = &got->probs[i];
+        assert_memory_equal(p, &want->probs[i], sizeof *p);
+        assert_int_equal(p->there, n_top >= 0);
+        if (!p->there)
+            continue;
+        assert_int_equal(p->n_top, n_top);
+        assert_true(p->chosen < 0 && p->chosen > -30);
+        if (n_top && samplings[sampling].temperature == 0 && !samplings[sampling].biased)
+            assert_true(p->top[0].token == got->tokens[i] && p->top[0].logprob == p->chosen);
+    }
 }
 
 /* ---- pipelines ---- */
@@ -233,6 +269,7 @@ static void run_combo(const struct compute *base, const struct combo *x)
         if (i >= got.n || got.tokens[i] != want->tokens[i])
             fail_msg("token %d of %d is %d, pp's is %d", i, n, i < got.n ? got.tokens[i] : -1,
                      want->tokens[i]);
+    check_probs(x->of[D_SAMPLING], &got, want);
     check_stats(x, &res, n);
 }
 
@@ -509,7 +546,7 @@ static void the_same_text_in_company(void **state)
     compute_open(&c, 5, true);
     for (size_t k = 0; k < PD_COUNT(runs); k++) {
         struct driver *d = driver_open(&c, runs[k].mode, runs[k].width, runs[k].driver);
-        struct text got[N] = {0};
+        struct text *got = mem_new(N, sizeof *got);
         struct request r[N];
         struct sink sink[N];
         struct arrival a[N];
@@ -525,11 +562,13 @@ static void the_same_text_in_company(void **state)
         for (int i = 0; i < N; i++) {
             assert_int_equal(got[i].n, REFERENCE);
             assert_memory_equal(got[i].tokens, reference(i)->tokens, REFERENCE * sizeof(int32_t));
+            check_probs(i, &got[i], reference(i));
             kept += res[i].stats.kept_tokens;
         }
         assert_true(kept >= n_prompt - 1); /* taken over, from the own lane or by a copy */
         check_clean(&c);
         free(res);
+        free(got);
         d->free(d);
     }
     compute_free(&c);

@@ -255,6 +255,38 @@ static void world_free(struct world *w)
     free(w);
 }
 
+static void what_a_request_asks_of_its_tokens(void **state)
+{
+    (void)state;
+    struct world *w = world_new(PD_MODE_PP, false);
+    struct pd_logit_bias bias[2] = {{1, 2}, {3, -4}};
+    const int32_t tokens[] = {50, 51, 52, 53};
+    struct request r = {.id = w->request = 1,
+                        .tokens = tokens,
+                        .n_tokens = 4,
+                        .n_prompt = 3,
+                        .max_tokens = 100,
+                        .sample = sample_defaults(),
+                        .logprobs = true,
+                        .top_logprobs = 1};
+    r.sample.logit_bias = bias;
+    r.sample.n_logit_bias = 2;
+    w->root_pos = 3;
+    step(w, (struct event){.type = EV_REQUEST, .request = &r});
+    memset(bias, 0, sizeof bias);
+    const struct msg_begin *b = &sent_find(&w->fx, MSG_BEGIN)->msg->begin;
+    assert_true(b->reply_pos == 3 && b->logprobs && b->top_logprobs == 1 && b->sample.n_logit_bias == 2);
+    assert_true(b->sample.logit_bias[1].token == 3 && b->sample.logit_bias[1].bias == -4);
+    struct msg m = msg_advance_make(1, 1, 60, 4, PD_REASON_NONE);
+    m.advance.probs = (struct logprobs){.there = true, .chosen = -1, .n_top = 1, .top = {{60, -1}}};
+    const struct logprobs probs = m.advance.probs;
+    for (int i = 0; i < 3 && !w->n_rows; i++) /* the prompt's rows, then the root */
+        stage0_is_free(w);
+    tell(w, m);
+    assert_memory_equal(effect_find(&w->fx, EFF_TOKEN)->probs, &probs, sizeof probs);
+    world_free(w);
+}
+
 static void prompt_chunks(void **state)
 {
     (void)state;
@@ -613,12 +645,19 @@ static void hostile_messages(void **state)
 int main(void)
 {
     const struct CMUnitTest tests[] = {
-        cmocka_unit_test(prompt_chunks),         cmocka_unit_test(chunks_do_not_pile_up),
-        cmocka_unit_test(one_batch_in_hand),     cmocka_unit_test(commits_and_drops),
-        cmocka_unit_test(a_dead_pass_that_ends), cmocka_unit_test(catching_up),
-        cmocka_unit_test(a_second_turn),         cmocka_unit_test(cancelled_late_news),
-        cmocka_unit_test(pace_of_the_slowest),   cmocka_unit_test(the_last_token),
-        cmocka_unit_test(measured_alone),        cmocka_unit_test(cancelled_in_the_prompt),
+        cmocka_unit_test(what_a_request_asks_of_its_tokens),
+        cmocka_unit_test(prompt_chunks),
+        cmocka_unit_test(chunks_do_not_pile_up),
+        cmocka_unit_test(one_batch_in_hand),
+        cmocka_unit_test(commits_and_drops),
+        cmocka_unit_test(a_dead_pass_that_ends),
+        cmocka_unit_test(catching_up),
+        cmocka_unit_test(a_second_turn),
+        cmocka_unit_test(cancelled_late_news),
+        cmocka_unit_test(pace_of_the_slowest),
+        cmocka_unit_test(the_last_token),
+        cmocka_unit_test(measured_alone),
+        cmocka_unit_test(cancelled_in_the_prompt),
         cmocka_unit_test(hostile_messages),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);

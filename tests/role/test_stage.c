@@ -124,6 +124,33 @@ static struct world *world_new(void)
     return w;
 }
 
+static void the_settings_go_on_whole(void **state)
+{
+    (void)state;
+    struct effects fx;
+    struct pd_logit_bias bias[2] = {{1, 2}, {3, -4}};
+    struct stage_options o = {.index = 1, .n_stages = 3, .live_rows_max = 100, .batch_rows = 8};
+    struct stage *s = stage_new(&o);
+    struct msg m = msg_begin_make(1, 0, 10, 9);
+    m.begin.reply_pos = 8;
+    m.begin.logprobs = true;
+    m.begin.top_logprobs = 5;
+    m.begin.sample.presence_penalty = 0.5f;
+    m.begin.sample.logit_bias = bias;
+    m.begin.sample.n_logit_bias = 2;
+    stage_step(s, &(struct event){.type = EV_MSG, .msg = &m}, &fx);
+    const struct msg_begin *b = &sent_find(&fx, MSG_BEGIN)->msg->begin;
+    memset(bias, 0, sizeof bias);
+    assert_true(b->reply_pos == 8 && b->logprobs && b->top_logprobs == 5);
+    assert_true(b->sample.presence_penalty == 0.5f && b->sample.n_logit_bias == 2);
+    assert_true(b->sample.logit_bias[1].token == 3 && b->sample.logit_bias[1].bias == -4);
+    m = msg_begin_make(2, 0, 10, 9);
+    m.begin.sample.n_logit_bias = LOGIT_BIAS_MAX + 1;
+    stage_step(s, &(struct event){.type = EV_MSG, .msg = &m}, &fx);
+    assert_non_null(effect_find(&fx, EFF_FAULT));
+    stage_free(s);
+}
+
 /* End the request; whatever the test did, nothing is left. */
 static void world_free(struct world *w, uint32_t advances)
 {
@@ -601,6 +628,7 @@ static void hostile_ids(void **state)
 int main(void)
 {
     const struct CMUnitTest tests[] = {
+        cmocka_unit_test(the_settings_go_on_whole),
         cmocka_unit_test(rows_pass_and_commit),
         cmocka_unit_test(the_last_stage_sends_to_the_verifier),
         cmocka_unit_test(dead_on_arrival),

@@ -194,6 +194,46 @@ static void run_to(struct msg begin, int32_t end_at, int n, enum pd_reason why)
     world_free(w, (uint32_t)n);
 }
 
+/* Bias is the request's own copy; log-probabilities go to the drafter, not to the stages. */
+static void what_a_request_asks_of_its_tokens(void **state)
+{
+    (void)state;
+    struct pd_logit_bias bias[3] = {{1, 2}, {3, -4}, {5, 6}};
+    struct msg begin = msg_begin_make(1, 0, 10, 9);
+    begin.begin.reply_pos = 7;
+    begin.begin.logprobs = true;
+    begin.begin.top_logprobs = 2;
+    begin.begin.sample.logit_bias = bias;
+    begin.begin.sample.n_logit_bias = 3;
+    struct world *w = world_with(begin);
+    memset(bias, 0, sizeof bias);
+    struct row root = row_make(1, 0, 10, 9);
+    give(w, &root, 1, false);
+    ready(w);
+    const struct head_ask *ask = &effect_find(&w->fx, EFF_HEAD)->heads[0];
+    assert_true(ask->n_top == 2 && ask->reply_pos == 7 && ask->sample->n_logit_bias == 3);
+    assert_true(ask->sample->logit_bias[1].token == 3 && ask->sample->logit_bias[1].bias == -4);
+    const struct logprobs probs = {.there = true, .chosen = -1, .n_top = 2, .top = {{4, -0.5f}, {77, -1}}};
+    int32_t token = 77;
+    w->busy = false;
+    step(w, (struct event){.type = EV_DONE, .tokens = &token, .probs = &probs});
+    int told = 0;
+    for (int i = 0; i < w->fx.n; i++) {
+        const struct effect *e = &w->fx.e[i];
+        if (e->type != EFF_SEND)
+            continue;
+        assert_true(e->msg->advance.token == 77 && e->msg->advance.pos == 10 && e->msg->advance.seq == 1);
+        assert_int_equal(e->to, told);
+        if (e->to == ROLE_DRAFTER)
+            assert_memory_equal(&e->msg->advance.probs, &probs, sizeof probs);
+        else
+            assert_false(e->msg->advance.probs.there);
+        told = e->to_last + 1;
+    }
+    assert_int_equal(told, STAGES + 1);
+    world_free(w, 1);
+}
+
 static void reasons_to_finish(void **state)
 {
     (void)state;
@@ -302,15 +342,34 @@ static void hostile_messages(void **state)
     world_free(w, 0);
 }
 
+static void lists_that_are_too_long(void **state)
+{
+    (void)state;
+    for (int i = 0; i < 2; i++) {
+        struct world *w = mem_new(1, sizeof *w);
+        struct msg m = msg_begin_make(1, 0, 10, 9);
+        if (i)
+            m.begin.top_logprobs = LOGPROBS_MAX + 1;
+        else
+            m.begin.sample.n_logit_bias = LOGIT_BIAS_MAX + 1;
+        w->v = verifier_new(&options);
+        tell(w, m);
+        assert_true(w->failed);
+        world_free(w, 0);
+    }
+}
+
 int main(void)
 {
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(several_tokens_from_one_batch),
         cmocka_unit_test(no_head_but_the_roots),
         cmocka_unit_test(the_history_is_filled),
+        cmocka_unit_test(what_a_request_asks_of_its_tokens),
         cmocka_unit_test(reasons_to_finish),
         cmocka_unit_test(cancel),
         cmocka_unit_test(hostile_messages),
+        cmocka_unit_test(lists_that_are_too_long),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
 }

@@ -24,6 +24,24 @@ static void fill(float *x, int n, uint64_t seed, float size)
         x[i] = random_logit(seed, i, size);
 }
 
+static int32_t draw(const struct pd_sampling *p, const float *x, int32_t pos, struct sample_scratch *s)
+{
+    return sample_token(&(struct sample_job){.sampling = p, .logits = x, .pos = pos}, s);
+}
+
+static int32_t draw_after(const struct pd_sampling *p, const float *x, const int32_t *history, int n,
+                          struct sample_scratch *s)
+{
+    return sample_token(
+        &(struct sample_job){.sampling = p, .logits = x, .history = {.base = history, .n_base = n}}, s);
+}
+
+static int rank(const struct pd_sampling *p, const float *x, int32_t pos, const struct sample_ranking *r,
+                struct sample_scratch *s)
+{
+    return sample_rank(&(struct sample_job){.sampling = p, .logits = x, .pos = pos}, r, s);
+}
+
 /* ---- the slow reference: sorts everything ---- */
 struct item {
     double logit;
@@ -83,7 +101,7 @@ static void draws_follow_softmax(void **state)
         double prob[N], chi = 0;
         int kept = naive_filter(&cases[c], x, N, items, prob), count[N] = {0}, allowed = 0, cells = 0;
         for (int pos = 0; pos < DRAWS; pos++)
-            count[sample_token(&cases[c], x, NULL, 0, pos, s)]++;
+            count[draw(&cases[c], x, pos, s)]++;
         for (int i = 0; i < kept; i++) {
             double expected = prob[i] * DRAWS, d = count[items[i].id] - expected;
             allowed += count[items[i].id];
@@ -127,7 +145,7 @@ static void filters_keep_what_naive_keeps(void **state)
         int kept = naive_filter(&p, x, n, items, prob);
         struct sample_scratch *s = sample_scratch_new(n);
         /* With k as large as the vocabulary, ranking lists exactly the tokens that may be drawn. */
-        int got = sample_rank(&p, x, NULL, 0, (int)seed, 1, n, tokens, logp, s);
+        int got = rank(&p, x, (int)seed, &(struct sample_ranking){1, n, tokens, logp}, s);
         bool filtered = p.top_k || p.top_p < 1 || p.min_p > 0;
         if (filtered && got != kept)
             fail_msg("seed %d: %d kept, expected %d of %d", (int)seed, got, kept, n);
@@ -138,7 +156,7 @@ static void filters_keep_what_naive_keeps(void **state)
         }
         assert_float_equal(sum, 1, 1e-3);
         /* Ranked first with the same logits is the token that is drawn. */
-        assert_int_equal(tokens[0], sample_token(&p, x, NULL, 0, (int)seed, s));
+        assert_int_equal(tokens[0], draw(&p, x, (int)seed, s));
         sample_scratch_free(s);
     }
     free(x);
@@ -158,8 +176,8 @@ static void greedy_takes_the_lowest_of_equals(void **state)
     x[130] = x[700] = x[131] = 9;
     struct pd_sampling p = sample_defaults();
     struct sample_scratch *s = sample_scratch_new(N);
-    assert_int_equal(sample_token(&p, x, NULL, 0, 0, s), 130);
-    assert_int_equal(sample_rank(&p, x, NULL, 0, 0, 1, 5, tokens, logp, s), 5);
+    assert_int_equal(draw(&p, x, 0, s), 130);
+    assert_int_equal(rank(&p, x, 0, &(struct sample_ranking){1, 5, tokens, logp}, s), 5);
     assert_int_equal(tokens[0], 130);
     assert_int_equal(tokens[1], 131);
     assert_int_equal(tokens[2], 700);
@@ -174,17 +192,259 @@ static void penalty_counts_each_recent_token_once(void **state)
     struct pd_sampling p = sample_defaults();
     struct sample_scratch *s = sample_scratch_new(6);
     p.repeat_penalty = 1.5f;
-    assert_int_equal(sample_token(&p, x, NULL, 0, 0, s), 0);
+    assert_int_equal(draw(&p, x, 0, s), 0);
     /* 4 / 1.5 = 2.67, 3.9 / 1.5 = 2.6, 2.5: were 0 counted three times it would lose */
-    assert_int_equal(sample_token(&p, x, history, 7, 0, s), 0);
+    assert_int_equal(draw_after(&p, x, history, 7, s), 0);
     p.repeat_last_n = 6; /* 1 is out of the window */
-    assert_int_equal(sample_token(&p, x, history, 7, 0, s), 1);
+    assert_int_equal(draw_after(&p, x, history, 7, s), 1);
     p.repeat_last_n = 2; /* no real token in it */
-    assert_int_equal(sample_token(&p, x, history, 7, 0, s), 0);
+    assert_int_equal(draw_after(&p, x, history, 7, s), 0);
     float low[6] = {-1, -1.2f, -9, -9, -9, -9};
     int32_t zero = 0;
-    assert_int_equal(sample_token(&p, low, &zero, 1, 0, s), 1); /* -1 x 1.5 < -1.2 */
+    assert_int_equal(draw_after(&p, low, &zero, 1, s), 1); /* -1 x 1.5 < -1.2 */
     assert_float_equal(x[0], 4, 0);
+    sample_scratch_free(s);
+}
+
+/* ---- what the settings do to logits ---- */
+
+enum { ADJUSTED = 300, PAST = 200 };
+
+/* In the order that the header states, token by token. */
+static void naive_adjust(const struct sample_job *j, float *x)
+{
+    const struct pd_sampling *p = j->sampling;
+    const int n = j->history.n_base + j->history.n_path;
+    for (size_t i = 0; i < p->n_logit_bias; i++)
+        x[p->logit_bias[i].token] += p->logit_bias[i].bias;
+    for (int id = 0; id < ADJUSTED; id++) {
+        int recent = 0, times = 0;
+        for (int i = 0; i < n; i++) {
+            int32_t token =
+                i < j->history.n_base ? j->history.base[i] : j->history.path[i - j->history.n_base];
+            recent += token == id && i >= n - p->repeat_last_n;
+            times += token == id && i >= n - j->n_reply;
+        }
+        if (recent)
+            x[id] = x[id] > 0 ? x[id] / p->repeat_penalty : x[id] * p->repeat_penalty;
+        if (times)
+            x[id] -= p->presence_penalty + (float)times * p->frequency_penalty;
+        if (j->allowed && !(j->allowed[id / 32] >> (id % 32) & 1))
+            x[id] = -INFINITY;
+    }
+}
+
+static float signed_uniform(uint64_t seed, unsigned what, float size)
+{
+    return size * (2 * (float)rng_uniform(seed, what, 0, 0) - 1);
+}
+
+static void settings_apply_in_their_order(void **state)
+{
+    (void)state;
+    enum { K = 12 };
+    struct sample_scratch *s = sample_scratch_new(ADJUSTED);
+    int changed = 0;
+    for (uint64_t seed = 0; seed < 400; seed++) {
+        float x[ADJUSTED], want[ADJUSTED], before[ADJUSTED], logp[2][K];
+        int32_t past[PAST], tokens[2][K];
+        uint32_t allowed[(ADJUSTED + 31) / 32];
+        struct pd_logit_bias bias[20];
+        struct pd_sampling p = sample_defaults();
+        fill(x, ADJUSTED, seed, 4);
+        memcpy(want, x, sizeof x);
+        memcpy(before, x, sizeof x);
+        for (int i = 0; i < PAST; i++)
+            past[i] = (int32_t)(rng_u64(seed, 1, 0, (uint64_t)i) % ADJUSTED / (seed % 2 ? 10 : 1));
+        for (size_t i = 0; i < PD_COUNT(bias); i++)
+            bias[i] = (struct pd_logit_bias){(int32_t)(rng_u64(seed, 2, 0, i) % ADJUSTED),
+                                             i % 5 ? signed_uniform(seed, 10 + (unsigned)i, 3) : -INFINITY};
+        for (size_t i = 0; i < PD_COUNT(allowed); i++)
+            allowed[i] = (uint32_t)rng_u64(seed, 3, 0, i);
+        p.temperature = seed % 3 ? 0.7f : 0;
+        p.seed = seed;
+        p.top_k = seed % 7 ? 0 : 5;
+        p.repeat_penalty = seed % 4 ? 1 : 1.4f;
+        p.repeat_last_n = (int)(rng_u64(seed, 4, 0, 0) % PAST);
+        p.presence_penalty = seed % 5 ? signed_uniform(seed, 5, 2) : 0;
+        p.frequency_penalty = seed % 6 ? signed_uniform(seed, 6, 1) : 0;
+        p.logit_bias = bias;
+        p.n_logit_bias = seed % 3 ? PD_COUNT(bias) : 0;
+        int n_base = (int)(rng_u64(seed, 7, 0, 0) % PAST);
+        struct sample_job j = {.sampling = &p,
+                               .logits = x,
+                               .history = {past, past + n_base, n_base, PAST - n_base},
+                               .n_reply = (int)(rng_u64(seed, 8, 0, 0) % (PAST + 9)), /* more than there is */
+                               .pos = PAST,
+                               .allowed = seed % 11 ? NULL : allowed};
+        naive_adjust(&j, want);
+        struct pd_sampling plain = p;
+        plain.repeat_penalty = 1;
+        plain.presence_penalty = plain.frequency_penalty = 0;
+        plain.n_logit_bias = 0;
+        assert_int_equal(sample_token(&j, s), draw(&plain, want, PAST, s));
+        int n = sample_rank(&j, &(struct sample_ranking){1, K, tokens[0], logp[0]}, s);
+        assert_int_equal(n, rank(&plain, want, PAST, &(struct sample_ranking){1, K, tokens[1], logp[1]}, s));
+        assert_memory_equal(tokens[0], tokens[1], (size_t)n * sizeof(int32_t));
+        assert_memory_equal(logp[0], logp[1], (size_t)n * sizeof(float));
+        assert_memory_equal(x, before, sizeof x);
+        changed += sample_token(&j, s) != draw(&plain, x, PAST, s);
+    }
+    assert_true(changed > 100);
+    sample_scratch_free(s);
+}
+
+static void penalties_count_the_reply_alone(void **state)
+{
+    (void)state;
+    float x[4] = {5, 4, 3, 0};
+    const int32_t history[] = {0, 0, 0, 1, 1};
+    struct pd_sampling p = sample_defaults();
+    struct sample_scratch *s = sample_scratch_new(4);
+    struct sample_job j = {
+        .sampling = &p, .logits = x, .history = {.base = history, .n_base = 5}, .n_reply = 2};
+    p.presence_penalty = 2.5f;
+    assert_int_equal(sample_token(&j, s), 0); /* it is in the prompt only */
+    j.n_reply = 3;
+    assert_int_equal(sample_token(&j, s), 2); /* 2.5, 1.5, 3 */
+    p.presence_penalty = 0;
+    p.frequency_penalty = 1.1f;
+    assert_int_equal(sample_token(&j, s), 0); /* 3.9, 1.8, 3 */
+    j.n_reply = 5;
+    assert_int_equal(sample_token(&j, s), 2); /* 1.7, 1.8, 3 */
+    p.frequency_penalty = -1;
+    assert_int_equal(sample_token(&j, s), 0); /* below 0 it rewards */
+    sample_scratch_free(s);
+}
+
+static void biased_and_masked_tokens(void **state)
+{
+    (void)state;
+    enum { N = 100 };
+    float x[N], logp[5];
+    int32_t tokens[5];
+    fill(x, N, 4, 3);
+    struct sample_scratch *s = sample_scratch_new(N);
+    const struct pd_logit_bias wish[] = {
+        {70, 1000}, {200, 1000}, {-1, 1000}}; /* the latter two are not here */
+    struct pd_logit_bias never[N];
+    for (int i = 0; i < N; i++)
+        never[i] = (struct pd_logit_bias){i, -INFINITY};
+    for (int temperature = 0; temperature < 2; temperature++) {
+        struct pd_sampling p = sample_defaults();
+        p.temperature = (float)temperature;
+        p.logit_bias = wish;
+        p.n_logit_bias = PD_COUNT(wish);
+        for (int pos = 0; pos < 50; pos++)
+            assert_int_equal(draw(&p, x, pos, s), 70);
+        p.logit_bias = never;
+        p.n_logit_bias = N - 2; /* 98 and 99 are left */
+        for (int pos = 0; pos < 50; pos++)
+            assert_true(draw(&p, x, pos, s) >= N - 2);
+        assert_int_equal(rank(&p, x, 0, &(struct sample_ranking){1, 5, tokens, logp}, s), 2);
+        p.n_logit_bias = N;
+        assert_int_equal(draw(&p, x, 0, s), 0);
+        assert_int_equal(rank(&p, x, 0, &(struct sample_ranking){1, 5, tokens, logp}, s), 0);
+        uint32_t allowed[4] = {0, 1u << 3, 0, 1}; /* 35 and 96 */
+        struct sample_job j = {.sampling = &p, .logits = x, .allowed = allowed};
+        p.n_logit_bias = 0;
+        for (j.pos = 0; j.pos < 50; j.pos++) {
+            int32_t token = sample_token(&j, s);
+            assert_true(token == 35 || token == 96);
+        }
+    }
+    float infinite[3] = {INFINITY, 1, 2};
+    struct sample_scratch *three = sample_scratch_new(3);
+    struct pd_sampling p = sample_defaults();
+    p.logit_bias = never;
+    p.n_logit_bias = 1;
+    assert_int_equal(draw(&p, infinite, 0, three), 2);
+    sample_scratch_free(three);
+    sample_scratch_free(s);
+}
+
+/* ---- log-probabilities ---- */
+
+static void logprobs_are_right(void **state)
+{
+    (void)state;
+    float *x = mem_new(BIG, sizeof *x);
+    struct item *items = mem_new(BIG, sizeof *items);
+    static const int sizes[] = {1, 2, 3, 63, 64, 65, 1000, BIG};
+    static const float spans[] = {0, 0.5f, 8, 90, 3000};
+    for (size_t c = 0; c < PD_COUNT(sizes) * PD_COUNT(spans); c++) {
+        int n = sizes[c / PD_COUNT(spans)], n_top = (int)(c % (LOGPROBS_MAX + 1));
+        struct sample_scratch *s = sample_scratch_new(n);
+        struct logprobs got;
+        fill(x, n, c, spans[c % PD_COUNT(spans)]);
+        if (c % 3 == 0) /* ties */
+            for (int i = 0; i < n; i++)
+                x[i] = roundf(x[i]);
+        long double max = -INFINITY, sum = 0;
+        for (int i = 0; i < n; i++) {
+            items[i] = (struct item){x[i], i};
+            max = fmaxl(max, x[i]);
+        }
+        for (int i = 0; i < n; i++)
+            sum += expl(x[i] - max);
+        qsort(items, (size_t)n, sizeof *items, by_item);
+        int32_t token = n / 2;
+        sample_logprobs(x, token, n_top, s, &got);
+        long double want = x[token] - max - logl(sum);
+        assert_true(got.there);
+        assert_true(fabsl(got.chosen - want) <= fabsl(want) * 1e-7L + 1e-9L);
+        assert_int_equal(got.n_top, PD_MIN(n_top, n));
+        for (int i = 0; i < got.n_top; i++) {
+            assert_int_equal(got.top[i].token, items[i].id);
+            want = items[i].logit - max - logl(sum);
+            assert_true(fabsl(got.top[i].logprob - want) <= fabsl(want) * 1e-7L + 1e-9L);
+        }
+        sample_scratch_free(s);
+    }
+    free(x);
+    free(items);
+}
+
+/* The hash stands for the bits that every machine must give. */
+static void logprobs_have_the_same_bits_everywhere(void **state)
+{
+    (void)state;
+    enum { N = 49152 };
+    float *x = mem_new(N, sizeof *x);
+    struct sample_scratch *s = sample_scratch_new(N);
+    uint64_t h = 0;
+    for (uint64_t seed = 0; seed < 40; seed++) {
+        struct logprobs got;
+        fill(x, N, seed, 1 + (float)seed);
+        sample_logprobs(x, (int32_t)seed, LOGPROBS_MAX, s, &got);
+        h = hash_bytes(h, &got.chosen, sizeof got.chosen);
+        h = hash_bytes(h, got.top, (size_t)got.n_top * sizeof *got.top);
+    }
+    assert_int_equal(h, 0x6f60e1343e41bc6au);
+    free(x);
+    sample_scratch_free(s);
+}
+
+static void logprobs_of_nonsense(void **state)
+{
+    (void)state;
+    enum { N = 70 };
+    float x[N];
+    struct logprobs got;
+    struct sample_scratch *s = sample_scratch_new(N);
+    for (int i = 0; i < N; i++)
+        x[i] = i % 2 ? NAN : -INFINITY;
+    sample_logprobs(x, 3, 5, s, &got);
+    assert_true(got.there && got.chosen == -INFINITY && got.n_top == 0);
+    x[66] = 2;
+    sample_logprobs(x, 3, 5, s, &got);
+    assert_true(got.chosen == -INFINITY && got.n_top == 1);
+    assert_true(got.top[0].token == 66 && got.top[0].logprob == 0);
+    x[67] = x[68] = INFINITY;
+    sample_logprobs(x, 68, 5, s, &got);
+    assert_int_equal(got.n_top, 3);
+    assert_float_equal(got.chosen, log(0.5), 1e-6);
+    assert_true(got.top[0].token == 67 && got.top[1].token == 68 && got.top[2].token == 66);
     sample_scratch_free(s);
 }
 
@@ -200,21 +460,21 @@ static void nonsense_logits_do_no_harm(void **state)
         p.temperature = (float)round;
         for (int i = 0; i < N; i++)
             x[i] = NAN;
-        assert_int_equal(sample_token(&p, x, NULL, 0, 5, s), 0);
-        assert_int_equal(sample_rank(&p, x, NULL, 0, 5, 1, 4, tokens, logp, s), 0);
+        assert_int_equal(draw(&p, x, 5, s), 0);
+        assert_int_equal(rank(&p, x, 5, &(struct sample_ranking){1, 4, tokens, logp}, s), 0);
         x[150] = -3;
         x[20] = -INFINITY;
-        assert_int_equal(sample_token(&p, x, NULL, 0, 5, s), 150);
-        assert_int_equal(sample_rank(&p, x, NULL, 0, 5, 1, 4, tokens, logp, s), 1);
+        assert_int_equal(draw(&p, x, 5, s), 150);
+        assert_int_equal(rank(&p, x, 5, &(struct sample_ranking){1, 4, tokens, logp}, s), 1);
         assert_int_equal(tokens[0], 150);
         assert_float_equal(logp[0], 0, 1e-5);
         x[199] = INFINITY;
-        assert_int_equal(sample_token(&p, x, NULL, 0, 5, s), 199);
-        assert_true(sample_rank(&p, x, NULL, 0, 5, 1, 4, tokens, logp, s) >= 1);
+        assert_int_equal(draw(&p, x, 5, s), 199);
+        assert_true(rank(&p, x, 5, &(struct sample_ranking){1, 4, tokens, logp}, s) >= 1);
         assert_int_equal(tokens[0], 199);
         assert_float_equal(logp[0], 0, 1e-5);
         p.top_k = 3;
-        assert_int_equal(sample_token(&p, x, NULL, 0, 5, s), 199);
+        assert_int_equal(draw(&p, x, 5, s), 199);
     }
     sample_scratch_free(s);
 }
@@ -236,9 +496,9 @@ static void rank_is_normalised(void **state)
                 struct pd_sampling p = sample_defaults();
                 p.temperature = temperatures[t];
                 p.seed = seed;
-                int n = sample_rank(&p, x, NULL, 0, 3, spreads[j], 32, tokens, logp, s);
+                int n = rank(&p, x, 3, &(struct sample_ranking){spreads[j], 32, tokens, logp}, s);
                 assert_true(n >= 10);
-                assert_int_equal(tokens[0], sample_token(&p, x, NULL, 0, 3, s));
+                assert_int_equal(tokens[0], draw(&p, x, 3, s));
                 double sum = 0, top = -INFINITY;
                 double *z = mem_new(BIG, sizeof *z);
                 for (int i = 0; i < BIG; i++) {
@@ -292,16 +552,21 @@ static void ranking_is_quick(void **state)
         p.top_p = t == 3 ? 0.95f : 1;
         double begin = ms();
         for (int i = 0; i < 50; i++)
-            sample_rank(&p, x, NULL, 0, i, 0.8f, 16, tokens, logp, s);
-        double rank = (ms() - begin) / 50;
+            rank(&p, x, i, &(struct sample_ranking){0.8f, 16, tokens, logp}, s);
+        double ranked = (ms() - begin) / 50;
         begin = ms();
         for (int i = 0; i < 50; i++)
-            sample_token(&p, x, NULL, 0, i, s);
+            draw(&p, x, i, s);
         double token = (ms() - begin) / 50;
         static const char *const names[] = {"greedy", "noise", "noise, top-k", "noise, top-p"};
-        printf("%s: rank %.3f ms, token %.3f ms\n", names[t], rank, token);
-        assert_true(rank < 20 && token < 20);
+        printf("%s: rank %.3f ms, token %.3f ms\n", names[t], ranked, token);
+        assert_true(ranked < 20 && token < 20);
     }
+    struct logprobs probs;
+    double begin = ms();
+    for (int i = 0; i < 50; i++)
+        sample_logprobs(x, i, LOGPROBS_MAX, s, &probs);
+    printf("log-probabilities: %.3f ms\n", (ms() - begin) / 50);
     free(x);
     sample_scratch_free(s);
 }
@@ -311,16 +576,57 @@ static void ranges_are_checked(void **state)
     (void)state;
     struct pd_error err = {0};
     struct pd_sampling p = sample_defaults();
-    assert_int_equal(sample_check(&p, &err), PD_OK);
+    assert_int_equal(sample_check(&p, 0, &err), PD_OK);
     p.top_p = 0;
-    assert_int_equal(sample_check(&p, &err), PD_ERR_USAGE);
+    assert_int_equal(sample_check(&p, 0, &err), PD_ERR_USAGE);
     assert_non_null(strstr(err.text, "top_p"));
     p = sample_defaults();
     p.temperature = NAN;
-    assert_int_equal(sample_check(&p, &err), PD_ERR_USAGE);
+    assert_int_equal(sample_check(&p, 0, &err), PD_ERR_USAGE);
     p = sample_defaults();
     p.repeat_penalty = 0;
-    assert_int_equal(sample_check(&p, NULL), PD_ERR_USAGE);
+    assert_int_equal(sample_check(&p, 0, NULL), PD_ERR_USAGE);
+}
+
+static void check_refuses(const struct pd_sampling *p, const char *field)
+{
+    struct pd_error err = {0};
+    assert_int_equal(sample_check(p, 100, &err), PD_ERR_USAGE);
+    if (!strstr(err.text, field))
+        fail_msg("'%s' does not name %s", err.text, field);
+}
+
+static void ranges_of_penalties_and_bias(void **state)
+{
+    (void)state;
+    static struct pd_logit_bias many[LOGIT_BIAS_MAX + 1];
+    static const float wrong[] = {NAN, INFINITY, 1001, -1001};
+    struct pd_sampling p = sample_defaults();
+    p.logit_bias = many;
+    p.n_logit_bias = LOGIT_BIAS_MAX;
+    many[7] = (struct pd_logit_bias){99, -INFINITY};
+    assert_int_equal(sample_check(&p, 100, NULL), PD_OK);
+    for (size_t i = 0; i < PD_COUNT(wrong); i++) {
+        struct pd_sampling q = sample_defaults();
+        q.presence_penalty = wrong[i];
+        check_refuses(&q, "presence_penalty");
+        q = sample_defaults();
+        q.frequency_penalty = wrong[i];
+        check_refuses(&q, "frequency_penalty");
+        many[7].bias = wrong[i];
+        check_refuses(&p, "logit_bias[7]");
+    }
+    many[7] = (struct pd_logit_bias){100, 0};
+    check_refuses(&p, "token 100 is not in the vocabulary of 100");
+    assert_int_equal(sample_check(&p, 0, NULL), PD_OK); /* not known */
+    many[7].token = -1;
+    check_refuses(&p, "logit_bias[7]");
+    many[7].token = 1;
+    p.n_logit_bias++;
+    check_refuses(&p, "logit_bias: 1025 entries");
+    p.logit_bias = NULL;
+    p.n_logit_bias = 3;
+    check_refuses(&p, "logit_bias is NULL");
 }
 
 int main(void)
@@ -330,10 +636,17 @@ int main(void)
         cmocka_unit_test(filters_keep_what_naive_keeps),
         cmocka_unit_test(greedy_takes_the_lowest_of_equals),
         cmocka_unit_test(penalty_counts_each_recent_token_once),
+        cmocka_unit_test(settings_apply_in_their_order),
+        cmocka_unit_test(penalties_count_the_reply_alone),
+        cmocka_unit_test(biased_and_masked_tokens),
+        cmocka_unit_test(logprobs_are_right),
+        cmocka_unit_test(logprobs_have_the_same_bits_everywhere),
+        cmocka_unit_test(logprobs_of_nonsense),
         cmocka_unit_test(nonsense_logits_do_no_harm),
         cmocka_unit_test(rank_is_normalised),
         cmocka_unit_test(ranking_is_quick),
         cmocka_unit_test(ranges_are_checked),
+        cmocka_unit_test(ranges_of_penalties_and_bias),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
 }

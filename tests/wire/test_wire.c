@@ -15,6 +15,9 @@ static const struct wire_limits limits = {.n_stages = 14, .n_embd = EMBD, .n_voc
 static struct row rows_in[BATCH_ROWS], rows_out[BATCH_ROWS];
 static float hidden_in[BATCH_ROWS * EMBD], hidden_out[BATCH_ROWS * EMBD];
 
+static struct pd_logit_bias bias_in[LOGIT_BIAS_MAX], bias_out[LOGIT_BIAS_MAX];
+static const struct wire_room room = {rows_out, hidden_out, bias_out};
+
 static unsigned pick(uint64_t seed, unsigned what, unsigned n)
 {
     return (unsigned)(rng_u64(seed, what, 0, 7) % n);
@@ -59,6 +62,31 @@ static void random_begin(struct msg_begin *b, uint64_t seed)
     b->sample.seed = rng_u64(seed, 12, 0, 0);
     for (int i = 0; i < b->n_end_tokens; i++)
         b->end_tokens[i] = (int)pick(seed, 20 + (unsigned)i, 1000);
+    b->reply_pos = 1 + (int)pick(seed, 15, (unsigned)b->root_pos + 1);
+    b->logprobs = pick(seed, 16, 2);
+    b->top_logprobs = (int)pick(seed, 17, LOGPROBS_MAX + 1);
+    b->sample.presence_penalty = (float)pick(seed, 18, 400) / 100 - 2;
+    b->sample.frequency_penalty = (float)pick(seed, 19, 400) / 100 - 2;
+    b->sample.n_logit_bias = pick(seed, 50, 3) ? pick(seed, 51, 9) : pick(seed, 52, LOGIT_BIAS_MAX + 1);
+    b->sample.logit_bias = b->sample.n_logit_bias ? bias_in : NULL;
+    for (unsigned i = 0; i < b->sample.n_logit_bias; i++)
+        bias_in[i] = (struct pd_logit_bias){(int)pick(seed, 1000 + 2 * i, 1000),
+                                            i % 3 ? (float)pick(seed, 1001 + 2 * i, 2001) - 1000 : -INFINITY};
+}
+
+static void random_advance(struct msg_advance *a, uint64_t seed)
+{
+    *a = (struct msg_advance){.seq = 1 + pick(seed, 1, 1u << 30),
+                              .token = (int)pick(seed, 2, 1000),
+                              .pos = 1 + (int)pick(seed, 3, 400),
+                              .finish = (uint8_t)pick(seed, 4, PD_REASON_FAULT + 1)};
+    if (pick(seed, 5, 2))
+        return;
+    a->probs.there = true;
+    a->probs.chosen = pick(seed, 6, 9) ? -(float)pick(seed, 7, 1000) / 16 : -INFINITY;
+    a->probs.n_top = (int)pick(seed, 8, LOGPROBS_MAX + 1);
+    for (int i = 0; i < a->probs.n_top; i++)
+        a->probs.top[i] = (struct pd_logprob){(int)pick(seed, 10 + (unsigned)i, 1000), -(float)i};
 }
 
 static struct msg random_msg(uint64_t seed)
@@ -74,9 +102,7 @@ static struct msg random_msg(uint64_t seed)
     if (m.type == MSG_END)
         m.end.advances = pick(seed, 1, 1u << 31);
     if (m.type == MSG_ADVANCE)
-        m.advance =
-            (struct msg_advance){1 + pick(seed, 1, 1u << 30), (int)pick(seed, 2, 1000),
-                                 1 + (int)pick(seed, 3, 400), (uint8_t)pick(seed, 4, PD_REASON_FAULT + 1)};
+        random_advance(&m.advance, seed);
     if (m.type == MSG_REPORT) {
         m.report =
             (struct msg_report){.stage = (int)pick(seed, 1, 14), .rows = (int)pick(seed, 2, BATCH_ROWS + 1)};
@@ -108,6 +134,17 @@ static void check_same(const struct msg *a, const struct msg *b)
 {
     assert_int_equal(a->type, b->type);
     assert_int_equal(a->request, b->request);
+    if (a->type == MSG_BEGIN) {
+        const struct pd_sampling *of = &a->begin.sample;
+        struct msg same = *b;
+        assert_int_equal(of->n_logit_bias, b->begin.sample.n_logit_bias);
+        if (of->n_logit_bias)
+            assert_memory_equal(of->logit_bias, b->begin.sample.logit_bias,
+                                of->n_logit_bias * sizeof *of->logit_bias);
+        same.begin.sample.logit_bias = of->logit_bias;
+        assert_memory_equal(a, &same, sizeof *a);
+        return;
+    }
     if (a->type != MSG_ROWS) {
         assert_memory_equal(a, b, sizeof *a);
         return;
@@ -130,12 +167,13 @@ static void round_trip(void **state)
         size_t size;
         uint8_t *data = encode(&in, WIRE_F32, &size);
         if (wire_peek(&head, data, size, &limits, &err) ||
-            wire_decode(&out, rows_out, hidden_out, data, size, &limits, &err))
+            wire_decode(&out, &room, data, size, &limits, &err))
             fail_msg("seed %llu: %s", (unsigned long long)seed, err.text);
         assert_int_equal(head.envelope.from, 3);
         assert_int_equal(head.envelope.to, 4);
         assert_int_equal(head.envelope.due_ns, 123456789012345);
         assert_int_equal(head.n_rows, in.type == MSG_ROWS ? in.rows.n : 0);
+        assert_int_equal(head.n_bias, in.type == MSG_BEGIN ? in.begin.sample.n_logit_bias : 0);
         check_same(&in, &out);
         free(data);
     }
@@ -152,12 +190,12 @@ static void wrong_lengths(void **state)
         for (size_t cut = 0; cut < size; cut += 1 + cut / 50) {
             uint8_t *part = malloc(cut ? cut : 1);
             memcpy(part, data, cut);
-            assert_int_equal(wire_decode(&out, rows_out, hidden_out, part, cut, &limits, NULL), PD_ERR_PEER);
+            assert_int_equal(wire_decode(&out, &room, part, cut, &limits, NULL), PD_ERR_PEER);
             free(part);
         }
         uint8_t *more = calloc(size + 1, 1);
         memcpy(more, data, size);
-        assert_int_equal(wire_decode(&out, rows_out, hidden_out, more, size + 1, &limits, NULL), PD_ERR_PEER);
+        assert_int_equal(wire_decode(&out, &room, more, size + 1, &limits, NULL), PD_ERR_PEER);
         free(more);
         free(data);
     }
@@ -174,12 +212,12 @@ static void damaged_bytes(void **state)
         uint8_t *data = encode(&in, (enum wire_hidden)(seed % 3), &size);
         size_t at = (size_t)(rng_u64(seed, 60, 0, 0) % PD_MIN(size, (size_t)(seed & 1 ? 80 : 1 << 20)));
         data[at] = (uint8_t)rng_u64(seed, 61, 0, 0);
-        if (wire_decode(&out, rows_out, hidden_out, data, size, &limits, &err)) {
+        if (wire_decode(&out, &room, data, size, &limits, &err)) {
             assert_true(strlen(err.text) > 20);
         } else {
             size_t size2;
             uint8_t *data2 = encode(&out, WIRE_F32, &size2);
-            assert_int_equal(wire_decode(&again, rows_out, hidden_out, data2, size2, &limits, &err), PD_OK);
+            assert_int_equal(wire_decode(&again, &room, data2, size2, &limits, &err), PD_OK);
             free(data2);
         }
         free(data);
@@ -192,7 +230,7 @@ static void refuse(struct msg *m, const char *field)
     struct pd_error err = {0};
     size_t size;
     uint8_t *data = encode(m, WIRE_F32, &size);
-    assert_int_equal(wire_decode(&out, rows_out, hidden_out, data, size, &limits, &err), PD_ERR_PEER);
+    assert_int_equal(wire_decode(&out, &room, data, size, &limits, &err), PD_ERR_PEER);
     if (!strstr(err.text, field))
         fail_msg("'%s' does not name %s", err.text, field);
     free(data);
@@ -216,7 +254,23 @@ static void fields_are_named(void **state)
     BEGIN(sample.temperature, NAN, "begin.temperature");
     BEGIN(sample.top_p, INFINITY, "begin.top_p");
     BEGIN(sample.repeat_penalty, 0, "begin.repeat_penalty");
+    BEGIN(reply_pos, 0, "begin.reply_pos");
+    BEGIN(reply_pos, m.begin.root_pos + 2, "begin.reply_pos");
+    BEGIN(top_logprobs, LOGPROBS_MAX + 1, "begin.top_logprobs");
+    BEGIN(sample.presence_penalty, NAN, "begin.presence_penalty");
+    BEGIN(sample.frequency_penalty, 101, "begin.frequency_penalty");
 #undef BEGIN
+    static const float biases[] = {NAN, INFINITY, 1000.5f, -1001};
+    for (size_t i = 0; i < PD_COUNT(biases); i++) {
+        random_begin(&m.begin, 1);
+        m.begin.sample.logit_bias = bias_in;
+        m.begin.sample.n_logit_bias = 2;
+        bias_in[0] = (struct pd_logit_bias){5, -INFINITY};
+        bias_in[1] = (struct pd_logit_bias){6, biases[i]};
+        refuse(&m, "begin.logit_bias");
+    }
+    bias_in[1] = (struct pd_logit_bias){1000, 0};
+    refuse(&m, "begin.logit_bias.token");
     m = (struct msg){.type = MSG_REPORT};
     m.report.stage = 14;
     refuse(&m, "report.stage");
@@ -227,10 +281,17 @@ static void fields_are_named(void **state)
     m.report = (struct msg_report){.busy_ns = -1};
     refuse(&m, "report.busy_ns");
     m = (struct msg){.type = MSG_ADVANCE};
-    m.advance = (struct msg_advance){1, 5, 7, PD_REASON_FAULT + 1};
+    m.advance = (struct msg_advance){.seq = 1, .token = 5, .pos = 7, .finish = PD_REASON_FAULT + 1};
     refuse(&m, "advance.finish");
-    m.advance = (struct msg_advance){1, -5, 7, 0};
+    m.advance = (struct msg_advance){.seq = 1, .token = -5, .pos = 7};
     refuse(&m, "advance.token");
+    m.advance = (struct msg_advance){.seq = 1, .token = 5, .pos = 7};
+    m.advance.probs = (struct logprobs){.there = true, .chosen = 0.5f};
+    refuse(&m, "advance.logprob");
+    m.advance.probs = (struct logprobs){.there = true, .n_top = 1, .top = {{5, NAN}}};
+    refuse(&m, "advance.top.logprob");
+    m.advance.probs = (struct logprobs){.there = true, .n_top = 1, .top = {{1000, 0}}};
+    refuse(&m, "advance.top.token");
     struct row loop = {.node = {7}, .parent = {7}, .token = 1, .pos = 1, .request = 1};
     m = (struct msg){.type = MSG_ROWS};
     m.rows = (struct msg_rows){.n = 1, .rows = &loop};
@@ -248,6 +309,37 @@ static void fields_are_named(void **state)
     refuse(&m, "rows.n_prompt");
 }
 
+/* What says how long a list is, and is not what has come. */
+static void lengths_that_lie(void **state)
+{
+    (void)state;
+    struct msg begin = {.type = MSG_BEGIN}, advance = {.type = MSG_ADVANCE}, out;
+    size_t size;
+    random_begin(&begin.begin, 1);
+    begin.begin.sample.n_logit_bias = 3;
+    begin.begin.sample.logit_bias = bias_in;
+    for (int i = 0; i < 3; i++)
+        bias_in[i] = (struct pd_logit_bias){i, 1};
+    uint8_t *data = encode(&begin, WIRE_F32, &size);
+    assert_int_equal(data[WIRE_HEADER_BYTES + 40], 3);
+    for (unsigned n = 0; n < 1u << 16; n++) {
+        data[WIRE_HEADER_BYTES + 40] = (uint8_t)n;
+        data[WIRE_HEADER_BYTES + 40 + (n % 2 ? 1 : 3)] = (uint8_t)(n >> 8);
+        assert_int_equal(wire_decode(&out, &room, data, size, &limits, NULL), n == 3 ? PD_OK : PD_ERR_PEER);
+        data[WIRE_HEADER_BYTES + 40 + (n % 2 ? 1 : 3)] = 0;
+    }
+    free(data);
+    random_advance(&advance.advance, 1);
+    advance.advance.probs = (struct logprobs){.there = true, .n_top = 4};
+    data = encode(&advance, WIRE_F32, &size);
+    assert_int_equal(data[WIRE_HEADER_BYTES + 13], 5);
+    for (int n = 0; n < 256; n++) {
+        data[WIRE_HEADER_BYTES + 13] = (uint8_t)n;
+        assert_int_equal(wire_decode(&out, &room, data, size, &limits, NULL), n == 5 ? PD_OK : PD_ERR_PEER);
+    }
+    free(data);
+}
+
 static void other_versions(void **state)
 {
     (void)state;
@@ -256,10 +348,10 @@ static void other_versions(void **state)
     size_t size;
     uint8_t *data = encode(&m, WIRE_F32, &size);
     data[4]++;
-    assert_int_equal(wire_decode(&out, NULL, NULL, data, size, &limits, &err), PD_ERR_PEER);
-    assert_non_null(strstr(err.text, "version 4, ours is 3"));
+    assert_int_equal(wire_decode(&out, &room, data, size, &limits, &err), PD_ERR_PEER);
+    assert_non_null(strstr(err.text, "version 5, ours is 4"));
     data[0]++;
-    assert_int_equal(wire_decode(&out, NULL, NULL, data, size, &limits, &err), PD_ERR_PEER);
+    assert_int_equal(wire_decode(&out, &room, data, size, &limits, &err), PD_ERR_PEER);
     free(data);
 }
 
@@ -296,7 +388,7 @@ static void inexact_formats(void **state)
         for (int h = WIRE_F16; h <= WIRE_Q8; h++) {
             size_t size;
             uint8_t *data = encode(&in, (enum wire_hidden)h, &size);
-            assert_int_equal(wire_decode(&out, rows_out, hidden_out, data, size, &limits, NULL), PD_OK);
+            assert_int_equal(wire_decode(&out, &room, data, size, &limits, NULL), PD_OK);
             float bound = h == WIRE_F16 ? 10.0f / 2048 : 10.0f / 127 / 2 * 1.001f;
             for (int i = 0; i < in.rows.n * EMBD; i++)
                 assert_true(fabsf(hidden_in[i] - hidden_out[i]) <= bound);
@@ -360,7 +452,7 @@ static void notes(void **state)
         assert_true(size == note_size(&in) && size <= wire_size_max(0));
         assert_int_equal(note_of(&out, data, size, &err), PD_OK);
         assert_memory_equal(&in, &out, sizeof in);
-        assert_int_equal(wire_decode(&m, rows_out, hidden_out, data, size, &limits, &err), PD_ERR_PEER);
+        assert_int_equal(wire_decode(&m, &room, data, size, &limits, &err), PD_ERR_PEER);
         assert_int_equal(note_of(&out, data, size - 1, &err), PD_ERR_PEER);
         data[size] = 0;
         assert_int_equal(note_of(&out, data, size + 1, &err), PD_ERR_PEER);
@@ -385,9 +477,14 @@ static void notes(void **state)
 
 int main(void)
 {
-    const struct CMUnitTest tests[] = {cmocka_unit_test(round_trip),     cmocka_unit_test(wrong_lengths),
-                                       cmocka_unit_test(damaged_bytes),  cmocka_unit_test(fields_are_named),
-                                       cmocka_unit_test(other_versions), cmocka_unit_test(notes),
-                                       cmocka_unit_test(halves),         cmocka_unit_test(inexact_formats)};
+    const struct CMUnitTest tests[] = {cmocka_unit_test(round_trip),
+                                       cmocka_unit_test(wrong_lengths),
+                                       cmocka_unit_test(damaged_bytes),
+                                       cmocka_unit_test(fields_are_named),
+                                       cmocka_unit_test(lengths_that_lie),
+                                       cmocka_unit_test(other_versions),
+                                       cmocka_unit_test(notes),
+                                       cmocka_unit_test(halves),
+                                       cmocka_unit_test(inexact_formats)};
     return cmocka_run_group_tests(tests, NULL, NULL);
 }
