@@ -34,6 +34,11 @@ struct stage {
     /* what the next effects point to */
     struct row out_rows[BATCH_ROWS];
     struct pd_logit_bias bias[LOGIT_BIAS_MAX];
+    struct ended { /* requests whose END goes on with this step */
+        uint32_t request;
+        struct msg_end end;
+    } ended[LANES_MAX];
+    int n_ended;
     struct handles_out release;
     struct outbox box;
 };
@@ -232,10 +237,18 @@ static void try_end(struct stage *s, struct lane *l, struct effects *out)
     bury(s, l, out);
     if (l->running)
         return;
-    effect_send(out, &s->box, next_role(s), MSG_END, l->request)->end = l->end;
+    s->ended[s->n_ended++] = (struct ended){l->request, l->end};
     l->end_waits = false;
     l->request = 0;
     report(s, out, &(struct batch_end){0});
+}
+
+/* Last of a step's effects: once END has passed nothing of the request is left here. */
+static void pass_ends(struct stage *s, struct effects *out)
+{
+    for (int i = 0; i < s->n_ended; i++)
+        effect_send(out, &s->box, next_role(s), MSG_END, s->ended[i].request)->end = s->ended[i].end;
+    s->n_ended = 0;
 }
 
 static void on_begin(struct stage *s, const struct msg *msg, struct effects *out)
@@ -472,5 +485,6 @@ void stage_step(struct stage *s, const struct event *in, struct effects *out)
         return;
     }
     flush(s, out); /* once a step: a second would write over what the first one's effects point to */
+    pass_ends(s, out);
     fault_tell(&s->fault, out);
 }

@@ -56,7 +56,13 @@ static void carry_out(struct world *w)
 
 static void step(struct world *w, struct event ev)
 {
+    bool ended = false;
     stage_step(w->s, &ev, &w->fx);
+    for (int i = 0; i < w->fx.n; i++) { /* whoever gets END may look: the K/V is told before */
+        const struct effect *e = &w->fx.e[i];
+        assert_false(ended && (e->type == EFF_KV || e->type == EFF_RELEASE));
+        ended |= e->type == EFF_SEND && e->msg->type == MSG_END;
+    }
     carry_out(w);
 }
 
