@@ -23,6 +23,7 @@ base|pc:libpcre2-8|libpcre2-dev|PCRE2: tokenizer patterns
 base|pc:libutf8proc|libutf8proc-dev|utf8proc: Unicode normalisation
 base|pc:inih|libinih-dev|inih: device profiles
 base|pc:libedit|libedit-dev|libedit: line editing in chat
+base|pc:libmicrohttpd>=0.9.71|libmicrohttpd-dev|libmicrohttpd: HTTP
 base|pc:cmocka|libcmocka-dev|cmocka: tests
 base|cmd:mpicc|libopenmpi-dev|Open MPI (or another MPI): several machines
 base|cmd:mpirun|openmpi-bin|mpirun: several machines

@@ -16,6 +16,7 @@ struct command {
 static const struct command commands[] = {
     {"run", cmd_run, "decode one prompt and print the text"},
     {"chat", cmd_chat, "talk with a model, turn by turn"},
+    {"serve", cmd_serve, "an OpenAI-compatible server, which outlives its engine"},
     {"info", cmd_info, "what a GGUF file holds, and how it would be cut into stages"},
     {"bench", cmd_bench, "compare modes on a set of questions"},
     {"simulate", cmd_simulate,
@@ -40,7 +41,8 @@ static void print_help(FILE *f)
           "Examples:\n"
           "  pipedec run -m model.gguf --chat -p \"Why is the sky blue?\"\n"
           "  pipedec run -m big.gguf -d small.gguf --stages 14 --clock virtual -p \"Hello\"\n"
-          "  pipedec chat -m model.gguf\n",
+          "  pipedec chat -m model.gguf\n"
+          "  pipedec serve -m model.gguf\n",
           f);
 }
 

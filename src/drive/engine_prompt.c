@@ -161,7 +161,7 @@ enum pd_status prompt_encode(struct pd_engine *e, const struct pd_request *r, st
     else if (r->prompt)
         status =
             tokenizer_encode(e->tokenizer, r->prompt, r->prompt_size ? r->prompt_size : strlen(r->prompt),
-                             TOKENIZE_SPECIAL | TOKENIZE_BOS, out, err);
+                             TOKENIZE_PROMPT, out, err);
     for (size_t i = 0; i < r->n_tokens && !status; i++)
         status = r->tokens[i] >= 0 && r->tokens[i] < n_vocab
                      ? token_list_add(out, r->tokens[i], err)

@@ -52,6 +52,7 @@ int tokenizer_vocab_size(const struct tokenizer *t);
 enum tokenize_flags {
     TOKENIZE_SPECIAL = 1, /* "<|im_end|>" in the text is that control token, not its letters */
     TOKENIZE_BOS = 2,     /* begin the sequence with BOS if the model wants that */
+    TOKENIZE_PROMPT = TOKENIZE_SPECIAL | TOKENIZE_BOS, /* of a prompt that is a text as it stands */
 };
 /* Append the tokens of text [size bytes] to `out`. Empty text gives no tokens (besides BOS). User-defined tokens
  * ("<tool_call>") are found with or without TOKENIZE_SPECIAL. Errors: PD_ERR_MEMORY. */
