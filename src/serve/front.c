@@ -33,7 +33,7 @@ enum pd_status front_open(struct front **out, const struct front_options *o, str
     metrics_init(&f->metrics);
     atomic_init(&f->ending, false);
     atomic_init(&f->closing, false);
-    enum pd_status status = watch_open(f, err);
+    enum pd_status status = front_watch_open(f, err);
     if (!status)
         status = http_open(f, err);
     if (status) {
@@ -54,10 +54,10 @@ void front_end_soon(struct front *f)
     atomic_store(&f->ending, true);
 }
 
-static int jobs(struct front *f)
+static int flows(struct front *f)
 {
     pthread_mutex_lock(&f->lock);
-    const int n = f->n_jobs;
+    const int n = f->n_flows;
     pthread_mutex_unlock(&f->lock);
     return n;
 }
@@ -66,8 +66,8 @@ static int jobs(struct front *f)
 static void lose_all(struct front *f)
 {
     pthread_mutex_lock(&f->lock);
-    for (struct job *j = f->jobs; j; j = j->next)
-        job_lost(j);
+    for (struct flow *j = f->flows; j; j = j->next)
+        flow_lost(j);
     pthread_mutex_unlock(&f->lock);
 }
 
@@ -76,12 +76,12 @@ void front_close(struct front *f)
     if (!f)
         return;
     atomic_store(&f->ending, true);
-    for (int i = 0; i < 500 && jobs(f); i++)
+    for (int i = 0; i < 500 && flows(f); i++)
         usleep(10000);
     atomic_store(&f->closing, true);
     lose_all(f);
     http_close(f);
-    watch_close(f);
+    front_watch_close(f);
     pthread_mutex_destroy(&f->lock);
     metrics_free(&f->metrics);
     free(f);

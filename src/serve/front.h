@@ -4,7 +4,7 @@
  *     http.c       libmicrohttpd's callbacks: headers, keys, bodies, limits, answers
  *     watch.c      a thread of its own: clients that have gone or dawdle, pings of quiet streams
  *     route.c      endpoints by path and method
- *     job.c        a generation under way, between backend and client
+ *     flow.c       a generation under way, between backend and client
  *     api*.c       bodies to requests        reply*.c  results to JSON and events
  *     info.c       /health /props /slots ... metrics.c /metrics        page.html  the page at /
  *     lexicon.c    tokenizer and template    backend.c the engine

@@ -1,7 +1,7 @@
 /* serve: what the front's files share.
  *
- * Locks: front.lock (the lists) before job.lock; under none of them the backend is called. An exchange belongs to
- * libmicrohttpd's thread. A job lives while its exchange or a sink of the backend holds it.
+ * Locks: front.lock (the lists) before flow.lock; under none of them the backend is called. An exchange belongs to
+ * libmicrohttpd's thread. A flow lives while its exchange or a sink of the backend holds it.
  */
 #ifndef PD_SERVE_FRONT_IMPL_H
 #define PD_SERVE_FRONT_IMPL_H
@@ -44,7 +44,7 @@ struct exchange {
     size_t body_room; /* counted against bodies_max */
     int refused; /* the answer's code if it was decided before the body had come; then `answer` holds it */
     const char *allow; /* 405: the methods that there are */
-    struct job *job;
+    struct flow *flow;
     /* The answer of a route that is no generation. */
     int code;
     const char *type; /* NULL: application/json */
@@ -58,18 +58,18 @@ void answer_failure(struct exchange *x, const struct pd_error *err); /* the code
 const struct route *route_find(const char *method, const char *path, char rest[FRONT_PATH],
                                const char **allow);
 
-/* ---- jobs ---- */
+/* ---- flows ---- */
 
 struct choice {
-    struct job *job;
+    struct flow *flow;
     struct reply_choice reply;
     uint64_t id; /* the backend's */
     bool ended;
     int64_t first_ns, last_ns; /* of its tokens */
 };
-struct job {
+struct flow {
     struct front *front;
-    struct job *next, **link; /* front.jobs, while an exchange has it */
+    struct flow *next, **link; /* front.flows, while an exchange has it */
     pthread_mutex_t lock;
     int holders;
     struct api_request request;
@@ -89,19 +89,19 @@ struct job {
     struct pd_error error; /* the first failure */
 };
 /* Begin a generation for x (its body holds the request); on failure x has its answer. */
-void job_begin(struct front *f, struct exchange *x, enum api_form form);
+void flow_begin(struct front *f, struct exchange *x, enum api_form form);
 /* On libmicrohttpd's thread: the answer is to be given; false: later, the connection is suspended. */
-bool job_ready(struct job *j);
+bool flow_ready(struct flow *j);
 /* The stream's bytes: > 0, 0 (suspended), or MHD_CONTENT_READER_END_*. */
-ssize_t job_read(struct job *j, char *buffer, size_t max);
-bool job_answer(struct job *j,
-                struct exchange *x); /* the whole reply, or its error; false: nobody is there */
+ssize_t flow_read(struct flow *j, char *buffer, size_t max);
+bool flow_answer(struct flow *j,
+                 struct exchange *x); /* the whole reply, or its error; false: nobody is there */
 /* The client has gone, or has its answer: what still runs is cancelled. Lets the exchange's hold go. */
-void job_leave(struct job *j);
-void job_lost(struct job *j); /* by watch: the client has gone; the connection is woken to find that out */
-void job_ping(struct job *j, int64_t now_ns);
-void job_hold(struct job *j);
-void job_drop(struct job *j);
+void flow_leave(struct flow *j);
+void flow_lost(struct flow *j); /* by watch: the client has gone; the connection is woken to find that out */
+void flow_ping(struct flow *j, int64_t now_ns);
+void flow_hold(struct flow *j);
+void flow_drop(struct flow *j);
 
 /* ---- the front ---- */
 
@@ -112,9 +112,9 @@ struct front {
     struct metrics metrics;
     pthread_mutex_t lock;
     struct peer *peers;
-    struct job *jobs;
-    int n_jobs;
-    uint64_t jobs_begun;
+    struct flow *flows;
+    int n_flows;
+    uint64_t flows_begun;
     size_t bodies; /* bytes of all bodies */
     atomic_bool ending, closing;
     pthread_t watch;
@@ -126,8 +126,8 @@ int64_t front_ns(void); /* a monotonic clock */
 
 enum pd_status http_open(struct front *f, struct pd_error *err);
 void http_close(struct front *f);
-enum pd_status watch_open(struct front *f, struct pd_error *err);
-void watch_close(struct front *f);
+enum pd_status front_watch_open(struct front *f, struct pd_error *err);
+void front_watch_close(struct front *f);
 
 /* ---- routes (info.c, tokens.c) ---- */
 

@@ -87,21 +87,21 @@ static enum MHD_Result send_answer(struct front *f, struct exchange *x)
 static ssize_t read_stream(void *user, uint64_t pos, char *buffer, size_t max)
 {
     (void)pos;
-    return job_read(user, buffer, max);
+    return flow_read(user, buffer, max);
 }
 
 static void stream_freed(void *user)
 {
-    job_drop(user);
+    flow_drop(user);
 }
 
 static enum MHD_Result send_stream(struct front *f, struct exchange *x)
 {
-    job_hold(x->job);
+    flow_hold(x->flow);
     struct MHD_Response *response =
-        MHD_create_response_from_callback(MHD_SIZE_UNKNOWN, 16 << 10, read_stream, x->job, stream_freed);
+        MHD_create_response_from_callback(MHD_SIZE_UNKNOWN, 16 << 10, read_stream, x->flow, stream_freed);
     if (!response) {
-        job_drop(x->job);
+        flow_drop(x->flow);
         return MHD_NO;
     }
     MHD_add_response_header(response, "Content-Type", "text/event-stream; charset=utf-8");
@@ -239,9 +239,9 @@ static enum MHD_Result begin(struct front *f, void **state, struct MHD_Connectio
 /* A generation whose reply comes as a whole: the connection sleeps until it is there. */
 static enum MHD_Result when_ready(struct front *f, struct exchange *x)
 {
-    if (!job_ready(x->job))
+    if (!flow_ready(x->flow))
         return MHD_YES;
-    return job_answer(x->job, x) ? send_answer(f, x) : MHD_NO;
+    return flow_answer(x->flow, x) ? send_answer(f, x) : MHD_NO;
 }
 
 static enum MHD_Result on_request(void *user, struct MHD_Connection *c, const char *path, const char *method,
@@ -257,15 +257,15 @@ static enum MHD_Result on_request(void *user, struct MHD_Connection *c, const ch
         *upload_size = 0;
         return MHD_YES;
     }
-    if (x->job)
+    if (x->flow)
         return when_ready(f, x);
     due(f, x->peer, 0);
     if (!x->refused)
         x->route->run(f, x);
     free_body(f, x);
-    if (!x->job)
+    if (!x->flow)
         return send_answer(f, x);
-    return x->job->request.stream ? send_stream(f, x) : when_ready(f, x);
+    return x->flow->request.stream ? send_stream(f, x) : when_ready(f, x);
 }
 
 static void on_completed(void *user, struct MHD_Connection *c, void **state,
@@ -276,10 +276,10 @@ static void on_completed(void *user, struct MHD_Connection *c, void **state,
     (void)c;
     if (!x)
         return;
-    if (x->job) {
+    if (x->flow) {
         if (how != MHD_REQUEST_TERMINATED_COMPLETED_OK)
             metrics_lost(&f->metrics, false);
-        job_leave(x->job);
+        flow_leave(x->flow);
     }
     due(f, x->peer, front_ns());
     free_body(f, x);

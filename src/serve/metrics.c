@@ -107,6 +107,12 @@ static void histogram(struct text_buf *out, const char *name, const char *help, 
         h->sum, name, (unsigned long long)sum);
 }
 
+/* Of the submitted rows those are not drafted that begin anew after a miss, and without a draft all. */
+static double drafted(const struct backend_status *s)
+{
+    return s->draft_name[0] && s->drafted > s->misses ? (double)(s->drafted - s->misses) : 0;
+}
+
 /* The names that dashboards for llama.cpp's server know. */
 static void known_names(struct text_buf *out, const struct backend_status *s)
 {
@@ -120,8 +126,7 @@ static void known_names(struct text_buf *out, const struct backend_status *s)
         {"llamacpp:tokens_predicted_total", "counter", "Tokens produced", (double)s->tokens},
         {"llamacpp:tokens_predicted_seconds_total", "counter", "Time spent on tokens", s->decode_s},
         {"llamacpp:n_decode_total", "counter", "Batches submitted", (double)s->batches},
-        {"llamacpp:spec_decode_num_draft_tokens_total", "counter", "Drafted tokens submitted",
-         (double)s->drafted},
+        {"llamacpp:spec_decode_num_draft_tokens_total", "counter", "Drafted tokens submitted", drafted(s)},
         {"llamacpp:spec_decode_num_accepted_tokens_total", "counter", "Drafted tokens that came true",
          (double)s->accepted},
         {"llamacpp:prompt_tokens_seconds", "gauge", "Prompt tokens a second, mean",
@@ -143,8 +148,8 @@ static void pipeline(struct text_buf *out, const struct backend_status *s)
     head(out, rows, "counter", "Rows computed, by their fate");
     labelled(out, rows, "fate", "prompt", (double)s->prompt_rows);
     labelled(out, rows, "fate", "accepted", (double)s->accepted);
-    labelled(out, rows, "fate", "discarded",
-             (double)(s->drafted > s->accepted ? s->drafted - s->accepted : 0));
+    labelled(out, rows, "fate", "root", (double)s->drafted - drafted(s));
+    labelled(out, rows, "fate", "discarded", PD_MAX(drafted(s) - (double)s->accepted, 0));
     head(out, tokens, "counter", "Tokens, by where the prediction tree had them");
     labelled(out, tokens, "where", "hit", (double)s->hits);
     labelled(out, tokens, "where", "late", (double)s->late);

@@ -165,7 +165,8 @@ void reply_put_timings(yyjson_mut_doc *d, yyjson_mut_val *o, const struct pd_sta
     yyjson_mut_obj_add_int(d, t, "cache_n", s->kept_tokens);
     put_pace(d, t, prompt, s->prompt_tokens - s->kept_tokens, s->first_token_s * 1000);
     put_pace(d, t, predicted, s->tokens, PD_MAX(s->total_s - s->first_token_s, 0) * 1000);
-    yyjson_mut_obj_add_int(d, t, "draft_n", s->rows);
+    /* Of the submitted rows those are not drafted that begin anew after a miss. */
+    yyjson_mut_obj_add_int(d, t, "draft_n", s->draft_passes ? PD_MAX(s->rows - s->misses, 0) : 0);
     yyjson_mut_obj_add_int(d, t, "draft_n_accepted", s->hits + s->late_hits);
     yyjson_mut_obj_add_int(d, t, "hits", s->hits);
     yyjson_mut_obj_add_int(d, t, "late", s->late_hits);

@@ -6,17 +6,17 @@
 
 static void route_chat(struct front *f, struct exchange *x)
 {
-    job_begin(f, x, API_CHAT);
+    flow_begin(f, x, API_CHAT);
 }
 
 static void route_completion(struct front *f, struct exchange *x)
 {
-    job_begin(f, x, API_COMPLETION);
+    flow_begin(f, x, API_COMPLETION);
 }
 
 static void route_plain(struct front *f, struct exchange *x)
 {
-    job_begin(f, x, API_PLAIN);
+    flow_begin(f, x, API_PLAIN);
 }
 
 static void route_none(struct front *f, struct exchange *x)

@@ -11,13 +11,13 @@
 
 enum { TICK_MS = 500, EVENTS = 64 };
 
-/* The client of a job. (Not by descriptor: that may be another's by now.) */
+/* The client of a flow. (Not by descriptor: that may be another's by now.) */
 static void lost(struct front *f, uint64_t number)
 {
     pthread_mutex_lock(&f->lock);
-    for (struct job *j = f->jobs; j; j = j->next)
+    for (struct flow *j = f->flows; j; j = j->next)
         if (j->number == number)
-            job_lost(j);
+            flow_lost(j);
     pthread_mutex_unlock(&f->lock);
 }
 
@@ -32,8 +32,8 @@ static void tick(struct front *f)
             p->since_ns = now;
             slow++;
         }
-    for (struct job *j = f->jobs; j; j = j->next)
-        job_ping(j, now);
+    for (struct flow *j = f->flows; j; j = j->next)
+        flow_ping(j, now);
     pthread_mutex_unlock(&f->lock);
     for (; slow; slow--)
         metrics_lost(&f->metrics, true);
@@ -58,7 +58,7 @@ static void *watch(void *user)
     }
 }
 
-enum pd_status watch_open(struct front *f, struct pd_error *err)
+enum pd_status front_watch_open(struct front *f, struct pd_error *err)
 {
     f->epoll = epoll_create1(EPOLL_CLOEXEC);
     f->wake = eventfd(0, EFD_CLOEXEC | EFD_NONBLOCK);
@@ -73,7 +73,7 @@ enum pd_status watch_open(struct front *f, struct pd_error *err)
     return error_set(err, PD_ERR_INTERNAL, "no thread for the server: %s", strerror(failed));
 }
 
-void watch_close(struct front *f)
+void front_watch_close(struct front *f)
 {
     if (f->wake >= 0) {
         eventfd_write(f->wake, 1);

@@ -72,6 +72,7 @@ static void double_step(struct double_job *j, bool cancelled)
     stats.total_s = 0.5 + 0.1 * j->given;
     stats.rows = 3 * j->given;
     stats.hits = j->given;
+    stats.draft_passes = j->given;
     const bool failed = fake.fail_after && j->given >= fake.fail_after;
     if (cancelled || failed || j->given >= limit) {
         enum pd_reason reason = cancelled       ? PD_REASON_CANCELLED

@@ -14,14 +14,14 @@ enum { OUT_KEEP = 64 << 10 };
 
 /* ---- life ---- */
 
-void job_hold(struct job *j)
+void flow_hold(struct flow *j)
 {
     pthread_mutex_lock(&j->lock);
     j->holders++;
     pthread_mutex_unlock(&j->lock);
 }
 
-void job_drop(struct job *j)
+void flow_drop(struct flow *j)
 {
     pthread_mutex_lock(&j->lock);
     const bool last = --j->holders == 0;
@@ -38,7 +38,7 @@ void job_drop(struct job *j)
 }
 
 /* Under j->lock. */
-static void wake(struct job *j)
+static void wake(struct flow *j)
 {
     if (!j->suspended)
         return;
@@ -47,7 +47,7 @@ static void wake(struct job *j)
 }
 
 /* Under j->lock, on libmicrohttpd's thread. */
-static void sleep_on(struct job *j)
+static void sleep_on(struct flow *j)
 {
     j->suspended = true;
     MHD_suspend_connection(j->connection);
@@ -56,7 +56,7 @@ static void sleep_on(struct job *j)
 /* ---- what the backend brings ---- */
 
 /* Under j->lock. A client that does not read what it gets may not keep it here. */
-static void check_unread(struct job *j)
+static void check_unread(struct flow *j)
 {
     if (j->gone || j->out.size - j->out_at <= j->front->o.unread_max)
         return;
@@ -73,14 +73,14 @@ static struct pd_stats so_far(const struct choice *c, const struct backend_token
                              .prompt_tokens = known->prompt_tokens,
                              .kept_tokens = known->kept_tokens,
                              .tokens = t->index + 1,
-                             .first_token_s = (double)(c->first_ns - c->job->begin_ns) / 1e9,
-                             .total_s = (double)(c->last_ns - c->job->begin_ns) / 1e9};
+                             .first_token_s = (double)(c->first_ns - c->flow->begin_ns) / 1e9,
+                             .total_s = (double)(c->last_ns - c->flow->begin_ns) / 1e9};
 }
 
 static void on_token(void *user, const struct backend_token *t)
 {
     struct choice *c = user;
-    struct job *j = c->job;
+    struct flow *j = c->flow;
     const int64_t now = front_ns();
     const bool first = !c->first_ns;
     metrics_token(&j->front->metrics, first, (double)(now - (first ? j->begin_ns : c->last_ns)) / 1e9);
@@ -102,7 +102,7 @@ static void on_token(void *user, const struct backend_token *t)
 static void on_progress(void *user, int done, int total, int kept)
 {
     struct choice *c = user;
-    struct job *j = c->job;
+    struct flow *j = c->flow;
     const int counts[3] = {done, total, kept};
     pthread_mutex_lock(&j->lock);
     c->reply.stats.kept_tokens = kept;
@@ -114,7 +114,7 @@ static void on_progress(void *user, int done, int total, int kept)
 }
 
 /* Under j->lock: the choice has failed, and with it all of them. */
-static void fail(struct job *j, const struct pd_error *err)
+static void fail(struct flow *j, const struct pd_error *err)
 {
     if (j->failed)
         return;
@@ -124,7 +124,7 @@ static void fail(struct job *j, const struct pd_error *err)
         event_error(&j->out, err);
 }
 
-static void conclude(struct job *j)
+static void conclude(struct flow *j)
 {
     struct reply_choice *all = mem_new((size_t)j->n_choices, sizeof *all); /* borrowed copies, for the sums */
     for (int i = 0; i < j->n_choices; i++)
@@ -140,7 +140,7 @@ static void on_ended(void *user, enum pd_reason reason, const struct pd_stats *s
                      const struct pd_error *err)
 {
     struct choice *c = user;
-    struct job *j = c->job;
+    struct flow *j = c->flow;
     struct pd_error ending = {PD_ERR_CANCELLED, "the request was cancelled: the server is ending"};
     pthread_mutex_lock(&j->lock);
     c->ended = true;
@@ -161,19 +161,19 @@ static void on_ended(void *user, enum pd_reason reason, const struct pd_stats *s
     if (j->finished || j->request.stream)
         wake(j);
     pthread_mutex_unlock(&j->lock);
-    job_drop(j);
+    flow_drop(j);
 }
 
 /* ---- what the client takes ---- */
 
-static bool over(struct job *j)
+static bool over(struct flow *j)
 {
     if (atomic_load(&j->front->closing))
         j->gone = true;
     return j->gone || j->finished;
 }
 
-bool job_ready(struct job *j)
+bool flow_ready(struct flow *j)
 {
     pthread_mutex_lock(&j->lock);
     const bool ready = over(j);
@@ -183,7 +183,7 @@ bool job_ready(struct job *j)
     return ready;
 }
 
-static size_t take(struct job *j, char *buffer, size_t max)
+static size_t take(struct flow *j, char *buffer, size_t max)
 {
     struct text_buf *out = &j->out;
     const size_t n = PD_MIN(out->size - j->out_at, max);
@@ -203,7 +203,7 @@ static size_t take(struct job *j, char *buffer, size_t max)
     return n;
 }
 
-ssize_t job_read(struct job *j, char *buffer, size_t max)
+ssize_t flow_read(struct flow *j, char *buffer, size_t max)
 {
     pthread_mutex_lock(&j->lock);
     const bool ended = over(j);
@@ -221,7 +221,7 @@ ssize_t job_read(struct job *j, char *buffer, size_t max)
     return n;
 }
 
-bool job_answer(struct job *j, struct exchange *x)
+bool flow_answer(struct flow *j, struct exchange *x)
 {
     struct reply_choice *all = mem_new((size_t)j->n_choices, sizeof *all);
     pthread_mutex_lock(&j->lock);
@@ -241,7 +241,7 @@ bool job_answer(struct job *j, struct exchange *x)
 
 /* ---- the client's going ---- */
 
-void job_lost(struct job *j)
+void flow_lost(struct flow *j)
 {
     pthread_mutex_lock(&j->lock);
     if (!j->finished || atomic_load(&j->front->closing)) {
@@ -251,7 +251,7 @@ void job_lost(struct job *j)
     pthread_mutex_unlock(&j->lock);
 }
 
-void job_ping(struct job *j, int64_t now_ns)
+void flow_ping(struct flow *j, int64_t now_ns)
 {
     struct pd_error err;
     pthread_mutex_lock(&j->lock);
@@ -262,7 +262,7 @@ void job_ping(struct job *j, int64_t now_ns)
     pthread_mutex_unlock(&j->lock);
 }
 
-static void cancel_rest(struct job *j)
+static void cancel_rest(struct flow *j)
 {
     for (int i = 0; i < j->n_choices; i++) {
         pthread_mutex_lock(&j->lock);
@@ -273,36 +273,36 @@ static void cancel_rest(struct job *j)
     }
 }
 
-static void link_job(struct front *f, struct job *j)
+static void link_flow(struct front *f, struct flow *j)
 {
     pthread_mutex_lock(&f->lock);
-    j->number = ++f->jobs_begun;
-    j->next = f->jobs;
-    j->link = &f->jobs;
+    j->number = ++f->flows_begun;
+    j->next = f->flows;
+    j->link = &f->flows;
     if (j->next)
         j->next->link = &j->next;
-    f->jobs = j;
-    f->n_jobs++;
+    f->flows = j;
+    f->n_flows++;
     pthread_mutex_unlock(&f->lock);
     struct epoll_event e = {.events = EPOLLRDHUP | EPOLLONESHOT, .data.u64 = j->number};
     epoll_ctl(f->epoll, EPOLL_CTL_ADD, j->fd, &e);
 }
 
-static void unlink_job(struct front *f, struct job *j)
+static void unlink_flow(struct front *f, struct flow *j)
 {
     epoll_ctl(f->epoll, EPOLL_CTL_DEL, j->fd, NULL);
     pthread_mutex_lock(&f->lock);
     *j->link = j->next;
     if (j->next)
         j->next->link = j->link;
-    f->n_jobs--;
+    f->n_flows--;
     pthread_mutex_unlock(&f->lock);
 }
 
-void job_leave(struct job *j)
+void flow_leave(struct flow *j)
 {
     struct front *f = j->front;
-    unlink_job(f, j);
+    unlink_flow(f, j);
     pthread_mutex_lock(&j->lock);
     j->gone = true;
     j->suspended = false;
@@ -311,12 +311,12 @@ void job_leave(struct job *j)
     pthread_mutex_unlock(&j->lock);
     if (!keep)
         cancel_rest(j);
-    job_drop(j);
+    flow_drop(j);
 }
 
 /* ---- the beginning ---- */
 
-static void name_it(struct job *j, struct exchange *x)
+static void name_it(struct flow *j, struct exchange *x)
 {
     static const char *const prefixes[] = {"chatcmpl-", "cmpl-", "cmpl-"};
     unsigned char random[12];
@@ -338,9 +338,9 @@ static uint64_t any_seed(void)
     return seed >> 11; /* a number that JSON's doubles can hold: it can be asked for again */
 }
 
-static struct job *job_new(struct front *f, struct exchange *x, struct api_request *r)
+static struct flow *flow_new(struct front *f, struct exchange *x, struct api_request *r)
 {
-    struct job *j = mem_new(1, sizeof *j);
+    struct flow *j = mem_new(1, sizeof *j);
     const union MHD_ConnectionInfo *info =
         MHD_get_connection_info(x->connection, MHD_CONNECTION_INFO_CONNECTION_FD);
     pthread_mutex_init(&j->lock, NULL);
@@ -365,7 +365,7 @@ static struct job *job_new(struct front *f, struct exchange *x, struct api_reque
                                   .prompts = j->request.prompts,
                                   .n = r->n};
     for (int i = 0; i < j->n_choices; i++) {
-        j->choices[i].job = j;
+        j->choices[i].flow = j;
         j->choices[i].reply.index = i;
         if (r->stream)
             event_begin(&j->out, &j->head, i);
@@ -373,7 +373,7 @@ static struct job *job_new(struct front *f, struct exchange *x, struct api_reque
     return j;
 }
 
-static enum pd_status prompt_tokens(const struct job *j, int i, struct token_list *out, struct pd_error *err)
+static enum pd_status prompt_tokens(const struct flow *j, int i, struct token_list *out, struct pd_error *err)
 {
     const struct lexicon *l = j->front->o.lexicon;
     const struct api_request *r = &j->request;
@@ -389,7 +389,7 @@ static enum pd_status prompt_tokens(const struct job *j, int i, struct token_lis
 }
 
 /* How /v1/requests/ID is to show it. */
-static char *note_of(const struct job *j)
+static char *note_of(const struct flow *j)
 {
     yyjson_mut_doc *d;
     yyjson_mut_val *o = json_object(&d);
@@ -402,7 +402,7 @@ static char *note_of(const struct job *j)
     return text.data;
 }
 
-static enum pd_status submit_one(struct job *j, int i, const struct token_list *tokens, const char *note,
+static enum pd_status submit_one(struct flow *j, int i, const struct token_list *tokens, const char *note,
                                  struct pd_error *err)
 {
     const struct api_request *r = &j->request;
@@ -422,10 +422,10 @@ static enum pd_status submit_one(struct job *j, int i, const struct token_list *
                                 .note = note};
     b.sampling.seed += (uint64_t)(i % r->n); /* each prompt gets what it would get alone */
     j->choices[i].reply.stats.prompt_tokens = (int)tokens->count;
-    job_hold(j);
+    flow_hold(j);
     const uint64_t id = backend_submit(j->front->o.backend, &b, &sink, err);
     if (!id) {
-        job_drop(j);
+        flow_drop(j);
         return err->status ? err->status : PD_ERR_INTERNAL;
     }
     pthread_mutex_lock(&j->lock);
@@ -434,7 +434,7 @@ static enum pd_status submit_one(struct job *j, int i, const struct token_list *
     return PD_OK;
 }
 
-static enum pd_status submit(struct job *j, struct pd_error *err)
+static enum pd_status submit(struct flow *j, struct pd_error *err)
 {
     struct token_list tokens = {0};
     char *note = note_of(j);
@@ -483,7 +483,7 @@ static bool taken(struct front *f, const char *name)
     return true;
 }
 
-void job_begin(struct front *f, struct exchange *x, enum api_form form)
+void flow_begin(struct front *f, struct exchange *x, enum api_form form)
 {
     struct api_request request;
     struct pd_error err = {0};
@@ -501,15 +501,15 @@ void job_begin(struct front *f, struct exchange *x, enum api_form form)
         api_free(&request);
         return;
     }
-    struct job *j = job_new(f, x, &request);
-    link_job(f, j);
+    struct flow *j = flow_new(f, x, &request);
+    link_flow(f, j);
     if (submit(j, &err)) {
         answer_failure(x, &err);
         pthread_mutex_lock(&j->lock);
         j->request.keep = false;
         pthread_mutex_unlock(&j->lock);
-        job_leave(j);
+        flow_leave(j);
         return;
     }
-    x->job = j;
+    x->flow = j;
 }
