@@ -137,7 +137,7 @@ void backend_drain(struct backend *b, double grace_s)
     }
     pthread_mutex_lock(&b->lock);
     b->ending = true;
-    while (b->live.n && !pthread_cond_timedwait(&b->changed, &b->lock, &until))
+    while ((b->live.n || b->telling) && !pthread_cond_timedwait(&b->changed, &b->lock, &until))
         ;
     for (struct job *j = b->live.first; j; j = j->next) {
         if (!j->cancelled)
@@ -146,7 +146,7 @@ void backend_drain(struct backend *b, double grace_s)
     }
     b->look = true;
     backend_wake(b);
-    while (b->live.n)
+    while (b->live.n || b->telling)
         pthread_cond_wait(&b->changed, &b->lock);
     pthread_mutex_unlock(&b->lock);
 }

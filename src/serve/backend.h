@@ -137,7 +137,7 @@ void backend_get_status(struct backend *b, struct backend_status *out);
 size_t backend_lanes(struct backend *b, struct backend_lane *out, size_t max);
 
 /* No new requests; those under way have `grace_s`, then they are cancelled, and keep their place in the journal. Returns
- * once none runs. */
+ * once all sinks have been told. Not from a callback. */
 void backend_drain(struct backend *b, double grace_s);
 void backend_close(struct backend *b); /* ends the engine process; NULL is fine */
 

@@ -41,6 +41,7 @@ struct job {
     size_t n_tokens, tokens_room;
     struct bytes text; /* of named ones */
     int starts;        /* how often it was handed over */
+    bool resumed;      /* with tokens that were known */
     size_t seen;       /* tokens that have come since the last time; the first of them again */
     bool proven;       /* a new one has */
     int strikes;
@@ -88,10 +89,12 @@ struct backend {
     int n_running, n_waiting;
     uint64_t last_id;
     enum phase phase;
-    bool was_ready, ending, closing, look; /* look: something has changed that the thread has to look at */
-    struct backend_status status;          /* sums and names; without the newest stats */
-    struct message_stats stats;            /* of the engine that runs */
-    int64_t journal_ms;                    /* when tokens go to the journal next; 0: none wait */
+    bool was_ready, ending, closing;
+    bool look;                    /* something has changed that the thread has to look at */
+    bool telling;                 /* a request is out of the list, and its sink has not been told yet */
+    struct backend_status status; /* sums and names; without the newest stats */
+    struct message_stats stats;   /* of the engine that runs */
+    int64_t journal_ms;           /* when tokens go to the journal next; 0: none wait */
 };
 
 void backend_wake(struct backend *b);

@@ -119,22 +119,22 @@ bool job_token(struct job *j, const struct backend_token *t, bool *is_new)
 
 /* ---- ends ---- */
 
-/* The engine knows of the last time it was handed over only; of one that was interrupted the times are ours. */
+/* The engine knows of the last time it was handed over only. Of one that was interrupted the times are ours; those of an
+ * earlier process of ours nobody knows. */
 static void settle_stats(const struct job *j, struct pd_stats *s)
 {
     s->struct_size = sizeof *s;
-    if (j->starts == 1)
+    if (j->starts == 1 && !j->resumed)
         return;
-    const double decode_s = (double)(j->last_ms - j->first_ms) / 1e3;
+    const bool timed = j->n_tokens && j->run_ms && j->first_ms >= j->run_ms;
+    const double decode_s = timed ? (double)(j->last_ms - j->first_ms) / 1e3 : 0;
     s->prompt_tokens = (int)j->r.n_tokens;
     s->kept_tokens = PD_MIN(s->kept_tokens, s->prompt_tokens);
     s->prompt_done = j->n_tokens ? s->prompt_tokens - s->kept_tokens : s->prompt_done;
     s->tokens = (int)j->n_tokens;
-    s->speedup = s->steps = s->tokens_per_step = s->token_s = s->tokens_per_s = 0;
-    if (j->n_tokens && j->run_ms) {
-        s->first_token_s = (double)(j->first_ms - j->run_ms) / 1e3;
-        s->total_s = (double)(j->last_ms - j->run_ms) / 1e3;
-    }
+    s->speedup = s->steps = s->tokens_per_step = s->token_s = s->tokens_per_s = s->prompt_per_s = 0;
+    s->first_token_s = timed ? (double)(j->first_ms - j->run_ms) / 1e3 : 0;
+    s->total_s = s->first_token_s + decode_s;
     if (j->n_tokens > 1 && decode_s > 0) {
         s->token_s = decode_s / (double)(j->n_tokens - 1);
         s->tokens_per_s = 1 / s->token_s;
@@ -178,7 +178,6 @@ bool job_end(struct backend *b, struct job *j, const struct message_end *end)
         b->ended_bytes += job_bytes(j);
         journal_job(b, j);
     }
-    pthread_cond_broadcast(&b->changed);
     return !kept;
 }
 

@@ -53,12 +53,16 @@ static void finish(struct backend *b, struct job *j, const struct message_end *e
             b->running[i] = NULL;
     const bool done = job_end(b, j, end);
     const struct pd_stats stats = j->stats;
-    b->look = true;
+    b->look = b->telling = true;
     pthread_mutex_unlock(&b->lock);
     if (done)
         job_free(j);
     if (told && sink.ended)
         sink.ended(sink.user, end->reason, &stats, &end->err);
+    pthread_mutex_lock(&b->lock);
+    b->telling = false;
+    pthread_cond_broadcast(&b->changed);
+    pthread_mutex_unlock(&b->lock);
 }
 
 static struct message_end end_with(enum pd_reason reason)
@@ -116,6 +120,7 @@ static void hand_over(struct backend *b, struct job *j)
     j->seen = 0;
     j->proven = false;
     j->starts++;
+    j->resumed = j->resumed || j->n_tokens;
     if (!j->run_ms)
         j->run_ms = child_clock_ms();
     b->n_waiting--;

@@ -1,219 +1,43 @@
 /* needs: serve drive text gguf base */
-/* The engine behind a server: the real program with the small model, killed at random moments, and programs that are no
- * engine at all. */
-#include "serve/backend.h"
-#include "text/text.h"
+/* The backend with the real engine and the small model, killed at random moments; and a front that is killed itself. */
+#include "serve_run.h"
 
-#include "models.h"
+#include <spawn.h>
+#include <unistd.h>
 
-#include <setjmp.h> /* before cmocka.h */
-#include <stdarg.h>
-#include <stddef.h>
-
-#include <cmocka.h>
-#include <dirent.h>
-#include <pthread.h>
-#include <signal.h>
-#include <string.h>
-#include <sys/wait.h>
-#include <time.h>
-
-#define PROGRAM PD_BUILD_DIR "/pipedec"
-#define FAKE    PD_BUILD_DIR "/serve_prog_engine"
-
-enum { REPLY_MAX = 1 << 16, STREAMS = 8, TOKENS = 48, WAIT_S = 300 };
-
-/* ---- one reply, as its sink sees it ---- */
-
-struct reply {
-    pthread_mutex_t lock;
-    pthread_cond_t changed;
-    int32_t tokens[TOKENS + 8];
-    int n;
-    char text[REPLY_MAX];
-    size_t size;
-    int ends;
-    enum pd_reason reason;
-    struct pd_error err;
-    struct pd_stats stats;
-    int *count; /* of all tokens of a test, or NULL */
-};
-
-static void on_token(void *user, const struct backend_token *t)
-{
-    struct reply *r = user;
-    pthread_mutex_lock(&r->lock);
-    assert_int_equal(r->ends, 0);
-    assert_int_equal(t->index, r->n);
-    assert_true(r->n < (int)PD_COUNT(r->tokens) && r->size + t->text_size < sizeof r->text);
-    if (t->token >= 0)
-        r->tokens[r->n++] = t->token;
-    memcpy(r->text + r->size, t->text, t->text_size);
-    r->size += t->text_size;
-    if (r->count)
-        __atomic_fetch_add(r->count, 1, __ATOMIC_RELAXED);
-    pthread_cond_broadcast(&r->changed);
-    pthread_mutex_unlock(&r->lock);
-}
-
-static void on_ended(void *user, enum pd_reason reason, const struct pd_stats *stats,
-                     const struct pd_error *err)
-{
-    struct reply *r = user;
-    pthread_mutex_lock(&r->lock);
-    r->ends++;
-    r->reason = reason;
-    r->stats = *stats;
-    r->err = *err;
-    pthread_cond_broadcast(&r->changed);
-    pthread_mutex_unlock(&r->lock);
-}
-
-static void reply_init(struct reply *r, int *count)
-{
-    memset(r, 0, sizeof *r);
-    pthread_mutex_init(&r->lock, NULL);
-    pthread_cond_init(&r->changed, NULL);
-    r->count = count;
-}
-
-static struct backend_sink sink_of(struct reply *r)
-{
-    return (struct backend_sink){.user = r, .token = on_token, .ended = on_ended};
-}
-
-/* Until it has ended, or has so many tokens. */
-static void reply_await(struct reply *r, int tokens)
-{
-    struct timespec until;
-    clock_gettime(CLOCK_REALTIME, &until);
-    until.tv_sec += WAIT_S;
-    pthread_mutex_lock(&r->lock);
-    while (!r->ends && !(tokens && r->n >= tokens))
-        if (pthread_cond_timedwait(&r->changed, &r->lock, &until))
-            fail_msg("nothing for %d s: %d tokens", WAIT_S, r->n);
-    pthread_mutex_unlock(&r->lock);
-}
-
-/* ---- requests ---- */
+enum { STREAMS = 8, TOKENS = 48, KILLS = 6 };
+#define FRONT PD_BUILD_DIR "/serve_prog_front"
 
 static const char *const prompts[STREAMS] = {
     "Once upon a time",  "The capital of France is", "def fibonacci(n):",   "Dear Sir or Madam,",
     "In 1969 the first", "To make bread you need",   "She opened the door", "The most important thing about",
 };
 
-static struct tokenizer *tokenizer;
-static char model[4096];
-
-static void load_tokenizer(void)
+static uint64_t submit(struct backend *b, int i, struct reply *r)
 {
-    struct gguf *g;
-    struct pd_error err;
-    if (tokenizer)
-        return;
-    assert_int_equal(gguf_open(&g, model, &err), 0);
-    assert_int_equal(tokenizer_new(&tokenizer, g, &err), 0);
-    gguf_close(g);
-}
-
-static uint64_t submit(struct backend *b, int i, const char *name, struct reply *r)
-{
-    struct token_list list = {0};
+    static const char *const stop[] = {"\n\n\n", "zebra"};
     struct pd_error err = {0};
-    load_tokenizer();
-    assert_int_equal(tokenizer_encode(tokenizer, prompts[i], strlen(prompts[i]),
-                                      TOKENIZE_SPECIAL | TOKENIZE_BOS, &list, &err),
-                     0);
-    struct backend_request q = {.name = name,
-                                .tokens = list.ids,
-                                .n_tokens = list.count,
-                                .max_tokens = TOKENS,
-                                .note = name ? "a note" : NULL};
-    pd_sampling_init(&q.sampling);
+    struct backend_request q = text_request(prompts[i], TOKENS);
     q.sampling.temperature = i & 1 ? 0.8f : 0;
     q.sampling.seed = (uint64_t)i;
-    const struct backend_sink sink = r ? sink_of(r) : (struct backend_sink){0};
-    uint64_t id = backend_submit(b, &q, r ? &sink : NULL, &err);
-    token_list_free(&list);
+    q.stop = stop;
+    q.n_stop = i & 2 ? 2 : 0;
+    const struct backend_sink sink = reply_sink(r);
+    uint64_t id = backend_submit(b, &q, &sink, &err);
+    free((void *)q.tokens);
     if (!id)
         fail_msg("submit: %s", err.text);
     return id;
 }
 
-static struct backend *open_with(char *const *command, const char *journal, int restarts, double silence_s)
-{
-    struct backend *b;
-    struct pd_error err = {0};
-    const struct backend_options o = {.command = command,
-                                      .journal = journal,
-                                      .parallel = 4,
-                                      .queue = 64,
-                                      .restarts = restarts,
-                                      .silence_s = silence_s};
-    if (backend_open(&b, &o, &err))
-        fail_msg("backend_open: %s", err.text);
-    return b;
-}
-
 static struct backend *open_real(const char *journal)
 {
-    char *const command[] = {PROGRAM, "engine", "-m", model, "--parallel", "4", "-t", "2", NULL};
-    return open_with(command, journal, 1000, 0);
+    char *const command[] = {PROGRAM, "engine", "-m", small_model, "--parallel", "4", "-t", "2", NULL};
+    return backend_of(command,
+                      &(struct setting){.journal = journal, .parallel = 4, .queue = 64, .restarts = 1000});
 }
 
-/* ---- what must not be left behind ---- */
-
-static int descriptors(void)
-{
-    int n = 0;
-    DIR *d = opendir("/proc/self/fd");
-    for (struct dirent *e; (e = readdir(d)) != NULL;)
-        n += e->d_name[0] != '.';
-    closedir(d);
-    return n;
-}
-
-static int fds_before;
-
-static int before(void **state)
-{
-    (void)state;
-    load_tokenizer();
-    fds_before = descriptors();
-    return 0;
-}
-
-static int after(void **state)
-{
-    (void)state;
-    assert_int_equal(descriptors(), fds_before);
-    assert_int_equal(waitpid(-1, NULL, WNOHANG), -1); /* no child at all */
-    return 0;
-}
-
-/* The engine's process: the only child. */
-static pid_t engine_pid(void)
-{
-    char path[64], text[256] = "";
-    snprintf(path, sizeof path, "/proc/self/task");
-    DIR *d = opendir(path);
-    long pid = 0;
-    for (struct dirent *e; !pid && (e = readdir(d)) != NULL;) {
-        char file[512];
-        if (e->d_name[0] == '.')
-            continue;
-        snprintf(file, sizeof file, "/proc/self/task/%s/children", e->d_name);
-        FILE *f = fopen(file, "r");
-        if (f && fgets(text, sizeof text, f))
-            pid = strtol(text, NULL, 10);
-        if (f)
-            fclose(f);
-    }
-    closedir(d);
-    return (pid_t)pid;
-}
-
-/* ---- tests ---- */
+/* ---- the engine killed ---- */
 
 static struct reply plain[STREAMS], again[STREAMS];
 
@@ -221,10 +45,11 @@ static void run_all(struct backend *b, struct reply *replies, int *count)
 {
     for (int i = 0; i < STREAMS; i++) {
         reply_init(&replies[i], count);
-        submit(b, i, NULL, &replies[i]);
+        submit(b, i, &replies[i]);
     }
 }
 
+/* What they give when nobody disturbs. */
 static void undisturbed(void)
 {
     if (plain[0].ends)
@@ -238,39 +63,45 @@ static void undisturbed(void)
         assert_true(plain[i].ends == 1 && !plain[i].err.status && plain[i].n > 0 && plain[i].size > 0);
 }
 
+static uint64_t random_seed(void)
+{
+    const char *text = getenv("PD_SEED");
+    const uint64_t seed = text ? strtoull(text, NULL, 10) : (uint64_t)time(NULL);
+    print_message("PD_SEED=%llu\n", (unsigned long long)seed);
+    return seed;
+}
+
+/* The engine is killed each time that a random number of tokens has come, until all are over. */
+static int kill_on_the_way(struct reply *replies, const int *count, uint64_t seed)
+{
+    int kills = 0;
+    for (int i = 0, due = 0; i < STREAMS;) {
+        const int at = __atomic_load_n(count, __ATOMIC_RELAXED);
+        if (!due)
+            due = at + 1 + (int)(rng_u64(seed, (uint64_t)kills, 0, 0) % 50);
+        const pid_t pid = at >= due && kills < KILLS ? engine_pid() : 0;
+        if (pid > 0 && !kill(pid, SIGKILL)) {
+            kills++;
+            due = 0;
+        }
+        if (reply_over(&replies[i]))
+            i++;
+        else
+            nap_ms(1);
+    }
+    return kills;
+}
+
 static void test_killed(void **state)
 {
     (void)state;
+    int count = 0;
     undisturbed();
-    const char *text = getenv("PD_SEED");
-    const uint64_t seed = text ? strtoull(text, NULL, 10) : (uint64_t)time(NULL);
-    int count = 0, kills = 0;
     struct backend *b = open_real(NULL);
     run_all(b, again, &count);
-    for (int i = 0, due = 0; i < STREAMS;) {
-        const int at = __atomic_load_n(&count, __ATOMIC_RELAXED);
-        if (!due)
-            due = at + 1 + (int)(rng_u64(seed, (uint64_t)kills, 0, 0) % 60);
-        if (at >= due && kills < 6) {
-            const pid_t pid = engine_pid();
-            if (pid > 0) {
-                kill(pid, SIGKILL);
-                kills++;
-            }
-            due = 0;
-        }
-        pthread_mutex_lock(&again[i].lock);
-        const bool over = again[i].ends;
-        pthread_mutex_unlock(&again[i].lock);
-        if (over)
-            i++;
-        else
-            nanosleep(&(struct timespec){.tv_nsec = 1000000}, NULL);
-    }
-    struct backend_status s;
-    backend_get_status(b, &s);
+    const int kills = kill_on_the_way(again, &count, random_seed());
+    const struct backend_status s = status_of(b);
     backend_close(b);
-    print_message("seed %llu: %d kills, %d starts\n", (unsigned long long)seed, kills, s.starts);
     assert_true(kills >= 2 && s.starts >= 3);
     for (int i = 0; i < STREAMS; i++) {
         assert_int_equal(again[i].ends, 1);
@@ -279,20 +110,270 @@ static void test_killed(void **state)
         assert_int_equal(again[i].n, plain[i].n);
         assert_memory_equal(again[i].tokens, plain[i].tokens, (size_t)plain[i].n * sizeof(int32_t));
         assert_string_equal(again[i].text, plain[i].text);
-        assert_int_equal(again[i].stats.tokens, plain[i].n);
+        assert_int_equal(again[i].stats.tokens, plain[i].stats.tokens);
+        assert_int_equal(again[i].stats.prompt_tokens, plain[i].stats.prompt_tokens);
     }
+}
+
+/* Some are cancelled at random moments while the engine is killed once: they end, the others are whole. */
+static void test_cancelled(void **state)
+{
+    (void)state;
+    const uint64_t seed = random_seed();
+    uint64_t id[STREAMS];
+    undisturbed();
+    struct backend *b = open_real(NULL);
+    for (int i = 0; i < STREAMS; i++) {
+        reply_init(&again[i], NULL);
+        id[i] = submit(b, i, &again[i]);
+    }
+    for (int i = 0; i < STREAMS; i += 2) {
+        reply_await(&again[i], 1 + (int)(rng_u64(seed, (uint64_t)i, 1, 0) % 20));
+        backend_cancel(b, id[i], false);
+        if (i == 2)
+            kill(engine_pid(), SIGKILL);
+    }
+    for (int i = 0; i < STREAMS; i++) {
+        reply_await(&again[i], 0);
+        assert_int_equal(again[i].err.status, 0);
+        assert_memory_equal(again[i].text, plain[i].text, again[i].size);
+        if (i & 1)
+            assert_int_equal(again[i].n, plain[i].n);
+        else
+            assert_true(again[i].reason == PD_REASON_CANCELLED || again[i].n == plain[i].n);
+    }
+    backend_close(b);
+}
+
+/* ---- the front killed ---- */
+
+struct front {
+    pid_t pid;
+    FILE *out;
+};
+
+static struct front front_start(const char *journal, const char *n, const char *tokens, char *const *command)
+{
+    char *argv[16] = {FRONT, (char *)(uintptr_t)journal, (char *)(uintptr_t)n, (char *)(uintptr_t)tokens};
+    struct front f;
+    int ends[2];
+    posix_spawn_file_actions_t actions;
+    for (int i = 0; command[i]; i++)
+        argv[4 + i] = command[i];
+    assert_int_equal(pipe(ends), 0);
+    posix_spawn_file_actions_init(&actions);
+    posix_spawn_file_actions_adddup2(&actions, ends[1], 1);
+    posix_spawn_file_actions_addclose(&actions, ends[0]);
+    posix_spawn_file_actions_addclose(&actions, ends[1]);
+    assert_int_equal(posix_spawn(&f.pid, FRONT, &actions, NULL, argv, environ), 0);
+    posix_spawn_file_actions_destroy(&actions);
+    close(ends[1]);
+    f.out = fdopen(ends[0], "r");
+    return f;
+}
+
+/* Lets so many tokens come, then kills it; its engine ends with it. What a killed process leaves is removed by hand. */
+static void front_kill(struct front *f, int tokens)
+{
+    char line[64];
+    for (int i = 0; i < tokens; i++)
+        assert_non_null(fgets(line, sizeof line, f->out));
+    kill(f->pid, SIGKILL);
+    waitpid(f->pid, NULL, 0);
+    while (fgets(line, sizeof line, f->out))
+        ;
+    fclose(f->out);
+    for (int ms = 0; count_processes(); ms++) {
+        assert_true(ms < SETTLE_S * 1000);
+        nap_ms(1);
+    }
+    char command[256];
+    snprintf(command, sizeof command, "rm -rf %s/pipedec-*", run_folder);
+    assert_int_equal(system(command), 0);
+}
+
+static struct backend_found found(struct backend *b, const char *name)
+{
+    struct backend_found f;
+    for (int ms = 0; ms < WAIT_S * 1000; ms++) {
+        if (!backend_find(b, name, &f))
+            fail_msg("%s is not known", name);
+        if (f.ended)
+            return f;
+        backend_found_free(&f);
+        nap_ms(1);
+    }
+    fail_msg("%s does not end", name);
+    return f;
+}
+
+static char *journal_path(void)
+{
+    static char path[256];
+    snprintf(path, sizeof path, "%s/journal", run_folder);
+    return path;
+}
+
+static void remove_journal(void)
+{
+    char command[300];
+    snprintf(command, sizeof command, "rm -rf %s", journal_path());
+    assert_int_equal(system(command), 0);
+}
+
+struct lives { /* of a front that is killed n_kills times */
+    char *const *command;
+    int n, tokens;    /* replies, and their length */
+    const int *kills; /* [n_kills] the first after so many tokens, the others after so many milliseconds */
+    int n_kills;
+};
+
+/* The texts of prog_front's requests where nobody disturbs; free them. */
+static void front_texts(const struct lives *l, char **texts)
+{
+    struct backend *b = backend_of(l->command, &(struct setting){.parallel = 4, .queue = 64, .restarts = 1});
+    struct reply *r = calloc((size_t)l->n, sizeof *r);
+    for (int i = 0; i < l->n; i++) {
+        struct pd_error err;
+        const int32_t tokens[] = {i + 1, 5, 6};
+        struct backend_request q = {
+            .tokens = tokens, .n_tokens = 3, .max_tokens = l->tokens, .ignore_end = true};
+        pd_sampling_init(&q.sampling);
+        reply_init(&r[i], NULL);
+        const struct backend_sink sink = reply_sink(&r[i]);
+        assert_true(backend_submit(b, &q, &sink, &err));
+    }
+    for (int i = 0; i < l->n; i++) {
+        reply_await(&r[i], 0);
+        texts[i] = mem_strdup(r[i].text);
+    }
+    backend_close(b);
+    free(r);
+}
+
+static void check_found(struct backend *b, const struct lives *l, char **texts)
+{
+    for (int i = 0; i < l->n; i++) {
+        char name[32];
+        snprintf(name, sizeof name, "req-%d", i);
+        struct backend_found f = found(b, name);
+        assert_int_equal(f.error.status, 0);
+        assert_int_equal(f.reason, PD_REASON_LENGTH);
+        assert_int_equal(f.n_tokens, l->tokens);
+        assert_int_equal(f.stats.tokens, l->tokens);
+        assert_string_equal(f.note, "note");
+        assert_string_equal(f.text, texts[i]);
+        backend_found_free(&f);
+    }
+}
+
+/* Killed again and again, each time a little later; in the end all replies are there, whatever life they are from. */
+static void check_front(const struct lives *l)
+{
+    char count[16], tokens[16], **texts = calloc((size_t)l->n, sizeof *texts);
+    const struct setting setting = {.journal = journal_path(), .parallel = 4, .queue = 64, .restarts = 1};
+    struct backend_found none;
+    front_texts(l, texts);
+    snprintf(count, sizeof count, "%d", l->n);
+    snprintf(tokens, sizeof tokens, "%d", l->tokens);
+    for (int k = 0; k < l->n_kills; k++) {
+        struct front f = front_start(journal_path(), k ? "0" : count, tokens, l->command);
+        nap_ms(k ? l->kills[k] : 0);
+        front_kill(&f, k ? 0 : l->kills[k]);
+    }
+    struct backend *b = backend_of(l->command, &setting);
+    check_found(b, l, texts);
+    assert_false(backend_find(b, "req-x", &none));
+    backend_close(b);
+    b = backend_of(l->command, &setting);
+    assert_int_equal(status_of(b).waiting + status_of(b).running, 0);
+    check_found(b, l, texts); /* ended ones are in the journal too */
+    backend_close(b);
+    remove_journal();
+    for (int i = 0; i < l->n; i++)
+        free(texts[i]);
+    free(texts);
+}
+
+static void test_front_killed(void **state)
+{
+    (void)state;
+    static const int kills[] = {70, 900};
+    char *const command[] = {PROGRAM, "engine", "-m", small_model, "--parallel", "4", "-t", "2", NULL};
+    check_front(&(struct lives){.command = command, .n = 3, .tokens = 60, .kills = kills, .n_kills = 2});
+}
+
+static void test_front_killed_often(void **state)
+{
+    (void)state;
+    static const int kills[] = {300, 120, 0, 60};
+    char *const command[] = {FAKE, "serve", NULL};
+    check_front(&(struct lives){.command = command, .n = 20, .tokens = 200, .kills = kills, .n_kills = 4});
+}
+
+/* Drained without patience, a named request goes on in the next life, from where it was. */
+static void test_drained(void **state)
+{
+    (void)state;
+    struct reply r;
+    struct pd_error err;
+    const int32_t token = 9;
+    char *const command[] = {FAKE, "serve", NULL};
+    const struct setting setting = {.journal = journal_path(), .parallel = 1, .queue = 4, .restarts = 1};
+    struct backend_request q = {.name = "long", .tokens = &token, .n_tokens = 1, .max_tokens = 300};
+    pd_sampling_init(&q.sampling);
+    struct backend *b = backend_of(command, &setting);
+    reply_init(&r, NULL);
+    const struct backend_sink sink = reply_sink(&r);
+    assert_true(backend_submit(b, &q, &sink, &err));
+    reply_await(&r, 10);
+    backend_drain(b, 0);
+    assert_int_equal(r.reason, PD_REASON_CANCELLED);
+    backend_close(b);
+    b = backend_of(command, &setting);
+    struct backend_found f = found(b, "long");
+    assert_int_equal(f.n_tokens, 300);
+    assert_memory_equal(f.text, r.text, r.size - 1); /* but for the full stop of its end */
+    backend_found_free(&f);
+    backend_close(b);
+    remove_journal();
+}
+
+/* A client goes, its request goes on. */
+static void test_let_go(void **state)
+{
+    (void)state;
+    struct reply r;
+    struct pd_error err;
+    const int32_t token = 9;
+    char *const command[] = {FAKE, "serve", NULL};
+    struct backend_request q = {.name = "left", .tokens = &token, .n_tokens = 1, .max_tokens = 100};
+    pd_sampling_init(&q.sampling);
+    struct backend *b = backend_of(command, &(struct setting){.parallel = 1, .queue = 4, .restarts = 1});
+    reply_init(&r, NULL);
+    const struct backend_sink sink = reply_sink(&r);
+    const uint64_t id = backend_submit(b, &q, &sink, &err);
+    reply_await(&r, 10);
+    backend_cancel(b, id, true);
+    struct backend_found f = found(b, "left");
+    assert_int_equal(f.n_tokens, 100);
+    assert_int_equal(f.reason, PD_REASON_LENGTH);
+    assert_int_equal(r.ends, 0);
+    assert_true(r.n < 100);
+    backend_found_free(&f);
+    backend_close(b);
 }
 
 int main(void)
 {
-    const char *path = test_model(MODEL_SMALL);
-    if (!path)
+    if (!find_small_model())
         return 77;
-    snprintf(model, sizeof model, "%s", path);
     const struct CMUnitTest tests[] = {
-        cmocka_unit_test_setup_teardown(test_killed, before, after),
+        SERVE_TEST(test_killed),       SERVE_TEST(test_cancelled),
+        SERVE_TEST(test_front_killed), SERVE_TEST(test_front_killed_often),
+        SERVE_TEST(test_drained),      SERVE_TEST(test_let_go),
     };
-    int failed = cmocka_run_group_tests(tests, NULL, NULL);
-    tokenizer_free(tokenizer);
+    int failed = cmocka_run_group_tests(tests, run_folder_make, run_folder_remove);
+    tokenizer_free(small_tokenizer);
     return failed;
 }
