@@ -2,6 +2,7 @@
 #include "bench/acceptance.h"
 
 #include "bench/bench.h"
+#include "drive/compute.h"
 
 #include <errno.h>
 #include <math.h>
@@ -11,9 +12,11 @@
 
 enum {
     FILE_MAX = 1 << 28,
-    TEXT_MAX = 1 << 20,  /* tokens of a trace */
-    TRUE_BASE = 1 << 20, /* the true token at position p is TRUE_BASE + p */
-    WRONG_BASE = 1 << 26
+    TEXT_MAX = 1 << 20, /* tokens of a trace */
+    TRACES_MAX = 1 << 12,
+    TRUE_BASE = 1 << 20,  /* the first trace's true tokens from here on, by position; then the next one's */
+    WRONG_BASE = 1 << 30, /* (trace, hash, rank) */
+    WRONG_HASHES = 1 << 14
 };
 
 void acceptance_clear(struct acceptance *a)
@@ -228,6 +231,22 @@ static struct acceptance *append(struct acceptance_set *set)
     return &set->traces[set->n++];
 }
 
+/* Each has true tokens of its own. */
+static const char *read_next(struct acceptance_set *set, yyjson_val *root)
+{
+    int64_t first = TRUE_BASE;
+    if (set->n) {
+        const struct acceptance *last = &set->traces[set->n - 1];
+        first = (int64_t)last->first_token + last->prompt_tokens + last->n;
+    }
+    struct acceptance *a = append(set);
+    const char *wrong = read_trace(a, root);
+    a->first_token = (int32_t)first;
+    if (!wrong && (set->n > TRACES_MAX || first + a->prompt_tokens + a->n > WRONG_BASE))
+        wrong = "too many traces";
+    return wrong;
+}
+
 enum pd_status acceptance_parse(struct acceptance_set *set, const char *name, const char *text, size_t size,
                                 struct pd_error *err)
 {
@@ -238,7 +257,7 @@ enum pd_status acceptance_parse(struct acceptance_set *set, const char *name, co
         size_t n = end ? (size_t)(end - text) - at : size - at;
         if (n) {
             yyjson_doc *doc = yyjson_read(text + at, n, 0);
-            const char *wrong = doc ? read_trace(append(set), yyjson_doc_get_root(doc)) : "not JSON";
+            const char *wrong = doc ? read_next(set, yyjson_doc_get_root(doc)) : "not JSON";
             yyjson_doc_free(doc);
             if (wrong) {
                 acceptance_free(set);
@@ -278,49 +297,54 @@ enum pd_status acceptance_load(struct acceptance_set *set, const char *path, str
 /* ---- playing back ---- */
 
 struct playback {
-    const struct acceptance *a;
-    int tree_rows;
+    const struct acceptance_set *set;
+    int tree_rows[LANES_MAX];
 };
-
-struct playback *playback_new(const struct acceptance *a)
-{
-    struct playback *p = mem_new(1, sizeof *p);
-    p->a = a;
-    return p;
-}
-
-void playback_free(struct playback *p)
-{
-    free(p);
-}
 
 void playback_tokens(const struct acceptance *a, int32_t *out)
 {
     for (int i = 0; i < a->prompt_tokens + a->n; i++)
-        out[i] = TRUE_BASE + i;
+        out[i] = a->first_token + i;
 }
 
-/* Candidates after the token at `pos`. Only true tokens have TRUE ids, and only true parents name them. */
-static int candidates(const struct acceptance *a, const struct row *row, int k, int32_t *tokens, float *logp)
+/* The trace that a token, true or wrong, belongs to. */
+static const struct acceptance *trace_of(const struct acceptance_set *set, int32_t token)
 {
-    bool on_path = row->token == TRUE_BASE + row->pos;
+    int low = 0, high = set->n - 1;
+    if (token >= WRONG_BASE)
+        return &set->traces[(token - WRONG_BASE) / (WRONG_HASHES * DRAFT_TOP) % set->n];
+    while (low < high) {
+        int mid = (low + high + 1) / 2;
+        if (set->traces[mid].first_token <= token)
+            low = mid;
+        else
+            high = mid - 1;
+    }
+    return &set->traces[low];
+}
+
+/* Candidates after the token at `pos`. Only true tokens have true ids, and only true parents name them. */
+static int candidates(const struct playback *p, const struct row *row, int k, int32_t *tokens, float *logp)
+{
+    const struct acceptance *a = trace_of(p->set, row->token);
+    bool on_path = row->token == a->first_token + row->pos;
     int at = row->pos + 1 - a->prompt_tokens;
     uint64_t h = rng_u64((uint64_t)(uint32_t)row->token, (uint64_t)row->pos, 1, 2);
     if (!on_path || at < 0 || at >= a->n) {
         at = (int)(h % (uint64_t)a->n);
         on_path = false;
     }
-    int n = PD_MIN(a->count[at], k);
+    int n = PD_MIN(a->count[at], k), index = (int)(a - p->set->traces);
+    int32_t wrong = WRONG_BASE + (index * WRONG_HASHES + (int32_t)((h >> 8) % WRONG_HASHES)) * DRAFT_TOP;
     for (int i = 0; i < n; i++) {
         bool truth = on_path && i == a->ranks[at];
-        tokens[i] =
-            truth ? TRUE_BASE + row->pos + 1 : WRONG_BASE + (int32_t)((h >> 8) % (1 << 20)) * DRAFT_TOP + i;
+        tokens[i] = truth ? row->token + 1 : wrong + i;
         logp[i] = a->logp[(size_t)at * DRAFT_TOP + (size_t)i];
     }
     return n;
 }
 
-static enum pd_status playback_run(void *self, const struct draft_job *job, struct pd_error *err)
+static enum pd_status playback_draft(void *self, const struct draft_job *job, struct pd_error *err)
 {
     struct playback *p = self;
     (void)err;
@@ -328,10 +352,11 @@ static enum pd_status playback_run(void *self, const struct draft_job *job, stru
         return PD_ERR_CANCELLED;
     if (job->prefill)
         return PD_OK;
-    p->tree_rows += job->n;
+    for (int i = 0; i < job->n; i++)
+        p->tree_rows[job->rows[i].lane]++;
     for (int i = job->n_behind; i < job->n; i++) {
         size_t at = (size_t)(i - job->n_behind);
-        job->count[at] = candidates(p->a, &job->rows[i], job->k, job->tokens + at * (size_t)job->k,
+        job->count[at] = candidates(p, &job->rows[i], job->k, job->tokens + at * (size_t)job->k,
                                     job->logp + at * (size_t)job->k);
     }
     return PD_OK;
@@ -340,28 +365,73 @@ static enum pd_status playback_run(void *self, const struct draft_job *job, stru
 static void playback_kv(void *self, const struct kv_job *job)
 {
     struct playback *p = self;
-    p->tree_rows -= job->n_commit + job->n_drop;
-    PD_ASSERT(p->tree_rows >= 0);
+    p->tree_rows[job->lane] -= job->n_commit + job->n_drop;
+    PD_ASSERT(p->tree_rows[job->lane] >= 0);
 }
 
 static void playback_keep(void *self, int lane, int keep)
 {
     struct playback *p = self;
-    (void)lane, (void)keep;
-    p->tree_rows = 0;
+    (void)keep;
+    p->tree_rows[lane] = 0;
+}
+
+static void playback_copy(void *self, int lane, int from, int keep)
+{
+    (void)from;
+    playback_keep(self, lane, keep);
 }
 
 static int playback_tree_rows(void *self)
 {
-    return ((struct playback *)self)->tree_rows;
+    const struct playback *p = self;
+    int n = 0;
+    for (int i = 0; i < LANES_MAX; i++)
+        n += p->tree_rows[i];
+    return n;
 }
 
-struct draft_ops playback_draft(struct playback *p)
+/* The target: a text's first token says which it is. */
+static enum pd_status playback_heads(void *self, const struct head_job *job, struct pd_error *err)
 {
-    return (struct draft_ops){.self = p,
-                              .prefill_rows = CHUNK_ROWS,
-                              .run = playback_run,
-                              .kv = playback_kv,
-                              .keep = playback_keep,
-                              .tree_rows = playback_tree_rows};
+    const struct playback *p = self;
+    (void)err;
+    for (int i = 0; i < job->n; i++) {
+        const struct acceptance *a = trace_of(p->set, job->rows[i].history[0]);
+        int next = job->rows[i].pos + 1;
+        job->tokens[i] = next < a->prompt_tokens + a->n ? a->first_token + next : 0;
+    }
+    return PD_OK;
+}
+
+static void playback_free(struct compute *c)
+{
+    compute_free(c->self);
+    free(c->self);
+    free(c->draft.self);
+}
+
+enum pd_status playback_new(struct compute *out, const struct acceptance_set *set, int n_stages,
+                            struct pd_error *err)
+{
+    struct compute *stages = mem_new(1, sizeof *stages);
+    enum pd_status s = compute_replay(stages, NULL, n_stages, err);
+    if (s) {
+        free(stages);
+        return s;
+    }
+    struct playback *p = mem_new(1, sizeof *p);
+    p->set = set;
+    *out = *stages;
+    out->self = stages;
+    out->free = playback_free;
+    out->head = (struct head_ops){.self = p, .run = playback_heads};
+    out->draft = (struct draft_ops){.self = p,
+                                    .prefill_rows = CHUNK_ROWS,
+                                    .run = playback_draft,
+                                    .kv = playback_kv,
+                                    .keep = playback_keep,
+                                    .copy = playback_copy,
+                                    .tree_rows = playback_tree_rows};
+    return PD_OK;
 }

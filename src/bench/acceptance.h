@@ -19,7 +19,8 @@
 struct acceptance {
     char question[40], kind[40], category[40];
     int prompt_tokens, n;
-    int32_t *ranks; /* [n] */
+    int32_t first_token; /* of the playback: the prompt's first; the text's other tokens follow it by position */
+    int32_t *ranks;      /* [n] */
     int32_t *count; /* [n] candidates */
     float *logp;    /* [DRAFT_TOP, n] */
 };
@@ -41,12 +42,11 @@ void acceptance_clear(struct acceptance *a);
 /* A line of the file. False if it could not be written. */
 bool acceptance_write(const struct acceptance *a, FILE *f);
 
-/* Playback: replaces the draft of `c` (a replay, or anything that needs none) and gives the whole token sequence to
- * be replayed [prompt_tokens + n]. */
-struct playback;
-struct playback *playback_new(const struct acceptance *a);
-void playback_free(struct playback *p);
-struct draft_ops playback_draft(struct playback *p);
+/* Playback of all of a set's texts, any number of requests at once: computing for a driver; compute_free when done. The
+ * set is borrowed. PD_ERR_STAGES. */
+enum pd_status playback_new(struct compute *out, const struct acceptance_set *set, int n_stages,
+                            struct pd_error *err);
+/* A text [prompt_tokens + n]: the prompt that selects it, and what will be said. */
 void playback_tokens(const struct acceptance *a, int32_t *out);
 
 #endif

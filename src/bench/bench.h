@@ -95,6 +95,18 @@ struct bench_ask {
     int32_t end_tokens[END_TOKENS_MAX];
     int n_end_tokens;
 };
+/* A driver at a point, as measuring uses it. It stays where it is: the driver points into it. */
+struct bench_driver {
+    struct driver *driver; /* driver->free(driver) when done */
+    struct profile profile;
+    double cost_ns[BATCH_ROWS];
+    int64_t step_ns; /* one row on the slowest stage, by the profile; 0: bare wall clock */
+};
+enum pd_status bench_driver_open(struct bench_driver *out, const struct bench_setup *setup,
+                                 const struct bench_point *point, int lanes, const struct compute *compute,
+                                 struct pd_error *err);
+struct request bench_request(const struct bench_ask *ask); /* borrows its tokens */
+
 /* One run on a driver of its own. Fills all of `out` but config, question, kind, category and full; free it.
  * PD_ERR_CANCELLED if the user stopped it. */
 enum pd_status bench_measure(const struct bench_setup *setup, const struct bench_point *point,

@@ -87,7 +87,7 @@ static void fill_cost(double *ns, const struct profile *p)
     }
 }
 
-static struct request request_of(const struct bench_ask *ask)
+struct request bench_request(const struct bench_ask *ask)
 {
     struct request r = {.tokens = ask->tokens,
                         .n_tokens = ask->n_tokens,
@@ -98,53 +98,62 @@ static struct request request_of(const struct bench_ask *ask)
     return r;
 }
 
-enum pd_status bench_measure(const struct bench_setup *setup, const struct bench_point *point,
-                             const struct compute *compute, const struct bench_ask *ask,
-                             struct bench_run *out, struct pd_error *err)
+enum pd_status bench_driver_open(struct bench_driver *out, const struct bench_setup *setup,
+                                 const struct bench_point *point, int lanes, const struct compute *compute,
+                                 struct pd_error *err)
 {
-    *out = (struct bench_run){.point = *point, .max_tokens = ask->max_tokens};
-    struct profile profile;
-    double cost_ns[BATCH_ROWS];
+    *out = (struct bench_driver){0};
     struct driver_options o = {.drafter = setup->drafter,
                                .observer = setup->observer,
                                .n_embd = setup->n_embd,
                                .spin_us = -1,
                                .disturb.seed = setup->seed};
     o.drafter.n_stages = point->stages;
+    o.drafter.lanes = lanes;
     o.drafter.policy.mode = point->mode;
     o.drafter.policy.width = point->width;
     o.drafter.have_draft = compute->draft.self != NULL;
     if (point->mode != PD_MODE_PP && !o.drafter.have_draft)
         return error_set(err, PD_ERR_USAGE, "mode %s needs a draft model", pd_mode_name(point->mode));
     if (setup->clock != BENCH_WALL) {
-        profile = *setup->profile;
-        enum pd_status s = profile_fit(&profile, point->stages, err);
+        out->profile = *setup->profile;
+        enum pd_status s = profile_fit(&out->profile, point->stages, err);
         if (s)
             return s;
-        fill_cost(cost_ns, &profile);
-        o.profile = &profile;
-        o.drafter.cost_ns = cost_ns;
+        fill_cost(out->cost_ns, &out->profile);
+        o.profile = &out->profile;
+        o.drafter.cost_ns = out->cost_ns;
         o.drafter.cost_n = BATCH_ROWS;
-        out->step_ns = profile_step_ns(&profile);
+        out->step_ns = profile_step_ns(&out->profile);
     }
-    struct driver *driver;
-    enum pd_status s = (setup->clock == BENCH_VIRTUAL ? sim_new : threads_new)(&driver, &o, compute, err);
-    if (s)
+    return (setup->clock == BENCH_VIRTUAL ? sim_new : threads_new)(&out->driver, &o, compute, err);
+}
+
+enum pd_status bench_measure(const struct bench_setup *setup, const struct bench_point *point,
+                             const struct compute *compute, const struct bench_ask *ask,
+                             struct bench_run *out, struct pd_error *err)
+{
+    *out = (struct bench_run){.point = *point, .max_tokens = ask->max_tokens};
+    struct bench_driver *b = mem_new(1, sizeof *b);
+    enum pd_status s = bench_driver_open(b, setup, point, 1, compute, err);
+    if (s) {
+        free(b);
         return s;
+    }
     struct collector c = {.run = out, .room = ask->max_tokens, .cancel = setup->cancel};
     out->ids = mem_new((size_t)ask->max_tokens, sizeof *out->ids);
     out->gaps_ns = mem_new((size_t)ask->max_tokens, sizeof *out->gaps_ns);
     struct sink sink = {&c, on_token, setup->cancel};
-    struct request r = request_of(ask);
+    struct request r = bench_request(ask);
     struct result *result = mem_new(1, sizeof *result);
-    s = driver_generate(driver, &r, &sink, result, err);
-    driver->free(driver);
+    s = driver_generate(b->driver, &r, &sink, result, err);
+    b->driver->free(b->driver);
     if (!s && result->finish == PD_REASON_CANCELLED)
         s = error_set(err, PD_ERR_CANCELLED, "interrupted");
     fill_run(out, result, point->stages, setup->clock == BENCH_EMULATE);
-    if (setup->clock == BENCH_WALL)
-        out->step_ns = result->step_ns;
+    out->step_ns = setup->clock == BENCH_WALL ? result->step_ns : b->step_ns;
     free(result);
+    free(b);
     if (s)
         bench_run_free(out);
     return s;

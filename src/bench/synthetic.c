@@ -127,25 +127,14 @@ static enum pd_status job_measure(const struct job *j, const struct bench_point 
                                   struct pd_error *err)
 {
     struct compute c;
-    struct playback *playback = NULL;
-    enum pd_status s;
-    if (j->trace) {
-        if ((s = compute_replay(&c, NULL, p->stages, err)))
-            return s;
-        compute_replay_tokens(&c, j->tokens, j->trace->prompt_tokens + j->trace->n);
-        playback = playback_new(j->trace);
-        c.draft = playback_draft(playback);
-    } else {
-        struct oracle_options oracle = j->o->source->oracle;
-        oracle.seed = rng_u64(j->o->seed, (uint64_t)j->index, 2, 0);
-        if ((s = oracle_new(&c, &oracle, p->stages, err)))
-            return s;
-    }
+    struct oracle_options oracle = j->o->source->oracle;
+    oracle.seed = rng_u64(j->o->seed, (uint64_t)j->index, 2, 0);
+    enum pd_status s = j->trace ? playback_new(&c, &j->o->source->recording, p->stages, err)
+                                : oracle_new(&c, &oracle, p->stages, err);
+    if (s)
+        return s;
     s = bench_measure(&j->o->setup, p, &c, &j->ask, run, err);
-    if (j->trace)
-        c.draft = (struct draft_ops){0};
     compute_free(&c);
-    playback_free(playback);
     return s;
 }
 

@@ -14,6 +14,9 @@ struct counter {
     int committed, tree;
 };
 
+#define LINE(ranks, logp)                                                                                    \
+    "{\"question\":\"1\",\"kind\":\"k\",\"prompt_tokens\":3,\"ranks\":" ranks ",\"logp\":" logp "}"
+
 static enum pd_status counter_run(void *self, const struct draft_job *job, struct pd_error *err)
 {
     struct counter *c = self;
@@ -100,8 +103,6 @@ static void test_record(void **state)
 static void test_refused(void **state)
 {
     (void)state;
-#define LINE(ranks, logp)                                                                                    \
-    "{\"question\":\"1\",\"kind\":\"k\",\"prompt_tokens\":3,\"ranks\":" ranks ",\"logp\":" logp "}"
     static const struct {
         const char *text, *says;
     } bad[] = {
@@ -138,28 +139,64 @@ static void test_playback(void **state)
     int32_t truth[6], count[4], tokens[4 * 8];
     float logp[4 * 8];
     playback_tokens(&set.traces[0], truth);
-    struct playback *p = playback_new(&set.traces[0]);
-    struct draft_ops d = playback_draft(p);
+    struct compute c;
+    assert_int_equal(playback_new(&c, &set, 2, NULL), PD_OK);
+    struct draft_ops d = c.draft;
     const struct row rows[4] = {{.node = {1}, .parent = {0}, .token = truth[2], .pos = 2},
                                 {.node = {2}, .parent = {1}, .token = truth[3], .pos = 3},
                                 {.node = {3}, .parent = {2}, .token = truth[4], .pos = 4},
-                                {.node = {4}, .parent = {1}, .token = 5, .pos = 3}};
+                                {.node = {4}, .parent = {1}, .token = (1 << 30) + 5, .pos = 3}};
     struct draft_job job = {.rows = rows, .n = 4, .k = 8, .count = count, .tokens = tokens, .logp = logp};
     assert_int_equal(d.run(d.self, &job, NULL), PD_OK);
     assert_int_equal(d.tree_rows(d.self), 4);
     const int counts[] = {2, 1, 3}, ranks[] = {1, -1, 0};
     for (int i = 0; i < 4; i++)
-        for (int c = 0; c < count[i]; c++) {
-            bool is_true = tokens[i * 8 + c] == truth[PD_MIN(3 + i, 5)] && i < 3;
-            assert_true(is_true == (i < 3 && c == ranks[i]));
+        for (int k = 0; k < count[i]; k++) {
+            bool is_true = tokens[i * 8 + k] == truth[PD_MIN(3 + i, 5)] && i < 3;
+            assert_true(is_true == (i < 3 && k == ranks[i]));
             assert_true(i == 3 || count[i] == counts[i]);
             for (int t = 0; t < 6 && i == 3; t++)
-                assert_int_not_equal(tokens[i * 8 + c], truth[t]);
+                assert_int_not_equal(tokens[i * 8 + k], truth[t]);
         }
     const node_id ids[] = {{1}, {2}, {3}, {4}};
     d.kv(d.self, &(struct kv_job){.commit = ids, .n_commit = 1, .drop = ids + 1, .n_drop = 3});
     assert_int_equal(d.tree_rows(d.self), 0);
-    playback_free(p);
+    compute_free(&c);
+    acceptance_free(&set);
+}
+
+/* Each text of a set goes its own way, whichever lane it is on. */
+static void test_playback_of_several(void **state)
+{
+    (void)state;
+    const char *lines = LINE("[0,0]", "[[-1],[-1]]") "\n" LINE("[0,-1,0]", "[[-1],[-2],[-3]]");
+    struct acceptance_set set;
+    struct compute c;
+    assert_int_equal(acceptance_parse(&set, "a", lines, strlen(lines), NULL), PD_OK);
+    assert_int_equal(set.n, 2);
+    assert_int_equal(playback_new(&c, &set, 1, NULL), PD_OK);
+    for (int t = 0; t < 2; t++) {
+        int32_t truth[8], said, count, token;
+        float logp;
+        const struct acceptance *a = &set.traces[t];
+        playback_tokens(a, truth);
+        for (int pos = a->prompt_tokens - 1; pos < a->prompt_tokens + a->n; pos++) {
+            struct head_row row = {.lane = 1 - t, .pos = pos, .history = truth};
+            assert_int_equal(head_one(&c.head, &row, &said, NULL), PD_OK);
+            bool over = pos + 1 == a->prompt_tokens + a->n;
+            assert_int_equal(said, over ? 0 : truth[pos + 1]);
+            struct row drafted = {.node = {1}, .token = truth[pos], .pos = pos, .lane = 1 - t};
+            struct draft_job job = {
+                .rows = &drafted, .n = 1, .k = 1, .count = &count, .tokens = &token, .logp = &logp};
+            assert_int_equal(c.draft.run(c.draft.self, &job, NULL), PD_OK);
+            assert_true(over || (token == said) == (a->ranks[pos + 1 - a->prompt_tokens] == 0));
+        }
+        assert_int_equal(c.draft.tree_rows(c.draft.self), a->n + 1);
+        c.draft.keep(c.draft.self, t, 0); /* the other lane's */
+        assert_int_equal(c.draft.tree_rows(c.draft.self), a->n + 1);
+        c.draft.keep(c.draft.self, 1 - t, 0);
+    }
+    compute_free(&c);
     acceptance_free(&set);
 }
 
@@ -169,6 +206,7 @@ int main(void)
         cmocka_unit_test(test_record),
         cmocka_unit_test(test_refused),
         cmocka_unit_test(test_playback),
+        cmocka_unit_test(test_playback_of_several),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
 }
