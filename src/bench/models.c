@@ -393,6 +393,17 @@ static enum pd_status run_turn(struct bench *b, const struct asked *a, bool veri
     return s;
 }
 
+static struct bench_ask ask_of(const struct bench *b, const struct token_list *prompt)
+{
+    struct bench_ask ask = {.tokens = prompt->ids,
+                            .n_tokens = (int)prompt->count,
+                            .max_tokens = b->o->max_tokens,
+                            .sample = b->o->sample,
+                            .n_end_tokens = b->n_end_tokens};
+    memcpy(ask.end_tokens, b->end_tokens, sizeof b->end_tokens);
+    return ask;
+}
+
 static enum pd_status run_question(struct bench *b, int index, struct pd_error *err)
 {
     const struct question *q = &b->o->workload->questions[b->o->picked[index]];
@@ -402,15 +413,10 @@ static enum pd_status run_question(struct bench *b, int index, struct pd_error *
     enum pd_status s = PD_OK;
     for (int t = 0; t < turns && !s; t++) {
         const struct bench_run *truth;
-        snprintf(a.id, sizeof a.id, t ? "%.32s#%d" : "%.32s", q->id, t + 1);
+        snprintf(a.id, sizeof a.id, t ? "%.27s#%d" : "%.32s", q->id, t + 1);
         if ((s = make_prompt(b, q, t, replies, &a.prompt, err)))
             break;
-        a.ask = (struct bench_ask){.tokens = a.prompt.ids,
-                                   .n_tokens = (int)a.prompt.count,
-                                   .max_tokens = b->o->max_tokens,
-                                   .sample = b->o->sample,
-                                   .n_end_tokens = b->n_end_tokens};
-        memcpy(a.ask.end_tokens, b->end_tokens, sizeof b->end_tokens);
+        a.ask = ask_of(b, &a.prompt);
         s = run_turn(b, &a, t == 0 && verified(b, index), &truth, err);
         if (!s)
             s = reply_text(b, truth, &replies[t], err);
@@ -464,6 +470,78 @@ enum pd_status models_bench(const struct models_options *o, struct run_set *set,
         s = run_question(b, i, err);
 out:
     unload(b, &s, err);
+    free(b);
+    return s;
+}
+
+/* ---- many requests at once ---- */
+
+static void asked_free(struct asked *asked, int n)
+{
+    for (int i = 0; i < n; i++)
+        token_list_free(&asked[i].prompt);
+    free(asked);
+}
+
+static enum pd_status ask_all(struct bench *b, struct asked *asked, struct bench_ask *asks,
+                              struct pd_error *err)
+{
+    enum pd_status s = PD_OK;
+    for (int i = 0; i < b->o->n_picked && !s; i++) {
+        struct asked *a = &asked[i];
+        a->question = &b->o->workload->questions[b->o->picked[i]];
+        s = make_prompt(b, a->question, 0, NULL, &a->prompt, err);
+        asks[i] = ask_of(b, &a->prompt);
+    }
+    return s;
+}
+
+static enum pd_status measure_all(struct bench *b, const struct load_plan *plan, const struct load_options *l,
+                                  struct load_set *set, struct pd_error *err)
+{
+    struct compute c;
+    enum pd_status s = compute_for(b, &c, plan->points[0].at.stages, b->draft != NULL, err);
+    b->total = plan->n;
+    for (int i = 0; i < plan->n && !s; i++, b->done++) {
+        progress(b, pd_mode_name(plan->points[i].at.mode));
+        s = load_measure(set, l, &c, &plan->points[i], err);
+    }
+    compute_free(&c);
+    return s;
+}
+
+enum pd_status models_load(const struct models_options *o, const struct load_plan *plan, struct load_set *set,
+                           struct models_names *names, struct pd_error *err)
+{
+    struct bench *b = mem_new(1, sizeof *b);
+    struct models_options first_turns = *o;
+    first_turns.turns = 1;
+    first_turns.full = true;
+    *b = (struct bench){.o = &first_turns, .engine = *o->engine};
+    struct asked *asked = mem_new((size_t)o->n_picked, sizeof *asked);
+    struct bench_ask *asks = mem_new((size_t)o->n_picked, sizeof *asks);
+    if (o->clock == BENCH_VIRTUAL)
+        b->engine.clock = PD_CLOCK_VIRTUAL;
+    for (int i = 0; i < plan->n; i++)
+        b->engine.parallel = PD_MAX(b->engine.parallel, plan->points[i].lanes);
+    enum pd_status s;
+    if ((s = open_files(b, err)) || (s = find_ctx(b, err)))
+        goto out;
+    name_models(b, names);
+    progress(b, "loading");
+    if ((s = set_up(b, err)) || (s = ask_all(b, asked, asks, err)))
+        goto out;
+    s = measure_all(b, plan,
+                    &(struct load_options){.setup = b->setup,
+                                           .asks = asks,
+                                           .n_asks = o->n_picked,
+                                           .requests = plan->requests,
+                                           .seed = o->sample.seed},
+                    set, err);
+out:
+    unload(b, &s, err);
+    asked_free(asked, o->n_picked);
+    free(asks);
     free(b);
     return s;
 }

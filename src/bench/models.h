@@ -7,7 +7,7 @@
 #ifndef PD_BENCH_MODELS_H
 #define PD_BENCH_MODELS_H
 
-#include "bench/report.h"
+#include "bench/load.h"
 #include "bench/workload.h"
 
 struct models_options {
@@ -39,5 +39,9 @@ struct models_names { /* for the report's header */
  * PD_ERR_CANCELLED; errors of loading. `names` is filled early on. */
 enum pd_status models_bench(const struct models_options *o, struct run_set *set, struct models_names *names,
                             struct pd_error *err);
+/* Many requests at once, target and draft computed in full: points, full, verify, cache, dir and record_acceptance of `o`
+ * are not used; all points of the plan have the same stage count. */
+enum pd_status models_load(const struct models_options *o, const struct load_plan *plan, struct load_set *set,
+                           struct models_names *names, struct pd_error *err);
 
 #endif

@@ -1,4 +1,6 @@
-/* Plots of a report by gnuplot: a data file and a script each, which stay for anybody who wants them otherwise. */
+/* Plots of a report by gnuplot. */
+#include "bench/plot.h"
+
 #include "bench/report.h"
 
 #include <errno.h>
@@ -9,11 +11,6 @@
 
 extern char **environ;
 
-struct plot {
-    FILE *dat, *gp;
-    const char *dir, *name;
-};
-
 static FILE *open_ext(const struct plot *p, const char *ext)
 {
     char path[4096];
@@ -21,8 +18,8 @@ static FILE *open_ext(const struct plot *p, const char *ext)
     return fopen(path, "w");
 }
 
-static enum pd_status plot_open(struct plot *p, const char *dir, const char *name, const char *title,
-                                struct pd_error *err)
+enum pd_status plot_open(struct plot *p, const char *dir, const char *name, const char *title,
+                         struct pd_error *err)
 {
     *p = (struct plot){.dir = dir, .name = name};
     p->dat = open_ext(p, "dat");
@@ -60,7 +57,7 @@ static int draw(const struct plot *p)
     return WIFEXITED(status) && WEXITSTATUS(status) == 0;
 }
 
-static enum pd_status plot_close(struct plot *p, int *drawn, struct pd_error *err)
+enum pd_status plot_close(struct plot *p, int *drawn, struct pd_error *err)
 {
     bool bad = ferror(p->dat) || ferror(p->gp);
     bad = fclose(p->dat) != 0 || bad;

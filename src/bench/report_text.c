@@ -208,9 +208,8 @@ static yyjson_mut_val *cell_json(yyjson_mut_doc *doc, const struct report_cell *
     return o;
 }
 
-static yyjson_mut_val *header_json(yyjson_mut_doc *doc, const struct report *r)
+yyjson_mut_val *report_header_json(yyjson_mut_doc *doc, const struct report_header *h)
 {
-    const struct report_header *h = r->header;
     yyjson_mut_val *o = yyjson_mut_obj(doc);
     const struct {
         const char *key, *text;
@@ -223,8 +222,6 @@ static yyjson_mut_val *header_json(yyjson_mut_doc *doc, const struct report *r)
     yyjson_mut_obj_add_uint(doc, o, "seed", h->seed);
     yyjson_mut_obj_add_real(doc, o, "temperature", h->temperature);
     yyjson_mut_obj_add_int(doc, o, "max_tokens", h->max_tokens);
-    yyjson_mut_obj_add_int(doc, o, "stages", r->main.stages);
-    yyjson_mut_obj_add_int(doc, o, "width", r->main.width);
     return o;
 }
 
@@ -233,7 +230,10 @@ char *report_json(const struct report *r, size_t *size)
     yyjson_mut_doc *doc = yyjson_mut_doc_new(NULL);
     yyjson_mut_val *root = yyjson_mut_obj(doc), *cells = yyjson_mut_arr(doc), *runs = yyjson_mut_arr(doc);
     yyjson_mut_doc_set_root(doc, root);
-    yyjson_mut_obj_add_val(doc, root, "header", header_json(doc, r));
+    yyjson_mut_val *header = report_header_json(doc, r->header);
+    yyjson_mut_obj_add_int(doc, header, "stages", r->main.stages);
+    yyjson_mut_obj_add_int(doc, header, "width", r->main.width);
+    yyjson_mut_obj_add_val(doc, root, "header", header);
     yyjson_mut_obj_add_val(doc, root, "cells", cells);
     yyjson_mut_obj_add_val(doc, root, "runs", runs);
     for (int i = 0; i < r->n; i++)

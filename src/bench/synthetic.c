@@ -183,3 +183,63 @@ enum pd_status synthetic_bench(const struct synthetic_options *o, struct run_set
     }
     return s;
 }
+
+/* ---- many requests at once ---- */
+
+static enum pd_status load_compute(struct compute *out, const struct synthetic_options *o, int stages,
+                                   struct pd_error *err)
+{
+    struct oracle_options oracle = o->source->oracle;
+    oracle.seed = rng_u64(o->seed, 0, 2, 0);
+    return o->source->recording.n ? playback_new(out, &o->source->recording, stages, err)
+                                  : oracle_new(out, &oracle, stages, err);
+}
+
+/* Those of the recording that are chosen, or so many of an oracle. */
+static int load_jobs(const struct synthetic_options *o, struct job *out)
+{
+    int n = 0, recorded = o->source->recording.n, most = recorded ? recorded : PD_MAX(o->requests, 1);
+    for (int i = 0; i < most; i++)
+        if (!recorded || chosen(o, i))
+            job_init(&out[n++], o, i);
+    return n;
+}
+
+enum pd_status synthetic_load(const struct synthetic_options *o, const struct load_plan *plan,
+                              struct load_set *set, struct pd_error *err)
+{
+    int recorded = o->source->recording.n, most = recorded ? recorded : PD_MAX(o->requests, 1);
+    struct job *jobs = mem_new((size_t)most, sizeof *jobs), late;
+    struct bench_ask *asks = mem_new((size_t)most, sizeof *asks);
+    struct synthetic_options of_late = *o;
+    struct load_options l = {.setup = o->setup, .asks = asks, .requests = plan->requests, .seed = o->seed};
+    enum pd_status s = PD_OK;
+    of_late.prompt_tokens = plan->late_prompt;
+    if (plan->late_prompt && recorded)
+        s = error_set(err, PD_ERR_USAGE,
+                      "a late prompt needs --oracle top=...: a recording has none of its length");
+    l.n_asks = load_jobs(o, jobs);
+    for (int i = 0; i < l.n_asks; i++)
+        asks[i] = jobs[i].ask;
+    if (plan->late_prompt && !s) {
+        job_init(&late, &of_late, most);
+        late.ask.max_tokens = 2;
+        l.late = &late.ask;
+    }
+    for (int i = 0; i < plan->n && !s; i++) {
+        struct compute c;
+        if (o->on_progress)
+            o->on_progress(o->progress_user, pd_mode_name(plan->points[i].at.mode), i, plan->n);
+        if ((s = load_compute(&c, o, plan->points[i].at.stages, err)))
+            break;
+        s = load_measure(set, &l, &c, &plan->points[i], err);
+        compute_free(&c);
+    }
+    if (l.late)
+        free(late.tokens);
+    for (int i = 0; i < l.n_asks; i++)
+        free(jobs[i].tokens);
+    free(jobs);
+    free(asks);
+    return s;
+}

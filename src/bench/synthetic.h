@@ -8,7 +8,7 @@
 #define PD_BENCH_SYNTHETIC_H
 
 #include "bench/acceptance.h"
-#include "bench/bench.h"
+#include "bench/load.h"
 
 struct synthetic_source {
     struct oracle_options oracle;    /* if there is no recording: n_top > 0 */
@@ -35,6 +35,9 @@ struct synthetic_options {
 /* Positions that a drafter needs for these requests (drafter_options.ctx). */
 int synthetic_ctx(const struct synthetic_options *o);
 int synthetic_requests(const struct synthetic_options *o); /* how many are run */
+/* Many requests at once; o->points are not used. A late request needs an oracle: a recording has no text of its length. */
+enum pd_status synthetic_load(const struct synthetic_options *o, const struct load_plan *plan,
+                              struct load_set *set, struct pd_error *err);
 enum pd_status synthetic_bench(const struct synthetic_options *o, struct run_set *set, struct pd_error *err);
 
 #endif

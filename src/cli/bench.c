@@ -92,38 +92,59 @@ static const char doc[] =
     "unless "
     "said otherwise). All modes must give the same tokens; the exit code is 13 if they do not.\v"
     "Example:\n"
-    "  pipedec bench -m big.gguf -d small.gguf --questions question.jsonl --per-kind 5 -o results\n";
+    "  pipedec bench -m big.gguf -d small.gguf --questions question.jsonl --per-kind 5 -o results\n"
+    "  pipedec bench -m big.gguf -d small.gguf --questions question.jsonl --clock wall --concurrency "
+    "1,4,16\n";
+
+static struct report_header header_of(const struct models_options *o, const struct models_names *names,
+                                      const char *workload)
+{
+    return (struct report_header){.title = "pipedec bench",
+                                  .target = names->target,
+                                  .draft = names->draft,
+                                  .profile = o->profile ? o->profile->name : "none",
+                                  .clock = bench_clock_name(o->clock),
+                                  .computing = names->computing,
+                                  .workload = workload,
+                                  .seed = o->sample.seed,
+                                  .temperature = (double)o->sample.temperature,
+                                  .max_tokens = o->max_tokens};
+}
+
+static enum pd_status run_loads(const struct bench_args *a, const struct models_options *o,
+                                const struct load_plan *plan, struct pd_error *err)
+{
+    struct load_set set;
+    struct models_names names = {{0}, {0}, {0}};
+    char workload[300];
+    snprintf(workload, sizeof workload, "of %.200s, %d questions", a->questions, o->n_picked);
+    struct report_header h = header_of(o, &names, workload);
+    report_header_here(&h);
+    load_set_init(&set, &h, o->n_picked);
+    enum pd_status s = models_load(o, plan, &set, &names, err);
+    cli_progress_end();
+    if (!s)
+        s = bench_cli_load_report(&a->b, &set, err);
+    load_set_free(&set);
+    return s;
+}
 
 /* The runs, and the report over what there is of them. */
-static enum pd_status run(const struct bench_args *a, const struct workload *w, const int *picked,
-                          int n_picked, const struct bench_points *points, const struct models_options *base,
-                          struct pd_error *err)
+static enum pd_status run(const struct bench_args *a, const struct bench_points *points,
+                          const struct models_options *o, struct pd_error *err)
 {
     struct run_set set;
     struct models_names names = {{0}, {0}, {0}};
-    struct models_options o = *base;
     char workload[300];
-    snprintf(workload, sizeof workload, "%.200s, %d questions", a->questions, n_picked);
+    snprintf(workload, sizeof workload, "%.200s, %d questions", a->questions, o->n_picked);
     enum pd_status s = run_set_open(&set, a->b.out, a->b.resume, err);
-    o.workload = w;
-    o.picked = picked;
-    o.n_picked = n_picked;
     if (!s)
-        s = models_bench(&o, &set, &names, err);
+        s = models_bench(o, &set, &names, err);
     cli_progress_end();
     if (!s) {
-        struct report_header h = {.title = "pipedec bench",
-                                  .target = names.target,
-                                  .draft = names.draft,
-                                  .profile = o.profile ? o.profile->name : "none",
-                                  .clock = bench_clock_name(o.clock),
-                                  .computing = names.computing,
-                                  .workload = workload,
-                                  .seed = o.sample.seed,
-                                  .temperature = (double)o.sample.temperature,
-                                  .max_tokens = o.max_tokens};
+        struct report_header h = header_of(o, &names, workload);
         report_header_here(&h);
-        s = bench_cli_report(&a->b, &h, &set, &points->main, o.full, err);
+        s = bench_cli_report(&a->b, &h, &set, &points->main, o->full, err);
     }
     if (s == PD_ERR_CANCELLED && a->b.out)
         s = error_set(err, s, "interrupted; finished runs are in %.200s, --resume goes on", a->b.out);
@@ -148,6 +169,7 @@ static enum pd_status bench(const struct bench_args *a, struct pd_error *err)
                                .on_progress = c->quiet ? NULL : cli_progress};
     struct profile profile;
     struct bench_points points = {0};
+    struct load_plan plan = {0};
     struct workload w = {0};
     enum pd_status s;
     if ((s = cli_common_check(c, true, err)) || (c->verify && (s = cli_show_weights(c, err))) ||
@@ -157,10 +179,13 @@ static enum pd_status bench(const struct bench_args *a, struct pd_error *err)
         return error_set(err, PD_ERR_USAGE, "which questions? give --questions FILE");
     o.profile = o.clock == BENCH_WALL ? NULL : &profile;
     int stages = c->engine.stages ? c->engine.stages : PD_MAX(profile.n_stages, 1);
-    if ((s = bench_cli_points(&a->b, c->engine.draft ? "pp,stpp,rounds,layer,best" : "pp", stages, &points,
-                              err)) ||
-        (s = workload_load(&w, a->questions, err))) {
+    const bool loaded = bench_cli_loaded(&a->b);
+    s = loaded ? bench_cli_plan(&a->b, c->engine.draft ? "pp,best" : "pp", stages, &plan, err)
+               : bench_cli_points(&a->b, c->engine.draft ? "pp,stpp,rounds,layer,best" : "pp", stages,
+                                  &points, err);
+    if (s || (s = workload_load(&w, a->questions, err))) {
         free(points.list);
+        free(plan.points);
         return s;
     }
     o.points = points.list;
@@ -168,10 +193,14 @@ static enum pd_status bench(const struct bench_args *a, struct pd_error *err)
     o.n_main = points.n_main;
     int *picked = mem_new((size_t)w.n, sizeof *picked), n_picked;
     s = workload_pick(&w, a->b.per_kind, a->kinds, picked, &n_picked, err);
+    o.workload = &w;
+    o.picked = picked;
+    o.n_picked = n_picked;
     if (!s)
-        s = run(a, &w, picked, n_picked, &points, &o, err);
+        s = loaded ? run_loads(a, &o, &plan, err) : run(a, &points, &o, err);
     free(picked);
     free(points.list);
+    free(plan.points);
     workload_free(&w);
     return s;
 }

@@ -2,8 +2,10 @@
 #include "cli/bench_cli.h"
 
 #include <errno.h>
+#include <math.h>
 #include <stdlib.h>
 #include <string.h>
+#include <sys/stat.h>
 
 /* ---- options ---- */
 
@@ -15,7 +17,11 @@ enum {
     KEY_RESUME,
     KEY_CSV,
     KEY_NO_PLOTS,
-    KEY_PER_KIND
+    KEY_PER_KIND,
+    KEY_CONCURRENCY,
+    KEY_RATE,
+    KEY_PARALLEL,
+    KEY_REQUESTS
 };
 
 static const struct argp_option options[] = {
@@ -26,6 +32,15 @@ static const struct argp_option options[] = {
     {"sweep-stages", KEY_SWEEP_STAGES, "LIST", 0, "also at these stage counts", 1},
     {"sweep-widths", KEY_SWEEP_WIDTHS, "LIST", 0, "also at these widths", 1},
     {"sweep-modes", KEY_SWEEP_MODES, "LIST", 0, "modes of the sweeps, beside pp (the last of --modes)", 1},
+    {"concurrency", KEY_CONCURRENCY, "LIST", 0,
+     "many requests at once, instead of one after the other: so many clients, each with its next request as "
+     "soon as "
+     "the last one has ended; against pp at the same load",
+     1},
+    {"rate", KEY_RATE, "LIST", 0,
+     "or: so many requests a second arrive at random, and wait for one of --parallel lanes", 1},
+    {"parallel", KEY_PARALLEL, "N", 0, "with --rate: requests that run at once (8)", 1},
+    {"requests", KEY_REQUESTS, "N", 0, "requests of each load (four for each lane, at least 16)", 1},
     {NULL, 0, NULL, 0, "Results:", 2},
     {"out", 'o', "DIR", 0, "keep runs, report (text, CSV, JSON) and plots here", 2},
     {"resume", KEY_RESUME, NULL, 0, "go on with the finished runs in DIR", 2},
@@ -33,6 +48,19 @@ static const struct argp_option options[] = {
     {"no-plots", KEY_NO_PLOTS, NULL, 0, "no plots in DIR", 2},
     {0},
 };
+
+static void check_loads(const struct bench_cli *c, struct argp_state *state)
+{
+    if (c->concurrency && c->rates)
+        argp_error(state, "--concurrency or --rate: one of them");
+    if (c->lanes && !c->rates)
+        argp_error(state, "--parallel needs --rate: with --concurrency each client has a lane");
+    if (c->requests && !bench_cli_loaded(c))
+        argp_error(state, "--requests needs --concurrency or --rate");
+    if (bench_cli_loaded(c) && (c->resume || c->sweep_stages || c->sweep_widths || c->sweep_modes ||
+                                c->common.engine.trace || c->common.engine.dump_tree))
+        argp_error(state, "--resume, sweeps, traces and dumps are of requests one after the other");
+}
 
 static error_t parse(int key, char *arg, struct argp_state *state)
 {
@@ -49,6 +77,18 @@ static error_t parse(int key, char *arg, struct argp_state *state)
         return 0;
     case KEY_PER_KIND:
         c->per_kind = (int)cli_int(state, "--per-kind", arg, 0, 1 << 20);
+        return 0;
+    case KEY_CONCURRENCY:
+        c->concurrency = arg;
+        return 0;
+    case KEY_RATE:
+        c->rates = arg;
+        return 0;
+    case KEY_PARALLEL:
+        c->lanes = (int)cli_int(state, "--parallel", arg, 1, LANES_MAX - 1);
+        return 0;
+    case KEY_REQUESTS:
+        c->requests = (int)cli_int(state, "--requests", arg, 1, 1 << 20);
         return 0;
     case KEY_SWEEP_STAGES:
         c->sweep_stages = arg;
@@ -76,6 +116,7 @@ static error_t parse(int key, char *arg, struct argp_state *state)
             argp_error(state, "--resume needs --out DIR");
         if (c->common.mode_set)
             argp_error(state, "several modes are compared here: --modes LIST instead of --mode");
+        check_loads(c, state);
         return 0;
     default:
         return ARGP_ERR_UNKNOWN;
@@ -190,6 +231,76 @@ enum pd_status bench_cli_points(const struct bench_cli *c, const char *default_m
     return PD_OK;
 }
 
+/* ---- many requests at once ---- */
+
+enum { LANES_DEFAULT = 8 };
+
+bool bench_cli_loaded(const struct bench_cli *c)
+{
+    return c->concurrency || c->rates;
+}
+
+static enum pd_status parse_rates(const char *list, double *out, int *n, struct pd_error *err)
+{
+    char text[32], *end;
+    for (*n = 0; next_name(&list, text, sizeof text);) {
+        double x = strtod(text, &end);
+        if (end == text || *end || !(x > 0) || x > 1e6)
+            return error_set(err, PD_ERR_USAGE, "--rate %s: requests a second, above 0", text);
+        if (*n == SWEEP_MAX)
+            return error_set(err, PD_ERR_USAGE, "--rate: %d at most", SWEEP_MAX);
+        out[(*n)++] = x;
+    }
+    return PD_OK;
+}
+
+enum pd_status bench_cli_plan(const struct bench_cli *c, const char *default_modes, int stages,
+                              struct load_plan *out, struct pd_error *err)
+{
+    enum pd_mode modes[POLICY_MODES + 1];
+    int n_modes, n_lanes = 0, n_rates = 0, lanes[SWEEP_MAX];
+    double rates[SWEEP_MAX];
+    *out = (struct load_plan){.requests = c->requests};
+    enum pd_status s;
+    if ((s = parse_modes(c->modes ? c->modes : default_modes, modes, &n_modes, err)) ||
+        (s = parse_numbers(c->concurrency, "--concurrency", LANES_MAX - 1, lanes, &n_lanes, err)) ||
+        (s = parse_rates(c->rates, rates, &n_rates, err)))
+        return s;
+    out->points = mem_new((size_t)(n_modes * PD_MAX(n_lanes + n_rates, 1)), sizeof *out->points);
+    for (int i = 0; i < n_lanes + n_rates; i++)
+        for (int m = 0; m < n_modes; m++)
+            out->points[out->n++] = (struct load_point){.at = {modes[m], stages, c->common.engine.width},
+                                                        .lanes = i < n_lanes ? lanes[i]
+                                                                 : c->lanes  ? c->lanes
+                                                                             : LANES_DEFAULT,
+                                                        .rate = i < n_lanes ? 0 : rates[i - n_lanes]};
+    return out->n ? PD_OK : error_set(err, PD_ERR_USAGE, "no loads to measure");
+}
+
+static void tell_undrawn(const struct bench_cli *c, int drawn)
+{
+    if (drawn < 0 && !c->common.quiet)
+        fprintf(stderr, "pipedec: no gnuplot on this machine: plots are left as data and scripts in %s\n",
+                c->out);
+}
+
+enum pd_status bench_cli_load_report(const struct bench_cli *c, struct load_set *set, struct pd_error *err)
+{
+    enum pd_status s = PD_OK;
+    int drawn = 0;
+    load_report(set, c->common.json ? LOAD_JSON : c->csv ? LOAD_CSV : LOAD_TEXT, stdout);
+    if (fflush(stdout))
+        return error_set(err, PD_ERR_FILE, "standard output: %s", strerror(errno));
+    if (!c->out)
+        return PD_OK;
+    if (mkdir(c->out, 0777) && errno != EEXIST)
+        return error_set(err, PD_ERR_FILE, "%s: %s", c->out, strerror(errno));
+    s = load_write(set, c->out, !c->no_plots, &drawn, err);
+    if (!s)
+        tell_undrawn(c, drawn);
+    return s;
+}
+
 /* ---- interruption ---- */
 
 static atomic_bool cancel;
@@ -234,9 +345,8 @@ enum pd_status bench_cli_report(const struct bench_cli *c, const struct report_h
         s = report_write(&r, c->out, err);
     if (!s && c->out && !c->no_plots)
         s = report_plot(&r, c->out, &drawn, err);
-    if (!s && drawn < 0 && !c->common.quiet)
-        fprintf(stderr, "pipedec: no gnuplot on this machine: plots are left as data and scripts in %s\n",
-                c->out);
+    if (!s)
+        tell_undrawn(c, drawn);
     report_free(&r);
     return s;
 }

@@ -2,13 +2,15 @@
 #ifndef PD_CLI_BENCH_CLI_H
 #define PD_CLI_BENCH_CLI_H
 
-#include "bench/report.h"
+#include "bench/load.h"
 #include "cli/cli.h"
 
 struct bench_cli {
     struct cli_common common;
     const char *modes, *sweep_modes, *sweep_stages, *sweep_widths;
     const char *out; /* folder, or NULL */
+    const char *concurrency, *rates; /* many requests at once */
+    int lanes, requests;
     int tokens, per_kind;
     bool resume, csv, no_plots;
 };
@@ -26,6 +28,14 @@ struct bench_points {
 /* PD_ERR_USAGE names what is wrong in the lists. */
 enum pd_status bench_cli_points(const struct bench_cli *c, const char *default_modes, int stages,
                                 struct bench_points *out, struct pd_error *err);
+
+/* Many requests at once are asked for (--concurrency or --rate), rather than one after the other. */
+bool bench_cli_loaded(const struct bench_cli *c);
+/* Each mode at each load; free() the points. PD_ERR_USAGE names what is wrong. */
+enum pd_status bench_cli_plan(const struct bench_cli *c, const char *default_modes, int stages,
+                              struct load_plan *out, struct pd_error *err);
+/* As bench_cli_report. */
+enum pd_status bench_cli_load_report(const struct bench_cli *c, struct load_set *set, struct pd_error *err);
 
 /* Ctrl-C sets this flag (a second one ends the program). */
 atomic_bool *bench_cli_cancel(void);

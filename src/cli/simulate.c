@@ -8,12 +8,12 @@
 #include <stdlib.h>
 #include <string.h>
 
-enum { KEY_ORACLE = CLI_KEY_OWN, KEY_PROMPT };
+enum { KEY_ORACLE = CLI_KEY_OWN, KEY_PROMPT, KEY_LATE };
 
 struct simulate_args {
     struct bench_cli b;
     const char *oracle;
-    int prompt;
+    int prompt, late;
 };
 
 static const struct argp_option options[] = {
@@ -24,6 +24,8 @@ static const struct argp_option options[] = {
      "--record-acceptance",
      3},
     {"prompt", KEY_PROMPT, "N", 0, "tokens of a prompt (64); a recording has its own", 3},
+    {"late-prompt", KEY_LATE, "N", 0,
+     "with --concurrency or --rate: what a prompt of N tokens that comes in the midst does to the others", 3},
     {0},
 };
 
@@ -62,7 +64,12 @@ static error_t parse(int key, char *arg, struct argp_state *state)
     case KEY_PROMPT:
         a->prompt = (int)cli_int(state, "--prompt", arg, 1, 1 << 20);
         return 0;
+    case KEY_LATE:
+        a->late = (int)cli_int(state, "--late-prompt", arg, 1, 1 << 20);
+        return 0;
     case ARGP_KEY_END:
+        if (a->late && !bench_cli_loaded(&a->b))
+            argp_error(state, "--late-prompt needs --concurrency or --rate");
         if (a->b.common.engine.model || a->b.common.engine.draft)
             argp_error(state, "no models are used here: bench is for those");
         if ((name = cli_common_given(&a->b.common, unused)))
@@ -79,7 +86,8 @@ static const char doc[] =
     "driven by stated or recorded acceptance.\v"
     "Examples:\n"
     "  pipedec simulate --profile paper70b --oracle top=0.87,0.94,0.97,0.985,0.99\n"
-    "  pipedec simulate --profile home4 --oracle acceptance.jsonl --sweep-stages 2,4,8\n";
+    "  pipedec simulate --profile home4 --oracle acceptance.jsonl --sweep-stages 2,4,8\n"
+    "  pipedec simulate --oracle acceptance.jsonl --concurrency 1,2,4,8,16 --modes pp,best -o loads\n";
 
 static void set_up(const struct simulate_args *a, struct synthetic_options *o, int stages)
 {
@@ -143,6 +151,41 @@ static enum pd_status watch_close(struct watch *w, struct pd_error *err)
                         : s;
 }
 
+/* Texts of a report; `draft` [200] and `workload` [64] are filled and borrowed. */
+static struct report_header header_of(const struct simulate_args *a, const struct synthetic_options *o,
+                                      char *draft, char *workload)
+{
+    snprintf(workload, 64, "%d requests", synthetic_requests(o));
+    snprintf(draft, 200, "oracle %.180s", a->oracle);
+    struct report_header h = {.title = "pipedec simulate",
+                              .target = "modelled",
+                              .draft = draft,
+                              .profile = o->setup.profile->name,
+                              .clock = bench_clock_name(o->setup.clock),
+                              .computing = "modelled",
+                              .workload = workload,
+                              .seed = o->seed,
+                              .max_tokens = o->max_tokens};
+    report_header_here(&h);
+    return h;
+}
+
+static enum pd_status run_loads(const struct simulate_args *a, const struct synthetic_options *o,
+                                const struct load_plan *plan, struct pd_error *err)
+{
+    struct load_set set;
+    char workload[64], draft[200];
+    struct report_header h = header_of(a, o, draft, workload);
+    snprintf(workload, sizeof workload, "of %d questions", synthetic_requests(o));
+    load_set_init(&set, &h, synthetic_requests(o));
+    enum pd_status s = synthetic_load(o, plan, &set, err);
+    cli_progress_end();
+    if (!s)
+        s = bench_cli_load_report(&a->b, &set, err);
+    load_set_free(&set);
+    return s;
+}
+
 static enum pd_status run(const struct simulate_args *a, struct synthetic_options *o,
                           const struct bench_points *points, struct pd_error *err)
 {
@@ -158,18 +201,7 @@ static enum pd_status run(const struct simulate_args *a, struct synthetic_option
     enum pd_status closed = watch_close(&watch, s ? NULL : err);
     s = s ? s : closed;
     if (!s) {
-        snprintf(workload, sizeof workload, "%d requests", synthetic_requests(o));
-        snprintf(draft, sizeof draft, "oracle %.180s", a->oracle);
-        struct report_header h = {.title = "pipedec simulate",
-                                  .target = "modelled",
-                                  .draft = draft,
-                                  .profile = o->setup.profile->name,
-                                  .clock = bench_clock_name(o->setup.clock),
-                                  .computing = "modelled",
-                                  .workload = workload,
-                                  .seed = o->seed,
-                                  .max_tokens = o->max_tokens};
-        report_header_here(&h);
+        struct report_header h = header_of(a, o, draft, workload);
         s = bench_cli_report(&a->b, &h, &set, &points->main, false, err);
     }
     run_set_close(&set);
@@ -181,6 +213,7 @@ static enum pd_status simulate(const struct simulate_args *a, struct pd_error *e
     const struct cli_common *c = &a->b.common;
     struct synthetic_source source;
     struct bench_points points = {0};
+    struct load_plan plan = {0};
     struct profile profile;
     struct synthetic_options o = {.source = &source,
                                   .requests = a->b.per_kind,
@@ -198,16 +231,21 @@ static enum pd_status simulate(const struct simulate_args *a, struct pd_error *e
         return error_set(err, PD_ERR_USAGE, "a simulation on the wall clock needs --emulate PROFILE");
     o.setup.profile = &profile;
     int stages = c->engine.stages ? c->engine.stages : profile.n_stages;
-    if ((s = bench_cli_points(&a->b, "pp,stpp,rounds,layer,best", stages, &points, err)))
-        return s;
-    if (!(s = synthetic_parse(&source, a->oracle, err))) {
+    const bool loaded = bench_cli_loaded(&a->b);
+    s = loaded ? bench_cli_plan(&a->b, "pp,best", stages, &plan, err)
+               : bench_cli_points(&a->b, "pp,stpp,rounds,layer,best", stages, &points, err);
+    if (!s && !(s = synthetic_parse(&source, a->oracle, err))) {
         o.points = points.list;
         o.n_points = points.n;
+        plan.late_prompt = a->late;
+        o.prompt_tokens = PD_MAX(a->prompt, a->late); /* of the longest request */
         set_up(a, &o, stages);
-        s = run(a, &o, &points, err);
+        o.prompt_tokens = a->prompt;
+        s = loaded ? run_loads(a, &o, &plan, err) : run(a, &o, &points, err);
         synthetic_free(&source);
     }
     free(points.list);
+    free(plan.points);
     return s;
 }
 

@@ -77,4 +77,7 @@ grep -q "token 0 is" "$tmp/err" || fail "which token differs is not said: $(cat 
 "$PIPEDEC" simulate --oracle "$tmp/acceptance.jsonl" --csv --modes pp,best --stages 3 >"$tmp/csv" ||
     fail "the recording was not accepted"
 grep -q "^translation,best,3,0,1,8," "$tmp/csv" || fail "simulated: $(cat "$tmp/csv")"
+# Many requests at once, computed in full: all questions have their tokens in both modes (13 if not).
+bench --concurrency 2 --requests 4 --modes pp,best --csv >"$tmp/load.csv" || fail "--concurrency: $(cat "$tmp/err")"
+grep -q '^best,3,0,2,0,4,32,' "$tmp/load.csv" || fail "--concurrency: $(cat "$tmp/load.csv")"
 finish

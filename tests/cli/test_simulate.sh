@@ -56,6 +56,31 @@ LINES
 grep -q "^qa,best,14,0,1,8," "$tmp/rec.csv" && grep -q "^rag,best,14,0,1,4," "$tmp/rec.csv" ||
     fail "recorded: $(cat "$tmp/rec.csv")"
 
+# Many requests at once: a closed load, an open one, a late prompt, a recording; files and formats.
+column() { # NAME MODE LANES FILE: of a CSV
+    awk -F, -v name="$1" -v mode="$2" -v lanes="$3" 'NR == 1 { for (i = 1; i <= NF; i++) if ($i == name) at = i }
+        $1 == mode && $4 == lanes { print $at }' "$4"
+}
+load() { "$PIPEDEC" simulate --oracle top=0.87,0.94,0.97,0.985,0.99 -n 24 --requests 8 "$@"; }
+load --concurrency 1,4 --late-prompt 500 --csv >"$tmp/load.csv" || fail "--concurrency: exit code $?"
+for lanes in 1 4; do
+    over=$(column over_pp best $lanes "$tmp/load.csv") late=$(column late_first pp $lanes "$tmp/load.csv")
+    awk "BEGIN { exit !($over > 2 && $late > 0) }" || fail "$lanes at once: best $over times pp, late prompt after $late ms"
+done
+one=$(column tokens_per_s pp 1 "$tmp/load.csv") four=$(column tokens_per_s pp 4 "$tmp/load.csv")
+awk "BEGIN { exit !($four > 2 * $one) }" || fail "four at once give $four tokens/s, one $one"
+load --rate 0.5 --parallel 2 --modes pp,best --out "$tmp/loads" --json >"$tmp/load.json" || fail "--rate: exit code $?"
+for f in load.txt load.csv load.json throughput.dat latency.gp tail.dat first.gp; do
+    [ -s "$tmp/loads/$f" ] || fail "no $f"
+done
+cmp -s "$tmp/load.json" "$tmp/loads/load.json" || fail "the load's JSON differs from its file"
+python3 -c "import json,sys; assert len(json.load(open(sys.argv[1]))['loads'])==2" "$tmp/load.json" 2>/dev/null ||
+    ! command -v python3 >/dev/null || fail "not the JSON that was expected"
+wait=$(column wait_p99 pp 2 "$tmp/loads/load.csv")
+awk "BEGIN { exit !($wait > 0) }" || fail "at a rate beyond what two lanes serve nobody waits"
+"$PIPEDEC" simulate --oracle "$tmp/acceptance.jsonl" --concurrency 3 --modes best | grep -q '^3 at once  *best ' ||
+    fail "a recording, three at once"
+
 sim --modes best --trace "$tmp/trace2.json" --dump-tree="$tmp/tree.txt" >/dev/null || fail "--dump-tree"
 grep -q "^step 1, .* rows submitted" "$tmp/tree.txt" && cmp -s "$tmp/trace.json" "$tmp/trace2.json" ||
     fail "a dump and a trace together: $(head -3 "$tmp/tree.txt")"
@@ -80,6 +105,15 @@ refuse_all <<'CASES'
 2  | no use for --ctx   | simulate --oracle top=0.9 --ctx 8
 2  | no use for --temp  | simulate --oracle top=0.9 --temp 1
 2  | no use for --threads | simulate --oracle top=0.9 -t 2
+2  | one of them        | simulate --oracle top=0.9 --concurrency 2 --rate 1
+2  | parallel needs --rate | simulate --oracle top=0.9 --concurrency 2 --parallel 3
+2  | requests needs     | simulate --oracle top=0.9 --requests 3
+2  | late-prompt needs  | simulate --oracle top=0.9 --late-prompt 3
+2  | concurrency 99     | simulate --oracle top=0.9 --concurrency 1,99
+2  | rate 0             | simulate --oracle top=0.9 --rate 2,0
+2  | no loads           | simulate --oracle top=0.9 --concurrency ""
+2  | one after the other | simulate --oracle top=0.9 --concurrency 2 --sweep-stages 4
+2  | none of its length | simulate --oracle "$tmp/acceptance.jsonl" --concurrency 2 --late-prompt 100
 2  | seed ' -1'         | simulate --oracle top=0.9 --seed " -1"
 9  | stages             | simulate --oracle top=0.9 --stages 500
 CASES
