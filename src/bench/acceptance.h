@@ -19,10 +19,11 @@
 struct acceptance {
     char question[40], kind[40], category[40];
     int prompt_tokens, n;
-    int32_t first_token; /* of the playback: the prompt's first; the text's other tokens follow it by position */
-    int32_t *ranks;      /* [n] */
-    int32_t *count; /* [n] candidates */
-    float *logp;    /* [DRAFT_TOP, n] */
+    int32_t
+        first_token; /* of the playback: the prompt's first; the text's other tokens follow it by position */
+    int32_t *ranks;  /* [n] */
+    int32_t *count;  /* [n] candidates */
+    float *logp;     /* [DRAFT_TOP, n] */
 };
 struct acceptance_set {
     struct acceptance *traces;

@@ -8,7 +8,7 @@
 struct bench_cli {
     struct cli_common common;
     const char *modes, *sweep_modes, *sweep_stages, *sweep_widths;
-    const char *out; /* folder, or NULL */
+    const char *out;                 /* folder, or NULL */
     const char *concurrency, *rates; /* many requests at once */
     int lanes, requests;
     int tokens, per_kind;
