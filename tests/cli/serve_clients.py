@@ -1,0 +1,164 @@
+"""The official Python clients against a running server: serve_clients.py URL KEY TEXT, TEXT being what `pipedec run` makes of
+the first question. Ends with 1 and a line for each thing that is wrong."""
+
+import sys
+import threading
+import time
+import urllib.request
+
+import openai
+from langchain_openai import ChatOpenAI
+
+url, key, expected = sys.argv[1:4]
+client = openai.OpenAI(base_url=url + "/v1", api_key=key, timeout=60, max_retries=0)
+failures = 0
+question = [{"role": "user", "content": "Why is the sky blue?"}]
+
+
+def check(holds, what):
+    global failures
+    if not holds:
+        failures += 1
+        print("FAIL:", what, file=sys.stderr)
+
+
+def refused(kind, words, **fields):
+    try:
+        client.chat.completions.create(model="any", messages=question, **fields)
+        check(False, f"not refused: {fields}")
+    except kind as e:
+        check(words in str(e), f"{fields}: no '{words}' in {e}")
+
+
+def chat():
+    r = client.chat.completions.create(model="any", messages=question, max_tokens=24, temperature=0)
+    check(r.choices[0].message.content == expected, f"chat: {r.choices[0].message.content!r}, not {expected!r}")
+    check(r.choices[0].message.role == "assistant" and r.choices[0].finish_reason == "length", "chat: end")
+    check(r.usage.completion_tokens == 24 and r.usage.total_tokens == r.usage.prompt_tokens + 24, f"usage: {r.usage}")
+    check(r.usage.prompt_tokens_details.cached_tokens >= 0, "usage: cached_tokens")
+    parts = [{"role": "user", "content": [{"type": "text", "text": "Why is the sky"}, {"type": "text", "text": " blue?"}]}]
+    r = client.chat.completions.create(model="any", messages=parts, max_completion_tokens=24, temperature=0)
+    check(r.choices[0].message.content == expected, "chat: text in parts")
+
+
+def streaming():
+    stream = client.chat.completions.create(model="any", messages=question, max_tokens=24, temperature=0, stream=True,
+                                            stream_options={"include_usage": True})
+    chunks = list(stream)
+    text = "".join(c.choices[0].delta.content or "" for c in chunks if c.choices)
+    check(text == expected, f"stream: {text!r}")
+    check(chunks[0].choices[0].delta.role == "assistant" and chunks[0].choices[0].delta.content is None, "stream: begin")
+    check(sum(1 for c in chunks if c.choices and c.choices[0].delta.role) == 1, "stream: the role once")
+    check(len({c.id for c in chunks}) == 1, "stream: one id")
+    check(chunks[-2].choices[0].finish_reason == "length", "stream: finish_reason")
+    check(not chunks[-1].choices and chunks[-1].usage.completion_tokens == 24, "stream: usage")
+
+
+def completions():
+    r = client.completions.create(model="any", prompt=["Once upon", "The end"], max_tokens=4, n=2, temperature=0.8, seed=3, echo=True)
+    check(len(r.choices) == 4 and r.choices[3].text.startswith("The end"), "completions: prompts times n")
+    again = client.completions.create(model="any", prompt="The end", max_tokens=4, n=2, temperature=0.8, seed=3, echo=True)
+    check(r.choices[3].text == again.choices[1].text, "completions: a prompt in company and alone")
+    text = "".join(c.choices[0].text for c in client.completions.create(model="any", prompt="Once upon", max_tokens=6, stream=True))
+    check(text == client.completions.create(model="any", prompt="Once upon", max_tokens=6).choices[0].text, "completions: stream")
+
+
+def logprobs():
+    r = client.chat.completions.create(model="any", messages=question, max_tokens=5, logprobs=True, top_logprobs=3)
+    content = r.choices[0].logprobs.content
+    check(len(content) == 5 and all(len(t.top_logprobs) == 3 for t in content), "logprobs: how many")
+    check("".join(t.token for t in content) == r.choices[0].message.content, "logprobs: tokens make the text")
+    check(all(t.logprob == t.top_logprobs[0].logprob <= 0 for t in content), "logprobs: greedy takes the best")
+    check(all(bytes(t.bytes).decode() == t.token for t in content), "logprobs: bytes")
+    streamed = [t for c in client.chat.completions.create(model="any", messages=question, max_tokens=5, logprobs=True, top_logprobs=3, stream=True)
+                if c.choices and c.choices[0].logprobs for t in c.choices[0].logprobs.content]
+    check([t.logprob for t in streamed] == [t.logprob for t in content], "logprobs: the same in a stream")
+    r = client.completions.create(model="any", prompt="Once upon", max_tokens=3, logprobs=2)
+    check(len(r.choices[0].logprobs.token_logprobs) == 3 and len(r.choices[0].logprobs.top_logprobs[0]) == 2, "logprobs: completions")
+
+
+def choices_and_stop():
+    r = client.chat.completions.create(model="any", messages=question, max_tokens=8, n=3, temperature=1, seed=5)
+    check(sorted(c.index for c in r.choices) == [0, 1, 2], "n: indices")
+    check(len({c.message.content for c in r.choices}) > 1, "n: different seeds")
+    alone = client.chat.completions.create(model="any", messages=question, max_tokens=8, temperature=1, seed=6)
+    check(alone.choices[0].message.content == r.choices[1].message.content, "n: reply i has seed + i")
+    stop = expected.split()[3]
+    r = client.chat.completions.create(model="any", messages=question, max_tokens=24, stop=[stop, "never said"])
+    check(r.choices[0].finish_reason == "stop" and r.choices[0].message.content == expected.split(stop)[0], "stop")
+    a = client.chat.completions.create(model="any", messages=question, max_tokens=24, logit_bias={"504": -100})
+    check(a.choices[0].finish_reason == "length", "logit_bias")
+    b = client.chat.completions.create(model="any", messages=question, max_tokens=24, presence_penalty=1.5, frequency_penalty=0.5)
+    check(b.choices[0].message.content != "", "penalties")
+
+
+def errors():
+    refused(openai.BadRequestError, "temperature", temperature=-1)
+    refused(openai.BadRequestError, "response_format", response_format={"type": "json_object"})
+    refused(openai.BadRequestError, "tools", tools=[{"type": "function", "function": {"name": "f"}}])
+    r = client.chat.completions.create(model="any", messages=question, max_tokens=2, tool_choice="none",
+                                       tools=[{"type": "function", "function": {"name": "f"}}])
+    check(r.choices[0].finish_reason == "length", "tools with tool_choice none")
+    image = [{"role": "user", "content": [{"type": "image_url", "image_url": {"url": "data:,"}}]}]
+    try:
+        client.chat.completions.create(model="any", messages=image)
+        check(False, "an image is not refused")
+    except openai.BadRequestError as e:
+        check("image_url" in str(e), f"image: {e}")
+    try:
+        openai.OpenAI(base_url=url + "/v1", api_key="wrong", max_retries=0).completions.create(model="any", prompt="x")
+        check(False, "a wrong key opens")
+    except openai.AuthenticationError:
+        pass
+    try:
+        client.embeddings.create(model="any", input="x")
+        check(False, "embeddings are not refused")
+    except openai.APIStatusError as e:
+        check(e.status_code == 501, f"embeddings: {e}")
+    check([m.id for m in client.models.list()] == ["smollm2-135m"], "models")
+
+
+def pipeline():
+    request = urllib.request.Request(url + "/pipeline", headers={"X-Api-Key": key})
+    with urllib.request.urlopen(request, timeout=10) as r:
+        return r.read().decode()
+
+
+def cancel():
+    stream = client.completions.create(model="any", prompt="Once", stream=True, extra_body={"ignore_eos": True})
+    next(iter(stream))
+    check('"running":1' in pipeline(), "cancel: it runs")
+    stream.close()
+    for _ in range(100):
+        if '"running":0,"waiting":0' in pipeline():
+            return
+        time.sleep(0.1)
+    check(False, "cancel: it runs on")
+
+
+def several():
+    texts = [None] * 4
+
+    def one(i):
+        texts[i] = "".join(c.choices[0].delta.content or "" for c in client.chat.completions.create(
+            model="any", messages=question, max_tokens=24, temperature=0, stream=True))
+
+    threads = [threading.Thread(target=one, args=(i,)) for i in range(4)]
+    [t.start() for t in threads]
+    [t.join() for t in threads]
+    check(texts == [expected] * 4, f"several at once: {texts}")
+
+
+def langchain():
+    model = ChatOpenAI(base_url=url + "/v1", api_key=key, model="any", temperature=0, max_tokens=24, max_retries=0)
+    check(model.invoke("Why is the sky blue?").content == expected, "langchain: invoke")
+    check("".join(c.content for c in model.stream("Why is the sky blue?")) == expected, "langchain: stream")
+    check(len(model.batch(["One", "Two", "Three"])) == 3, "langchain: batch")
+
+
+for part in (chat, streaming, completions, logprobs, choices_and_stop, errors, cancel, several, langchain):
+    try:
+        part()
+    except Exception as e:  # whatever a client says is a failure of that part
+        check(False, f"{part.__name__}: {type(e).__name__}: {e}")
+sys.exit(1 if failures else 0)
