@@ -80,7 +80,8 @@ struct backend {
     int64_t start_ms, begun_ms, ready_ms, heard_ms, moved_ms, hung_ms;
     char why[BACKEND_TEXT]; /* what was wrong with the engine, where it was not simply its end */
     bool permanent;         /* starting again does not help */
-    int failures;           /* in a row */
+    int failures, barren;   /* in a row: that died soon; that died without a new token */
+    bool fruitful;          /* this one has given one */
 
     pthread_mutex_t lock; /* over what follows */
     pthread_cond_t changed;

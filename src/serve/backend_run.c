@@ -15,13 +15,14 @@
 
 enum {
     LASTING_MS = 60000, /* an engine that has lived so long was no failure */
-    BACKOFF_MS = 250,   /* before the second start in a row that follows a failure; doubled each time */
+    BACKOFF_MS =
+        250, /* before the second start in a row that follows one without a token; doubled each time */
     BACKOFF_MAX_MS = 30000,
     SILENCE_MS = 60000, /* if the options say nothing */
     LOAD_FACTOR = 10,   /* loading, and moving on with a request, may take so much longer than a heartbeat */
     END_MS = 15000,     /* to leave when asked to; over ranks it takes some seconds */
     KILL_MS = 3000,     /* after it has misbehaved */
-    LEAVE_MS = 500,     /* from its hanging up to its end, unasked */
+    LEAVE_MS = 5000,     /* from its hanging up to its end, unasked */
     IDLE_MS = 1000
 };
 
@@ -256,32 +257,11 @@ static const char *without_name(const char *line)
     return strncmp(line, "pipedec: ", 9) ? line : line + 9;
 }
 
-/* The process is gone, and has been waited for. */
-static void bury(struct backend *b)
+/* Another start, after a while if it may not help; or none any more. */
+static void go_on(struct backend *b, const char *why, bool permanent, int interrupted)
 {
-    char how[128], why[2 * BACKEND_TEXT + CHILD_LINE], text[3 * BACKEND_TEXT + CHILD_LINE];
-    const int64_t now_ms = child_clock_ms();
-    const bool lasted = b->ready_ms && now_ms - b->ready_ms >= LASTING_MS;
-    const int code = WIFEXITED(b->child.wait_status) ? WEXITSTATUS(b->child.wait_status) : 0;
-    child_describe(&b->child, how, sizeof how);
-    if (b->why[0])
-        put_text(why, sizeof why, "%s", b->why);
-    else
-        put_text(why, sizeof why, "it %s%s%s", how, b->child.line[0] ? ": " : "",
-                 without_name(b->child.line));
-    const bool permanent = !b->was_ready && (b->permanent || is_permanent(code));
-    child_clear(&b->child);
-    add_stats(b);
-    const int interrupted = b->n_running;
-    const bool convicted = blame(b);
-    b->failures = convicted || lasted ? 1 : b->failures + 1;
-    b->ready_ms = 0;
-    b->permanent = false;
-    b->phase = PHASE_NONE;
-    b->look = true;
-    if (b->closing)
-        return;
     if (permanent || b->failures > b->o.restarts) {
+        char text[sizeof b->status.what];
         if (permanent || !b->o.restarts)
             put_text(text, sizeof text, "the engine cannot go on: %s", why);
         else
@@ -291,12 +271,44 @@ static void bury(struct backend *b)
         return;
     }
     int64_t wait_ms = 0;
-    if (b->failures > 1)
-        wait_ms = PD_MIN((int64_t)BACKOFF_MS << PD_MIN(b->failures - 2, 16), (int64_t)BACKOFF_MAX_MS);
-    b->start_ms = now_ms + wait_ms;
+    if (b->barren > 1)
+        wait_ms = PD_MIN((int64_t)BACKOFF_MS << PD_MIN(b->barren - 2, 16), (int64_t)BACKOFF_MAX_MS);
+    b->start_ms = child_clock_ms() + wait_ms;
     log_msg(LOG_WARN, "the engine has failed (%s): starting it again, %d request%s go%s on", why, interrupted,
             interrupted == 1 ? "" : "s", interrupted == 1 ? "es" : "");
     put_text(b->status.what, sizeof b->status.what, "restarting: %s", why);
+}
+
+static void describe_end(const struct backend *b, char *out, size_t room)
+{
+    char how[128];
+    child_describe(&b->child, how, sizeof how);
+    if (b->why[0])
+        put_text(out, room, "%s", b->why);
+    else
+        put_text(out, room, "it %s%s%s", how, b->child.line[0] ? ": " : "", without_name(b->child.line));
+}
+
+/* The process is gone, and has been waited for. */
+static void bury(struct backend *b)
+{
+    char why[sizeof b->status.what];
+    const bool lasted = b->ready_ms && child_clock_ms() - b->ready_ms >= LASTING_MS;
+    const int code = WIFEXITED(b->child.wait_status) ? WEXITSTATUS(b->child.wait_status) : 0;
+    const bool permanent = !b->was_ready && (b->permanent || is_permanent(code));
+    describe_end(b, why, sizeof why);
+    child_clear(&b->child);
+    add_stats(b);
+    const int interrupted = b->n_running;
+    const bool convicted = blame(b);
+    b->failures = convicted || lasted ? 1 : b->failures + 1;
+    b->barren = convicted || lasted || b->fruitful ? 1 : b->barren + 1;
+    b->ready_ms = 0;
+    b->permanent = b->fruitful = false;
+    b->phase = PHASE_NONE;
+    b->look = true;
+    if (!b->closing)
+        go_on(b, why, permanent, interrupted);
 }
 
 /* ---- messages; without the lock ---- */
@@ -336,6 +348,7 @@ static const char *on_token(struct backend *b, struct job *j, const struct backe
     const bool was_proven = j->proven, fits = job_token(j, t, &is_new), told = j->has_sink;
     const struct backend_sink sink = j->sink;
     b->status.tokens += is_new;
+    b->fruitful = b->fruitful || is_new;
     b->moved_ms = child_clock_ms();
     b->look = b->look || (j->proven && !was_proven);
     if (is_new && j->r.name && b->journal && !b->journal_ms)
@@ -488,7 +501,7 @@ static int patience_ms(const struct backend *b)
     const int64_t now_ms = child_clock_ms();
     int64_t until_ms = now_ms + PD_MIN(silence_ms(b) / 4 + 1, IDLE_MS);
     if (b->child.hung_up)
-        until_ms = PD_MIN(until_ms, now_ms + LEAVE_MS / 2);
+        until_ms = PD_MIN(until_ms, now_ms + LEAVE_MS / 20);
     if (b->phase == PHASE_NONE && !b->closing)
         until_ms = PD_MIN(until_ms, b->start_ms);
     if (b->journal_ms)

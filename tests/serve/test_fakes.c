@@ -131,7 +131,11 @@ static void test_no_model(void **state)
     char *const wrong[] = {PROGRAM, "engine", "-m", "/dev/null", "--stages", "none", NULL};
     char *const foreign[] = {PROGRAM, "engine", "-m", PROGRAM, NULL};
     check_failed(missing, &s, 1, "/nonexistent/x.gguf");
+#ifndef __SANITIZE_THREAD__ /* which complains of a program that ends within argp */
     check_failed(wrong, &s, 1, "--stages none");
+#else
+    (void)wrong;
+#endif
     check_failed(foreign, &s, 1, "GGUF");
 }
 
