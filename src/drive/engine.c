@@ -1,5 +1,6 @@
 /* The engine: files, tokenizer, computing and driver put together. */
 #include "drive/engine_impl.h"
+#include "drive/verify.h"
 
 #include <errno.h>
 #include <stdlib.h>
@@ -497,6 +498,20 @@ bool engine_digest_logits(struct pd_engine *e)
 bool engine_logits_digest(const struct pd_engine *e, uint64_t *out)
 {
     return compute_logits_digest(&e->compute, out);
+}
+
+enum pd_status engine_identity(struct pd_engine *e, uint64_t *out, struct pd_error *err)
+{
+    const struct verify_options v = {.file = e->info.target_file};
+    struct tensor_digest *list;
+    int n;
+    enum pd_status status = verify_digests(&list, &n, &v, err);
+    if (status)
+        return status;
+    const uint64_t all[] = {verify_digest(list, n), e->info.target_digest, e->o.kv_type, e->o.no_pack};
+    *out = hash_bytes(0, all, sizeof all);
+    free(list);
+    return PD_OK;
 }
 
 uint32_t engine_options_digest(const struct pd_engine_options *o, int n_stages, int ctx, int wire)

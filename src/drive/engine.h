@@ -51,6 +51,9 @@ void engine_hold(struct pd_engine *e, bool hold);
 /* What the pipeline has done, and the clock of the run at that time; the newest tenth of a second may be missing. Returns
  * the number of stages. */
 int engine_counts(struct pd_engine *e, struct pipeline_counts *out, int64_t *clock_ns);
+/* A number for what a reply's text depends on beside its request: the target's weights (samples of each tensor), the type
+ * of the K/V cache, and who computes. Another number: a reply cannot be gone on with. */
+enum pd_status engine_identity(struct pd_engine *e, uint64_t *out, struct pd_error *err);
 /* compute_digest_logits and compute_logits_digest of an engine. */
 bool engine_digest_logits(struct pd_engine *e);
 bool engine_logits_digest(const struct pd_engine *e, uint64_t *out);

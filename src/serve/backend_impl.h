@@ -43,6 +43,7 @@ struct job {
     int starts;        /* how often it was handed over */
     bool resumed;      /* with tokens that were known */
     size_t seen;       /* tokens that have come since the last time; the first of them again */
+    uint64_t identity; /* of the engine that they are from; 0: there are none */
     bool proven;       /* a new one has */
     int strikes;
     size_t journaled, text_journaled; /* tokens and bytes that are in the journal */
@@ -82,6 +83,7 @@ struct backend {
     bool permanent;         /* starting again does not help */
     int failures, barren;   /* in a row: that died soon; that died without a new token */
     bool fruitful;          /* this one has given one */
+    uint64_t identity;      /* of the one that runs */
 
     pthread_mutex_t lock; /* over what follows */
     pthread_cond_t changed;
@@ -108,6 +110,8 @@ struct job *job_new(const struct backend_request *r, const struct backend_sink *
 void job_free(struct job *j);
 /* A token that has come again does nothing. False: that cannot be the same reply. */
 bool job_token(struct job *j, const struct backend_token *t, bool *is_new);
+/* False, and PD_ERR_FILE in j->refused: its tokens are from an engine that was another. */
+bool job_fits(struct job *j, uint64_t identity);
 void job_text(struct job *j, const char *text, size_t size);
 size_t job_bytes(const struct job *j);
 /* Ended: out of the line; named ones are kept a while. True: the caller has to free it. */

@@ -91,6 +91,16 @@ static void push_token(struct job *j, int32_t token)
     j->tokens[j->n_tokens++] = token;
 }
 
+bool job_fits(struct job *j, uint64_t identity)
+{
+    if (!j->n_tokens || j->identity == identity)
+        j->identity = identity;
+    else
+        error_set(&j->refused, PD_ERR_FILE,
+                  "the model file, or how it is computed, has changed since this reply began");
+    return !j->refused.status;
+}
+
 void job_text(struct job *j, const char *text, size_t size)
 {
     if (j->r.name)
@@ -203,7 +213,8 @@ static struct message tokens_of(const struct job *j, size_t from, size_t text_fr
 {
     return (struct message){.type = MESSAGE_TOKENS,
                             .id = j->id,
-                            .tokens = {.first = from,
+                            .tokens = {.identity = j->identity,
+                                       .first = from,
                                        .n = j->n_tokens - from,
                                        .tokens = j->tokens + from,
                                        .text = (const char *)j->text.data + text_from,
@@ -295,7 +306,10 @@ static struct job *live_of(struct backend *b, uint64_t id)
 
 static void take_tokens(struct job *j, const struct message_tokens *t)
 {
-    if (t->first != j->n_tokens) /* there twice, or a gap: what is not known is computed again */
+    if (!j->n_tokens)
+        j->identity = t->identity;
+    if (t->first != j->n_tokens ||
+        t->identity != j->identity) /* there twice, or a gap: what is not known is computed again */
         return;
     for (size_t i = 0; i < t->n && j->n_tokens < PROTOCOL_TOKENS_MAX; i++)
         push_token(j, t->tokens[i]);

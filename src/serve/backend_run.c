@@ -22,7 +22,7 @@ enum {
     LOAD_FACTOR = 10,   /* loading, and moving on with a request, may take so much longer than a heartbeat */
     END_MS = 15000,     /* to leave when asked to; over ranks it takes some seconds */
     KILL_MS = 3000,     /* after it has misbehaved */
-    LEAVE_MS = 5000,     /* from its hanging up to its end, unasked */
+    LEAVE_MS = 5000,    /* from its hanging up to its end, unasked */
     IDLE_MS = 1000
 };
 
@@ -111,9 +111,13 @@ static void end_those_who_wait(struct backend *b)
 
 /* ---- who runs; under the lock ---- */
 
-static void hand_over(struct backend *b, struct job *j)
+static bool hand_over(struct backend *b, struct job *j)
 {
     int at = 0;
+    if (!job_fits(j, b->identity)) {
+        b->look = true; /* so that it ends */
+        return false;
+    }
     while (b->running[at])
         at++;
     b->running[at] = j;
@@ -131,6 +135,7 @@ static void hand_over(struct backend *b, struct job *j)
                  &(struct message){.type = MESSAGE_REQUEST,
                                    .id = j->id,
                                    .request = {.r = j->r, .resume = j->tokens, .n_resume = j->n_tokens}});
+    return true;
 }
 
 static void schedule(struct backend *b)
@@ -149,8 +154,7 @@ static void schedule(struct backend *b)
         if (j->strikes >= SUSPECT) {
             suspect = suspect ? suspect : j;
         } else if (!suspect || j->starts) {
-            hand_over(b, j);
-            unproven++;
+            unproven += hand_over(b, j);
         }
     }
     if (suspect && !unproven && b->n_running < b->o.parallel)
@@ -332,6 +336,7 @@ static void on_ready(struct backend *b, const struct message_ready *r)
     s->n_vocab = r->n_vocab;
     s->n_stages = PD_MIN(r->stages, BACKEND_STAGES);
     s->parallel = r->parallel;
+    b->identity = r->identity;
     b->ready_ms = child_clock_ms();
     s->load_s = (double)(b->ready_ms - b->begun_ms) / 1e3;
     s->what[0] = 0;
@@ -523,7 +528,6 @@ static void wait_for_more(struct backend *b, int timeout_ms)
 static bool look(struct backend *b, int *timeout_ms)
 {
     pthread_mutex_lock(&b->lock);
-    *timeout_ms = b->look ? 0 : *timeout_ms; /* once more: ends and callbacks may ask for more */
     look_at_time(b);
     const bool due = b->look;
     b->look = false;
@@ -532,11 +536,13 @@ static bool look(struct backend *b, int *timeout_ms)
         if (!b->closing)
             schedule(b);
     }
-    *timeout_ms = PD_MIN(*timeout_ms, patience_ms(b));
-    const bool over = b->closing && !b->live.n && (b->phase == PHASE_NONE || b->phase == PHASE_FAILED);
     pthread_mutex_unlock(&b->lock);
     if (due)
         end_those_who_wait(b);
+    pthread_mutex_lock(&b->lock);
+    *timeout_ms = b->look ? 0 : PD_MIN(*timeout_ms, patience_ms(b)); /* what has been done may ask for more */
+    const bool over = b->closing && !b->live.n && (b->phase == PHASE_NONE || b->phase == PHASE_FAILED);
+    pthread_mutex_unlock(&b->lock);
     return over;
 }
 

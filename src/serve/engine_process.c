@@ -159,7 +159,7 @@ enum pd_status engine_process_refuse(struct engine_process *p, const struct pd_e
     return err->status;
 }
 
-static void say_ready(struct engine_process *p)
+static enum pd_status say_ready(struct engine_process *p, struct pd_error *err)
 {
     struct pd_engine_info i = {.struct_size = sizeof i};
     struct pd_engine_stats s = {.struct_size = sizeof s};
@@ -182,7 +182,10 @@ static void say_ready(struct engine_process *p)
     r->mode = (int32_t)i.mode;
     r->weights_bytes = i.weights_bytes;
     r->draft_bytes = i.draft_bytes;
-    protocol_put(&p->out, &m);
+    enum pd_status status = engine_identity(p->engine, &r->identity, err);
+    if (!status)
+        protocol_put(&p->out, &m);
+    return status;
 }
 
 /* ---- statistics ---- */
@@ -415,7 +418,7 @@ enum pd_status engine_process_serve(struct engine_process *p, struct pd_engine *
     p->loaded = true;
     pthread_mutex_unlock(&p->lock);
     p->engine = e;
-    say_ready(p);
+    status = say_ready(p, err);
     while (!status && !gone && !atomic_load(&p->stopped)) {
         if (now_ms() >= stats_ms) {
             say_stats(p);

@@ -109,6 +109,7 @@ static void ready(struct codec *c, struct message_ready *m)
     codec_i32(c, &m->mode, "mode", PD_MODE_AUTO, PD_MODE_BEST);
     codec_u64(c, &m->weights_bytes);
     codec_u64(c, &m->draft_bytes);
+    codec_u64(c, &m->identity);
 }
 
 static void token(struct codec *c, struct backend_token *t)
@@ -156,6 +157,7 @@ static void engine_stats(struct codec *c, struct message_stats *s)
 
 static void tokens(struct codec *c, struct message_tokens *t)
 {
+    codec_u64(c, &t->identity);
     size(c, &t->first, "first");
     codec_tokens(c, &t->tokens, &t->n, "tokens", PROTOCOL_TOKENS_MAX);
     codec_data(c, &t->text, &t->text_size, "text", PROTOCOL_BYTES_MAX / 2);

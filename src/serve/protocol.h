@@ -54,6 +54,7 @@ struct message_ready {                                                          
     char model_name[BACKEND_TEXT], draft_name[BACKEND_TEXT], arch[64], chat_template[64]; /* "": none */
     int32_t n_layer, n_vocab, ctx, ctx_train, stages, threads, draft_threads, parallel, mode;
     uint64_t weights_bytes, draft_bytes;
+    uint64_t identity; /* engine_identity */
 };
 struct message_stats { /* of the engine since its start */
     double uptime_s, draft_busy_s;
@@ -75,7 +76,9 @@ struct message_request {
     const int32_t *resume; /* [n_resume] tokens of the reply that are known */
     size_t n_resume;
 };
-struct message_tokens { /* tokens first .. first + n - 1 of a reply and the text that they complete */
+struct
+    message_tokens { /* what an engine of that identity gave: tokens first .. first + n - 1 of a reply and the text that they complete */
+    uint64_t identity;
     size_t first, n;
     const int32_t *tokens;
     const char *text;

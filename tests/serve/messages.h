@@ -31,7 +31,8 @@ static inline struct message message_example(int type)
                                          .draft_threads = 1,
                                          .parallel = 8,
                                          .mode = PD_MODE_BEST,
-                                         .weights_bytes = 1ull << 35};
+                                         .weights_bytes = 1ull << 35,
+                                         .identity = 3};
         break;
     case MESSAGE_REFUSED:
         m.refused = (struct pd_error){PD_ERR_FILE, "x.gguf: no such file"};
@@ -97,8 +98,12 @@ static inline struct message message_example(int type)
                                                     .n_logit_bias = PD_COUNT(bias)};
         break;
     case MESSAGE_TOKENS:
-        m.tokens = (struct message_tokens){
-            .first = 3, .n = PD_COUNT(tokens), .tokens = tokens, .text = "some text", .text_size = 9};
+        m.tokens = (struct message_tokens){.identity = 77,
+                                           .first = 3,
+                                           .n = PD_COUNT(tokens),
+                                           .tokens = tokens,
+                                           .text = "some text",
+                                           .text_size = 9};
         break;
     default:
         break;

@@ -1,4 +1,4 @@
-/* An engine without a model, for tests of the backend: `serve_prog_engine MODE ... --socket PATH`. What MODE means is in
+/* An engine without a model, for tests of the backend: `serve_prog_engine MODE [IDENTITY] --socket PATH`. What MODE means is in
  * the table at the end. A reply's token i is prompt[0] * 100 + i, its text " i"; with prompt[0] 66 the engine dies in front
  * of token 5, with prompt[0] 67 it never says anything of the request, with prompt[0] 68 it refuses it. */
 #include "serve/protocol.h"
@@ -23,6 +23,7 @@ static struct run {
     int n, max;
 } runs[RUNS];
 static int n_runs;
+static uint64_t identity;
 
 static void put(const void *data, size_t size)
 {
@@ -41,7 +42,8 @@ static void say(const struct message *m)
 static void say_ready(void)
 {
     say(&(struct message){.type = MESSAGE_PROGRESS, .progress = {.what = "loading", .done = 1, .total = 2}});
-    say(&(struct message){.type = MESSAGE_READY, .ready = {.model_name = "fake", .ctx = 4096, .stages = 1}});
+    say(&(struct message){.type = MESSAGE_READY,
+                          .ready = {.model_name = "fake", .ctx = 4096, .stages = 1, .identity = identity}});
 }
 
 static void say_token(struct run *r)
@@ -226,6 +228,8 @@ static const struct {
 int main(int argc, char **argv)
 {
     struct sockaddr_un a = {.sun_family = AF_UNIX};
+    if (argc > 4)
+        identity = strtoull(argv[2], NULL, 10);
     if (argc < 4 || strcmp(argv[argc - 2], "--socket") != 0)
         return 97;
     strncpy(a.sun_path, argv[argc - 1], sizeof a.sun_path - 1);

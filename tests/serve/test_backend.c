@@ -339,6 +339,39 @@ static void test_drained(void **state)
     remove_journal();
 }
 
+/* Another model, or the same computed otherwise, does not go on with a reply. */
+static void test_other_model(void **state)
+{
+    (void)state;
+    struct reply r;
+    struct pd_error err;
+    const int32_t token = 9;
+    char *const one[] = {FAKE, "serve", "1", NULL}, *const other[] = {FAKE, "serve", "2", NULL};
+    const struct setting setting = {.journal = journal_path(), .parallel = 1, .queue = 4, .restarts = 1};
+    struct backend_request q = {.name = "begun", .tokens = &token, .n_tokens = 1, .max_tokens = 300};
+    pd_sampling_init(&q.sampling);
+    struct backend *b = backend_of(one, &setting);
+    reply_init(&r, NULL);
+    const struct backend_sink sink = reply_sink(&r);
+    assert_true(backend_submit(b, &q, &sink, &err));
+    q.name = "waiting";
+    assert_true(backend_submit(b, &q, NULL, &err));
+    reply_await(&r, 10);
+    backend_drain(b, 0);
+    backend_close(b);
+    b = backend_of(other, &setting);
+    struct backend_found f = found(b, "begun");
+    assert_int_equal(f.reason, PD_REASON_FAULT);
+    assert_int_equal(f.error.status, PD_ERR_FILE);
+    assert_true(f.n_tokens >= 10 && f.n_tokens < 300); /* what it has stays */
+    backend_found_free(&f);
+    f = found(b, "waiting");
+    assert_int_equal(f.n_tokens, 300);
+    backend_found_free(&f);
+    backend_close(b);
+    remove_journal();
+}
+
 /* A client goes, its request goes on. */
 static void test_let_go(void **state)
 {
@@ -371,7 +404,8 @@ int main(void)
     const struct CMUnitTest tests[] = {
         SERVE_TEST(test_killed),       SERVE_TEST(test_cancelled),
         SERVE_TEST(test_front_killed), SERVE_TEST(test_front_killed_often),
-        SERVE_TEST(test_drained),      SERVE_TEST(test_let_go),
+        SERVE_TEST(test_drained),      SERVE_TEST(test_other_model),
+        SERVE_TEST(test_let_go),
     };
     int failed = cmocka_run_group_tests(tests, run_folder_make, run_folder_remove);
     tokenizer_free(small_tokenizer);
