@@ -315,6 +315,7 @@ static bool worth(const struct policy *p, const struct policy_cost *cost, int k,
         return k < p->o.width;
     if (!cost || !cost->n)
         return k < p->o.width_max;
+    k += cost->beside;
     if (k == 0)
         return true;
     if (k >= cost->n)

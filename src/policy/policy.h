@@ -42,6 +42,7 @@ struct policy_cost {
     int requests;          /* in the pipeline: so many are delayed; 0: 1 */
     const double *rows_ns; /* [n] time of a step with i + 1 rows; beyond n: no row is worth it */
     int n;                 /* 0: unknown, as if flat up to width_max */
+    int beside;            /* rows that are in the batch already, of prompts */
 };
 
 struct policy {

@@ -125,9 +125,11 @@ static int views_of(struct drafter *d, bool fresh_only)
     return n;
 }
 
-static int pick_rows(struct drafter *d, int n_views, int room)
+static int pick_rows(struct drafter *d, int n_views, int n_prompt)
 {
     struct policy_cost cost = step_cost(d);
+    const int room = BATCH_ROWS - n_prompt;
+    cost.beside = n_prompt;
     int n = 0;
     if (drafting(d))
         return policy_submit_all(d->views, n_views, (int)(d->turn % (uint32_t)n_views), &cost, room,
@@ -220,7 +222,7 @@ void chain_feed(struct drafter *d, int64_t now, struct effects *out)
     if (!n_views || hold(d, n_views, now))
         return;
     int n_prompt = fresh_only ? 0 : take_prompts(d, d->out_rows, true);
-    int n = pick_rows(d, n_views, BATCH_ROWS - n_prompt);
+    int n = pick_rows(d, n_views, n_prompt);
     if (!n && !n_prompt)
         return;
     mark_submitted(d, n, now, d->out_rows + n_prompt);

@@ -309,21 +309,26 @@ static void worth(void **state)
     static const double chances[] = {0.5, 0.3, 0.1, 0.02};
     struct {
         double rows_ns[5];
-        int n, want;
+        int n, want, beside;
     } cases[] = {
-        {{10, 10, 10, 10, 10}, 5, 5},     /* flat: all */
-        {{10, 20, 30, 40, 50}, 5, 1},     /* every row costs a step: 0.5 x 10 < 10 */
-        {{10, 14, 18, 22, 26}, 5, 3},     /* 5 > 4, 0.3 x 14 = 4.2 > 4, 1.8 < 4 */
-        {{10, 10, 10, 12, 12}, 5, 3},     /* 0.1 x 10 < 2 */
-        {{10, 10, 10, 10.9, 11.2}, 5, 4}, /* 1 > 0.9, 0.02 x 10.9 < 0.3 */
-        {{10, 10, 10, 10, 10}, 2, 2},     /* beyond what is known no row is worth it */
-        {{10, 10, 10, 10, 10}, 0, 5},     /* unknown: as if flat */
+        {{10, 10, 10, 10, 10}, 5, 5, 0},     /* flat: all */
+        {{10, 20, 30, 40, 50}, 5, 1, 0},     /* every row costs a step: 0.5 x 10 < 10 */
+        {{10, 14, 18, 22, 26}, 5, 3, 0},     /* 5 > 4, 0.3 x 14 = 4.2 > 4, 1.8 < 4 */
+        {{10, 10, 10, 12, 12}, 5, 3, 0},     /* 0.1 x 10 < 2 */
+        {{10, 10, 10, 10.9, 11.2}, 5, 4, 0}, /* 1 > 0.9, 0.02 x 10.9 < 0.3 */
+        {{10, 10, 10, 10, 10}, 2, 2, 0},     /* beyond what is known no row is worth it */
+        {{10, 10, 10, 10, 10}, 0, 5, 0},     /* unknown: as if flat */
+        {{10, 10, 10, 20, 30}, 5, 3, 0},  /* a knee behind the third row */
+        {{10, 10, 10, 20, 30},
+         5,
+         1,
+         2}, /* two rows of a prompt are there already: the root goes all the same */
     };
     for (size_t i = 0; i < PD_COUNT(cases); i++) {
         struct world *w = world_new((struct policy_options){.mode = PD_MODE_BEST});
         expand(w);
         draft(w, chances, 4);
-        struct policy_cost cost = {.rows_ns = cases[i].rows_ns, .n = cases[i].n};
+        struct policy_cost cost = {.rows_ns = cases[i].rows_ns, .n = cases[i].n, .beside = cases[i].beside};
         assert_int_equal(policy_submit(&w->p, &w->t, &cost, 128, w->out), cases[i].want);
         world_free(w);
     }
