@@ -318,7 +318,7 @@ static void worth(void **state)
         {{10, 10, 10, 10.9, 11.2}, 5, 4, 0}, /* 1 > 0.9, 0.02 x 10.9 < 0.3 */
         {{10, 10, 10, 10, 10}, 2, 2, 0},     /* beyond what is known no row is worth it */
         {{10, 10, 10, 10, 10}, 0, 5, 0},     /* unknown: as if flat */
-        {{10, 10, 10, 20, 30}, 5, 3, 0},  /* a knee behind the third row */
+        {{10, 10, 10, 20, 30}, 5, 3, 0},     /* a knee behind the third row */
         {{10, 10, 10, 20, 30},
          5,
          1,
