@@ -324,8 +324,8 @@ static bool worth(const struct policy *p, const struct policy_cost *cost, int k,
     return chance * cost->rows_ns[k - 1] > PD_MAX(cost->requests, 1) * PD_MAX(cost->n_stages, 1) * added;
 }
 
-static int submit_best(const struct policy_view *views, int n, const struct policy_cost *cost, int max,
-                       struct policy_pick *out)
+static int submit_best(const struct policy_view *views, int n, int turn, const struct policy_cost *cost,
+                       int max, struct policy_pick *out)
 {
     struct merge m = {.views = views, .n = n};
     int k = 0, view, share = n > 1 ? PD_MAX(16, 2 * max / n) : max; /* more than that is nobody's due */
@@ -335,13 +335,13 @@ static int submit_best(const struct policy_view *views, int n, const struct poli
         int most = PD_MIN(views[i].max, PD_MIN(share, max));
         m.end[i] = t->root < 0 ? 0 : tree_best(t, TREE_SUBMITTED, 0, most, t->stack);
     }
-    while (k < max && (view = merge_next(&m, &x)) >= 0) {
-        const struct tree *t = views[view].tree;
-        int node = t->stack[m.at[view]++];
-        if (node != t->root && !worth(views[0].policy, cost, k, exp(x)))
-            break;
-        out[k++] = (struct policy_pick){view, node};
+    for (int i = 0; i < n && k < max; i++) { /* roots first: each is certain, and nobody may starve */
+        view = (turn + i) % n;
+        if (m.end[view] && views[view].tree->stack[0] == views[view].tree->root)
+            out[k++] = (struct policy_pick){view, views[view].tree->stack[m.at[view]++]};
     }
+    while (k < max && (view = merge_next(&m, &x)) >= 0 && worth(views[0].policy, cost, k, exp(x)))
+        out[k++] = (struct policy_pick){view, views[view].tree->stack[m.at[view]++]};
     return k;
 }
 
@@ -354,7 +354,7 @@ int policy_submit_all(const struct policy_view *views, int n, int turn, const st
     if (n < 1)
         return 0;
     if (views[0].policy->o.mode == PD_MODE_BEST)
-        return submit_best(views, n, cost, max, out);
+        return submit_best(views, n, turn, cost, max, out);
     int k = 0;
     for (int i = 0; i < n && k < max; i++) {
         int v = (turn + i) % n;

@@ -29,14 +29,17 @@ static int best_chunk(struct drafter *d, int rows)
     return (rows + chunks - 1) / chunks;
 }
 
-/* Rows that cost little beside others: a step's prompt rows while some decode. */
+/* Rows of prompts in a step in which some decode: what costs little beside their roots. */
 static int knee(struct drafter *d)
 {
+    enum { LEAST = 8, OFTEN_FREE = 24, UNKNOWN = 32 };
     struct policy_cost cost = step_cost(d);
-    int n = 8;
-    while (n < CHUNK_ROWS && n < cost.n && cost.rows_ns[n] <= 1.25 * cost.rows_ns[0])
+    int n = cost.n ? LEAST : UNKNOWN, roots = 0;
+    while (n < CHUNK_ROWS && n < cost.n && cost.rows_ns[n] <= 1.1 * cost.rows_ns[0])
         n++;
-    return cost.n ? n : 32;
+    for (int i = 0; i < d->o.lanes; i++)
+        roots += decoding(&d->lanes[i]);
+    return PD_MAX(PD_MIN(n, OFTEN_FREE), n - roots);
 }
 
 /* With a fixed size the boundaries depend on the request alone: full chunks may take quicker kernels, whose bits are
@@ -109,8 +112,7 @@ static void send_prefill(struct drafter *d, struct effects *out)
 
 /* ---- trees ---- */
 
-/* Requests whose rows may go now: all, or those whose new root goes right behind the prompt, or what is dying at stage
- * 0. */
+/* Requests whose rows may go now: all, or those that have none in the chain. */
 static int views_of(struct drafter *d, bool fresh_only)
 {
     int n = 0;
@@ -216,9 +218,11 @@ void chain_feed(struct drafter *d, int64_t now, struct effects *out)
         send_prefill(d, out);
         n_views = views_of(d, false); /* whose prompts have just gone */
     }
+    /* A lone request's new root goes right behind the prompt, or behind the batch that its coming has killed. Of several
+     * requests most are alive in that batch, and roots that went one by one would each take a step of the whole chain. */
     bool fresh_only = !d->stage0_idle;
     if (fresh_only)
-        n_views = views_of(d, true);
+        n_views = lanes_running(d) > 1 ? 0 : views_of(d, true);
     if (!n_views || hold(d, n_views, now))
         return;
     int n_prompt = fresh_only ? 0 : take_prompts(d, d->out_rows, true);
@@ -230,8 +234,7 @@ void chain_feed(struct drafter *d, int64_t now, struct effects *out)
     r->n = n + n_prompt;
     r->n_prompt = n_prompt;
     r->rows = d->out_rows;
-    if (!fresh_only || lanes_running(d) == 1)
-        d->last_submit_ns = now;
+    d->last_submit_ns = now;
     d->turn++;
     tell_submitted(d, n_views, n, out);
 }

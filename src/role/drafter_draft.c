@@ -73,18 +73,26 @@ static void add_behind(struct drafter *d, struct lane *l, bool prefill, int max)
     }
 }
 
-/* Before tokens are measured alone the draft may read a prompt beside the target. */
-static bool start_prefill(struct drafter *d, int64_t now, struct effects *out)
+/* The oldest request, begun after `after`, whose prompt the draft has not read. Before tokens are measured alone it may
+ * read one beside the target. */
+static struct lane *unread(struct drafter *d, const struct lane *after)
 {
     struct lane *oldest = NULL;
     for (int i = 0; i < d->o.lanes; i++) {
         struct lane *l = &d->lanes[i];
-        if (running(l) && lags(l) && (drafting(d) || !l->advances) && (!oldest || l->begun < oldest->begun))
+        if (running(l) && lags(l) && (drafting(d) || !l->advances) && (!after || l->begun > after->begun) &&
+            (!oldest || l->begun < oldest->begun))
             oldest = l;
     }
-    if (!oldest)
+    return oldest;
+}
+
+static bool start_prefill(struct drafter *d, int64_t now, struct effects *out)
+{
+    for (struct lane *l = unread(d, NULL); l && d->n_draft < CHUNK_ROWS; l = unread(d, l))
+        add_behind(d, l, true, CHUNK_ROWS - d->n_draft);
+    if (!d->n_draft)
         return false;
-    add_behind(d, oldest, true, CHUNK_ROWS);
     d->n_behind = d->n_draft;
     start(d, true, now, out);
     return true;

@@ -339,6 +339,34 @@ static void worth(void **state)
     world_free(w);
 }
 
+/* A draft that is sure of itself is as probable as a root that waits. The root goes first, and where no row is worth
+ * its time it goes all the same. */
+static void roots_first(void **state)
+{
+    (void)state;
+    static const double sure[] = {1.0};
+    const double dear[4] = {10, 20, 30, 40};
+    struct world *w[3];
+    struct policy_view views[3];
+    struct policy_pick out[8];
+    for (int i = 0; i < 3; i++) {
+        w[i] = world_new((struct policy_options){.mode = PD_MODE_BEST});
+        expand(w[i]);
+        draft(w[i], sure, 1);
+        views[i] = (struct policy_view){&w[i]->p, &w[i]->t, 8};
+    }
+    tree_set(&w[1]->t, w[1]->t.root, TREE_SUBMITTED);
+    struct policy_cost cost = {.rows_ns = dear, .n = 4, .requests = 3, .n_stages = 2};
+    assert_int_equal(policy_submit_all(views, 3, 0, &cost, 8, out), 2);
+    assert_true(out[0].view == 0 && out[0].node == w[0]->t.root);
+    assert_true(out[1].view == 2 && out[1].node == w[2]->t.root);
+    assert_int_equal(policy_submit_all(views, 3, 1, NULL, 1, out), 1); /* room for one: whose turn it is */
+    assert_true(out[0].view == 2 && out[0].node == w[2]->t.root);
+    assert_int_equal(policy_submit_all(views, 3, 0, NULL, 8, out), 5);
+    for (int i = 0; i < 3; i++)
+        world_free(w[i]);
+}
+
 /* What holds for every policy, whatever it is given. */
 static void check_submission(const struct world *w, int max)
 {
@@ -433,7 +461,7 @@ int main(void)
         cmocka_unit_test(narrow_rounds), cmocka_unit_test(rounds_wait_for_a_pass_in_hand),
         cmocka_unit_test(layer),         cmocka_unit_test(best),
         cmocka_unit_test(best_limits),   cmocka_unit_test(worth),
-        cmocka_unit_test(invariants),
+        cmocka_unit_test(roots_first),   cmocka_unit_test(invariants),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
 }
