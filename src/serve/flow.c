@@ -90,7 +90,9 @@ static void on_token(void *user, const struct backend_token *t)
         c->first_ns = now;
     if (!j->gone && j->request.stream) {
         const struct pd_stats stats = so_far(c, t);
-        event_token(&j->out, &j->head, c->reply.index, t, j->request.timings_per_token ? &stats : NULL);
+        event_token(&j->out, &j->head, (struct event_place){c->reply.index, c->text_size}, t,
+                    j->request.timings_per_token ? &stats : NULL);
+        c->text_size += t->text_size;
         check_unread(j);
         wake(j);
     } else if (!j->gone) {

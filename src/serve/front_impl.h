@@ -66,6 +66,7 @@ struct choice {
     uint64_t id; /* the backend's */
     bool ended;
     int64_t first_ns, last_ns; /* of its tokens */
+    size_t text_size;          /* streamed */
 };
 struct flow {
     struct front *front;

@@ -45,11 +45,15 @@ struct reply_head { /* of all that belongs to one request */
 void reply_whole(struct text_buf *out, const struct reply_head *h, const struct reply_choice *choices,
                  size_t n);
 
+struct event_place {
+    int index;      /* of the choice */
+    size_t text_at; /* where its text is by now */
+};
 /* Events of a stream, in this order: begin of each choice, tokens, end of each, usage if asked for, done. */
 void event_begin(struct text_buf *out, const struct reply_head *h, int index);
-/* so_far: timings with the token; NULL: none. */
-void event_token(struct text_buf *out, const struct reply_head *h, int index, const struct backend_token *t,
-                 const struct pd_stats *so_far);
+/* at: bytes of text before it; so_far: timings with the token, NULL: none. */
+void event_token(struct text_buf *out, const struct reply_head *h, struct event_place at,
+                 const struct backend_token *t, const struct pd_stats *so_far);
 void event_progress(struct text_buf *out, const struct reply_head *h, int index, const int counts[3],
                     double ms);
 void event_end(struct text_buf *out, const struct reply_head *h, const struct reply_choice *c);

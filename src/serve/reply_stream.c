@@ -24,19 +24,21 @@ static void put_text(yyjson_mut_doc *d, yyjson_mut_val *c, const struct reply_he
         json_text_of(d, c, h->form == API_PLAIN ? "content" : "text", t->text, t->text_size);
 }
 
-void event_token(struct text_buf *out, const struct reply_head *h, int index, const struct backend_token *t,
-                 const struct pd_stats *so_far)
+void event_token(struct text_buf *out, const struct reply_head *h, struct event_place at,
+                 const struct backend_token *t, const struct pd_stats *so_far)
 {
     yyjson_mut_doc *d;
     yyjson_mut_val *c;
-    struct reply_choice one = {.index = index};
+    struct reply_choice one = {.index = at.index};
     if (h->logprobs)
         reply_choice_add(&one, h->lexicon, t, true);
+    if (one.n_marks)
+        one.marks[0].text_at += at.text_at;
     if (!t->text_size && !one.n_marks && !h->return_tokens && !so_far) {
         reply_choice_free(&one);
         return;
     }
-    yyjson_mut_val *o = event(&d, h, index, &c);
+    yyjson_mut_val *o = event(&d, h, at.index, &c);
     put_text(d, c, h, t);
     if (h->form == API_PLAIN) {
         yyjson_mut_val *list = json_list(d, c, "tokens");

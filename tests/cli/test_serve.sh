@@ -42,6 +42,18 @@ while IFS= read -r command; do
 done <"$tmp/commands"
 [ $ran -ge 15 ] || fail "only $ran commands are found in docs/serve.md"
 
+# ---- what Grafana's dashboard asks for is there ----
+curl -s "$url/metrics" >"$tmp/metrics"
+grep -oE '(pipedec_|llamacpp:)[a-z_]+' packaging/grafana.json | sort -u | while IFS= read -r metric; do
+    grep -q "^${metric//[^a-z_:]/}[ {]" "$tmp/metrics" || echo "$metric"
+done >"$tmp/missing"
+[ ! -s "$tmp/missing" ] || fail "packaging/grafana.json has what /metrics has not: $(cat "$tmp/missing")"
+python3 -c 'import json; json.load(open("packaging/grafana.json"))' || fail "packaging/grafana.json is no JSON"
+if have systemd-analyze; then
+    sed "s#/usr/local/bin/pipedec#$(realpath "$PIPEDEC")#; s#EnvironmentFile=#&-#" packaging/pipedec.service >"$tmp/pipedec.service"
+    systemd-analyze verify --man=no "$tmp/pipedec.service" >"$tmp/out" 2>&1 || fail "packaging/pipedec.service: $(cat "$tmp/out")"
+fi
+
 # ---- the text of a reply is that of run ----
 # text_of FILE: what a reply or a stream says
 text_of() {
@@ -117,6 +129,18 @@ if have openssl; then
     openssl req -x509 -newkey rsa:2048 -nodes -keyout "$tmp/key.pem" -out "$tmp/cert.pem" -days 2 -subj /CN=localhost 2>/dev/null
     tls=(--tls-cert "$tmp/cert.pem" --tls-key "$tmp/key.pem")
 fi
+cat >"$tmp/notified" <<'PYTHON'
+import socket, sys
+s = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM)
+s.bind(sys.argv[1])
+s.settimeout(60)
+for _ in range(2):
+    print(s.recv(4096).decode(), flush=True)
+PYTHON
+python3 "$tmp/notified" "$tmp/notify" >"$tmp/told" &
+listener=$!
+for ((i = 0; i < 100; i++)); do [ -S "$tmp/notify" ] && break; sleep 0.05; done
+export NOTIFY_SOCKET=$tmp/notify
 start_server keys -m "$model" --ctx 256 --api-key-file "$tmp/keys" "${tls[@]}"
 [ ${#tls[@]} -eq 0 ] || [[ $url = https://* ]] || fail "not HTTPS: $url"
 [ "$(curl -sk -o /dev/null -w '%{http_code}' "$url/props")" = 401 ] || fail "no key is needed"
@@ -125,4 +149,6 @@ start_server keys -m "$model" --ctx 256 --api-key-file "$tmp/keys" "${tls[@]}"
 wait_ready
 curl -sk -H 'X-Api-Key: first' "$url/v1/completions" -d '{"prompt":"x","max_tokens":2}' | grep -q '"finish_reason":"length"' || fail "no reply by HTTPS"
 end_server || fail "exit code $? with TLS"
+wait "$listener"
+grep -q READY=1 "$tmp/told" && grep -q STOPPING=1 "$tmp/told" || fail "systemd is not told: $(cat "$tmp/told")"
 finish

@@ -260,6 +260,12 @@ static void test_stream(void **state)
     }
     assert_null(strstr(strstr(answer, "\"role\"") + 1, "\"role\""));
     free(answer);
+    post(fd, "/v1/completions",
+         "{\"prompt\":\"x\",\"max_tokens\":2,\"stream\":true,\"seed\":0,\"logprobs\":0}");
+    answer = hear(fd, "[DONE]\n\n");
+    assert_non_null(strstr(answer, "\"text_offset\":[0]"));
+    assert_non_null(strstr(answer, "\"text_offset\":[3]"));
+    free(answer);
     /* The connection goes on; this form has no [DONE]. */
     post(fd, "/completion", "{\"prompt\":\"x\",\"n_predict\":2,\"stream\":true,\"seed\":0}");
     answer = hear(fd, "\"stop\":true");
