@@ -32,6 +32,7 @@ for line in sys.stdin:
 # streams_begin: N streams, each with some text at least
 streams_begin() {
     local i k
+    rm -f "$tmp"/stream.*
     for ((i = 0; i < N; i++)); do
         curl -sN -m 120 -H "X-Request-Id: $1-$i" "$url/v1/completions" -d "$(body "$i" true)" >"$tmp/stream.$i" &
         clients[i]=$!
