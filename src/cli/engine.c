@@ -108,6 +108,8 @@ int cmd_engine(int argc, char **argv)
     }
     int code = status ? cli_fail(&err) : PD_OK;
     code = cli_engine_free(e, code);
+    signal(SIGTERM, SIG_DFL);
+    signal(SIGHUP, SIG_DFL);
     engine_process_free(process);
     return code;
 }

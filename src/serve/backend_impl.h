@@ -78,7 +78,7 @@ struct backend {
     /* the thread's own */
     struct child child;
     struct job *running[PARALLEL_MAX];
-    int64_t start_ms, begun_ms, ready_ms, heard_ms, moved_ms, hung_ms;
+    int64_t start_ms, begun_ms, ready_ms, heard_ms, moved_ms, hung_ms, expired_ms;
     char why[BACKEND_TEXT]; /* what was wrong with the engine, where it was not simply its end */
     bool permanent;         /* starting again does not help */
     int failures, barren;   /* in a row: that died soon; that died without a new token */

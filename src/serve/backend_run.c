@@ -23,6 +23,7 @@ enum {
     END_MS = 15000,     /* to leave when asked to; over ranks it takes some seconds */
     KILL_MS = 3000,     /* after it has misbehaved */
     LEAVE_MS = 5000,    /* from its hanging up to its end, unasked */
+    EXPIRE_MS = 60000,  /* how often requests that have ended are looked through */
     IDLE_MS = 1000
 };
 
@@ -492,6 +493,10 @@ static void look_at_time(struct backend *b)
         b->hung_ms = now_ms;
     if (b->closing || (b->child.hung_up && now_ms - b->hung_ms > LEAVE_MS))
         give_up(b, NULL);
+    if (now_ms - b->expired_ms > EXPIRE_MS) {
+        b->expired_ms = now_ms;
+        jobs_expire(b, wall_ms());
+    }
     if (b->journal_ms && now_ms >= b->journal_ms) {
         b->journal_ms = 0;
         for (int i = 0; i < b->o.parallel; i++)

@@ -27,8 +27,8 @@ struct run {
     struct pd_stream *stream;
     struct arena arena; /* of the request's fields */
     int fd;
-    int32_t tokens;
-    struct bytes tail; /* text that came with no token of its own */
+    int32_t tokens, n_prompt; /* n_prompt: with the tokens that it was handed over with */
+    struct bytes tail;        /* text that came with no token of its own */
     bool over;
 };
 
@@ -36,9 +36,13 @@ struct engine_process {
     int fd, wake; /* wake: an eventfd */
     atomic_bool stopped;
     struct pd_engine *engine;
-    bool loaded; /* under lock; from then on progress is that of prompts */
-    int64_t told_ms;
+    pthread_t beat; /* a thread that shows life while the engine loads */
     pthread_mutex_t lock;
+    pthread_cond_t changed;
+    bool
+        loaded; /* under lock; from then on progress is that of prompts, and the socket is the main thread's */
+    struct message progress; /* under lock; the newest of loading */
+    int64_t told_ms;
     int32_t prompt_done, prompt_total; /* under lock; the newest */
     bool prompt_new;
     struct bytes in, out;
@@ -56,35 +60,6 @@ static int64_t now_ms(void)
 }
 
 /* ---- the socket ---- */
-
-enum pd_status engine_process_connect(struct engine_process **out, const char *path, struct pd_error *err)
-{
-    struct sockaddr_un address = {.sun_family = AF_UNIX};
-    *out = NULL;
-    if (strlen(path) >= sizeof address.sun_path)
-        return error_set(err, PD_ERR_USAGE, "--socket %s: a path of %zu bytes at most", path,
-                         sizeof address.sun_path - 1);
-    memcpy(address.sun_path, path, strlen(path));
-    int fd = socket(AF_UNIX, SOCK_STREAM | SOCK_CLOEXEC, 0);
-    int wake = eventfd(0, EFD_CLOEXEC | EFD_NONBLOCK);
-    if (fd < 0 || wake < 0 || connect(fd, (struct sockaddr *)&address, sizeof address)) {
-        enum pd_status status =
-            error_set(err, PD_ERR_FILE, "--socket %s: %s: this command is for 'pipedec serve' to start", path,
-                      strerror(errno));
-        if (fd >= 0)
-            close(fd);
-        if (wake >= 0)
-            close(wake);
-        return status;
-    }
-    struct engine_process *p = mem_new(1, sizeof *p);
-    p->fd = fd;
-    p->wake = wake;
-    atomic_init(&p->stopped, false);
-    pthread_mutex_init(&p->lock, NULL);
-    *out = p;
-    return PD_OK;
-}
 
 /* False: the front has gone. */
 static bool flush(struct engine_process *p, bool wait)
@@ -112,25 +87,32 @@ static bool front_is_there(struct engine_process *p)
     return n > 0 || (n < 0 && (errno == EAGAIN || errno == EWOULDBLOCK || errno == EINTR));
 }
 
-void engine_process_stop(struct engine_process *p)
-{
-    atomic_store(&p->stopped, true);
-    (void)!write(p->wake, &(uint64_t){1}, sizeof(uint64_t));
-}
-
-void engine_process_free(struct engine_process *p)
-{
-    if (!p)
-        return;
-    close(p->fd);
-    close(p->wake);
-    bytes_free(&p->in);
-    bytes_free(&p->out);
-    pthread_mutex_destroy(&p->lock);
-    free(p);
-}
-
 /* ---- loading ---- */
+
+/* Under the lock. Nobody waits for the end of loading if the front has gone. */
+static void say_progress(struct engine_process *p)
+{
+    protocol_put(&p->out, &p->progress);
+    p->told_ms = now_ms();
+    if (!flush(p, true) || !front_is_there(p))
+        _exit(PD_ERR_CANCELLED);
+}
+
+/* Loading may take any time, and a part of it tells nothing: other ranks'. */
+static void *beat(void *user)
+{
+    struct engine_process *p = user;
+    pthread_mutex_lock(&p->lock);
+    while (!p->loaded) {
+        struct timespec until;
+        clock_gettime(CLOCK_REALTIME, &until);
+        until.tv_sec += STATS_EVERY_MS / 1000;
+        if (pthread_cond_timedwait(&p->changed, &p->lock, &until) && !p->loaded)
+            say_progress(p);
+    }
+    pthread_mutex_unlock(&p->lock);
+    return NULL;
+}
 
 void engine_process_progress(void *user, const char *what, int64_t done, int64_t total)
 {
@@ -141,22 +123,91 @@ void engine_process_progress(void *user, const char *what, int64_t done, int64_t
         p->prompt_total = (int32_t)PD_MIN(total, INT32_MAX);
         p->prompt_new = true;
         (void)!write(p->wake, &(uint64_t){1}, sizeof(uint64_t));
-    } else if (now_ms() - p->told_ms >= PROGRESS_EVERY_MS || done == total) {
-        struct message m = {.type = MESSAGE_PROGRESS, .progress = {.done = done, .total = total}};
-        strncpy(m.progress.what, what, sizeof m.progress.what - 1);
-        protocol_put(&p->out, &m);
-        p->told_ms = now_ms();
-        if (!flush(p, true) || !front_is_there(p))
-            _exit(PD_ERR_CANCELLED); /* nobody waits for the end of loading */
+    } else {
+        strncpy(p->progress.progress.what, what, sizeof p->progress.progress.what - 1);
+        p->progress.progress.done = PD_MAX(done, 0);
+        p->progress.progress.total = PD_MAX(total, 0);
+        if (now_ms() - p->told_ms >= PROGRESS_EVERY_MS || done == total)
+            say_progress(p);
     }
     pthread_mutex_unlock(&p->lock);
 }
 
+static void end_loading(struct engine_process *p)
+{
+    pthread_mutex_lock(&p->lock);
+    const bool was = p->loaded;
+    p->loaded = true;
+    pthread_cond_signal(&p->changed);
+    pthread_mutex_unlock(&p->lock);
+    if (!was)
+        pthread_join(p->beat, NULL);
+}
+
 enum pd_status engine_process_refuse(struct engine_process *p, const struct pd_error *err)
 {
+    end_loading(p);
     protocol_put(&p->out, &(struct message){.type = MESSAGE_REFUSED, .refused = *err});
     flush(p, true);
     return err->status;
+}
+
+/* ---- life ---- */
+
+enum pd_status engine_process_connect(struct engine_process **out, const char *path, struct pd_error *err)
+{
+    struct sockaddr_un address = {.sun_family = AF_UNIX};
+    *out = NULL;
+    if (strlen(path) >= sizeof address.sun_path)
+        return error_set(err, PD_ERR_USAGE, "--socket %s: a path of %zu bytes at most", path,
+                         sizeof address.sun_path - 1);
+    memcpy(address.sun_path, path, strlen(path));
+    int fd = socket(AF_UNIX, SOCK_STREAM | SOCK_CLOEXEC, 0);
+    int wake = eventfd(0, EFD_CLOEXEC | EFD_NONBLOCK);
+    if (fd < 0 || wake < 0 || connect(fd, (struct sockaddr *)&address, sizeof address)) {
+        enum pd_status status =
+            error_set(err, PD_ERR_FILE, "--socket %s: %s: this command is for 'pipedec serve' to start", path,
+                      strerror(errno));
+        if (fd >= 0)
+            close(fd);
+        if (wake >= 0)
+            close(wake);
+        return status;
+    }
+    struct engine_process *p = mem_new(1, sizeof *p);
+    p->fd = fd;
+    p->wake = wake;
+    atomic_init(&p->stopped, false);
+    pthread_mutex_init(&p->lock, NULL);
+    pthread_cond_init(&p->changed, NULL);
+    p->progress = (struct message){.type = MESSAGE_PROGRESS, .progress = {.what = "loading"}};
+    if (pthread_create(&p->beat, NULL, beat, p)) {
+        p->loaded = true;
+        engine_process_free(p);
+        return error_set(err, PD_ERR_MEMORY, "no thread for the engine's heartbeat");
+    }
+    *out = p;
+    return PD_OK;
+}
+
+void engine_process_stop(struct engine_process *p)
+{
+    atomic_store(&p->stopped, true);
+    (void)!write(p->wake, &(uint64_t){1}, sizeof(uint64_t));
+}
+
+void engine_process_free(struct engine_process *p)
+{
+    if (!p)
+        return;
+    end_loading(p);
+    close(p->fd);
+    close(p->wake);
+    bytes_free(&p->in);
+    bytes_free(&p->out);
+    pthread_mutex_destroy(&p->lock);
+    pthread_cond_destroy(&p->changed);
+    free(p);
 }
 
 static enum pd_status say_ready(struct engine_process *p, struct pd_error *err)
@@ -221,6 +272,7 @@ static void say_prompt(struct engine_process *p)
     pthread_mutex_unlock(&p->lock);
     if (fresh && p->n_runs == 1 && !p->runs[0]->tokens) { /* the engine tells it of one that is alone */
         m.id = p->runs[0]->id;
+        m.prompt.kept = PD_MAX(p->runs[0]->n_prompt - 1 - m.prompt.total, 0);
         protocol_put(&p->out, &m);
     }
 }
@@ -258,6 +310,7 @@ static enum pd_status begin(struct engine_process *p, struct message *m, struct 
     run->id = m->id;
     run->arena = *arena;
     run->fd = -1;
+    run->n_prompt = (int32_t)(r->n_tokens + m->request.n_resume);
     *arena = (struct arena){0};
     p->runs[p->n_runs++] = run;
     pd_request_init(&q);
@@ -414,9 +467,7 @@ enum pd_status engine_process_serve(struct engine_process *p, struct pd_engine *
     enum pd_status status = PD_OK;
     bool gone = false, heard = false;
     int64_t stats_ms = now_ms();
-    pthread_mutex_lock(&p->lock);
-    p->loaded = true;
-    pthread_mutex_unlock(&p->lock);
+    end_loading(p);
     p->engine = e;
     status = say_ready(p, err);
     while (!status && !gone && !atomic_load(&p->stopped)) {

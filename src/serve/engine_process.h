@@ -1,16 +1,18 @@
 /* serve/engine_process: the other end of backend.h: what `pipedec engine` does once it knows its options. It connects to
- * the front's socket, says how loading goes, and then runs the requests that come over it (protocol.h).
+ * the front's socket, says once a second or more often how loading goes, and then runs the requests that come over it (protocol.h).
  *
  *     engine_process_connect(&p, path, &err);
  *     options.on_progress = engine_process_progress, options.progress_user = p;
  *     status = pd_engine_new(&engine, &options, &err);
  *     status = status ? engine_process_refuse(p, &err) : engine_process_serve(p, engine, &err);
- *     engine_process_free(p);                     then the engine
+ *     pd_engine_free(engine);                     which may still tell progress
+ *     engine_process_free(p);
  *
  * A request that fails by itself (its fields, the context) ends with its error. Any other failure is the pipeline's, and
  * for good: serve returns it, and nothing more is said to the front, which takes that for a death and starts another.
  *
- * Threading: one thread; progress may be called from any, stop from a signal handler.
+ * Threading: one thread, and one of its own while the engine loads; progress may be called from any, stop from a signal
+ * handler.
  */
 #ifndef PD_SERVE_ENGINE_PROCESS_H
 #define PD_SERVE_ENGINE_PROCESS_H

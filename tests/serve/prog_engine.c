@@ -165,6 +165,7 @@ static void half(void)
     say_ready();
     wait_for_request();
     put(out.data, out.size / 2);
+    bytes_free(&out);
 }
 
 static void stall(void)

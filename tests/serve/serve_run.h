@@ -30,6 +30,7 @@ struct reply {
     pthread_mutex_t lock;
     pthread_cond_t changed;
     int32_t tokens[REPLY_TOKENS];
+    float logprobs[REPLY_TOKENS], tops[REPLY_TOKENS]; /* of the token; of the best one, if asked for */
     int n;
     char text[REPLY_MAX];
     size_t size;
@@ -47,8 +48,11 @@ static inline void reply_token(void *user, const struct backend_token *t)
     pthread_mutex_lock(&r->lock);
     PD_ASSERT(!r->ends && t->index == r->n);
     PD_ASSERT(r->n < REPLY_TOKENS && r->size + t->text_size < sizeof r->text);
-    if (t->token >= 0)
+    if (t->token >= 0) {
+        r->logprobs[r->n] = t->logprob;
+        r->tops[r->n] = t->n_top ? t->top[0].logprob : 0;
         r->tokens[r->n++] = t->token;
+    }
     memcpy(r->text + r->size, t->text, t->text_size);
     r->size += t->text_size;
     if (r->count)

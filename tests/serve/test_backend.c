@@ -5,7 +5,7 @@
 #include <spawn.h>
 #include <unistd.h>
 
-enum { STREAMS = 8, TOKENS = 48, KILLS = 6 };
+enum { STREAMS = 8, TOKENS = 48, KILLS = 4 };
 #define FRONT PD_BUILD_DIR "/serve_prog_front"
 
 static const char *const prompts[STREAMS] = {
@@ -22,6 +22,16 @@ static uint64_t submit(struct backend *b, int i, struct reply *r)
     q.sampling.seed = (uint64_t)i;
     q.stop = stop;
     q.n_stop = i & 2 ? 2 : 0;
+    if (i & 4) { /* what depends on the reply so far, and what resumed tokens have no more */
+        static const struct pd_logit_bias bias[] = {{28, -2}, {30, 1.5f}};
+        q.sampling.presence_penalty = 0.6f;
+        q.sampling.frequency_penalty = 0.3f;
+        q.sampling.repeat_penalty = 1.1f;
+        q.sampling.logit_bias = bias;
+        q.sampling.n_logit_bias = 2;
+        q.logprobs = true;
+        q.top_logprobs = 2;
+    }
     const struct backend_sink sink = reply_sink(r);
     uint64_t id = backend_submit(b, &q, &sink, &err);
     free((void *)q.tokens);
@@ -30,11 +40,15 @@ static uint64_t submit(struct backend *b, int i, struct reply *r)
     return id;
 }
 
-static struct backend *open_real(const char *journal)
+/* drafts: over three stages, with the model as its own draft, which gives the same text. */
+static struct backend *open_real(bool drafts)
 {
-    char *const command[] = {PROGRAM, "engine", "-m", small_model, "--parallel", "4", "-t", "2", NULL};
-    return backend_of(command,
-                      &(struct setting){.journal = journal, .parallel = 4, .queue = 64, .restarts = 1000});
+    char *const plainly[] = {PROGRAM, "engine", "-m", small_model, "--parallel", "4", "-t", "2", NULL};
+    char *const quickly[] = {PROGRAM,     "engine",   "-m",     small_model,  "-d",
+                             small_model, "--stages", "3",      "--parallel", "4",
+                             "-t",        "1",        "--mode", "best",       NULL};
+    return backend_of(drafts ? quickly : plainly,
+                      &(struct setting){.parallel = 4, .queue = 64, .restarts = 1000});
 }
 
 /* ---- the engine killed ---- */
@@ -54,7 +68,7 @@ static void undisturbed(void)
 {
     if (plain[0].ends)
         return;
-    struct backend *b = open_real(NULL);
+    struct backend *b = open_real(false);
     run_all(b, plain, NULL);
     for (int i = 0; i < STREAMS; i++)
         reply_await(&plain[i], 0);
@@ -92,27 +106,42 @@ static int kill_on_the_way(struct reply *replies, const int *count, uint64_t see
     return kills;
 }
 
-static void test_killed(void **state)
+static void check_killed(bool drafts)
 {
-    (void)state;
     int count = 0;
     undisturbed();
-    struct backend *b = open_real(NULL);
+    struct backend *b = open_real(drafts);
     run_all(b, again, &count);
     const int kills = kill_on_the_way(again, &count, random_seed());
     const struct backend_status s = status_of(b);
     backend_close(b);
     assert_true(kills >= 2 && s.starts >= 3);
     for (int i = 0; i < STREAMS; i++) {
+        const size_t n = (size_t)plain[i].n;
         assert_int_equal(again[i].ends, 1);
         assert_int_equal(again[i].err.status, 0);
         assert_int_equal(again[i].reason, plain[i].reason);
-        assert_int_equal(again[i].n, plain[i].n);
-        assert_memory_equal(again[i].tokens, plain[i].tokens, (size_t)plain[i].n * sizeof(int32_t));
+        assert_int_equal(again[i].n, n);
+        assert_memory_equal(again[i].tokens, plain[i].tokens, n * sizeof(int32_t));
+        assert_memory_equal(again[i].logprobs, plain[i].logprobs, n * sizeof(float));
+        assert_memory_equal(again[i].tops, plain[i].tops, n * sizeof(float));
+        assert_true(!(i & 4) || (plain[i].logprobs[0] < 0 && plain[i].tops[0] < 0));
         assert_string_equal(again[i].text, plain[i].text);
         assert_int_equal(again[i].stats.tokens, plain[i].stats.tokens);
         assert_int_equal(again[i].stats.prompt_tokens, plain[i].stats.prompt_tokens);
     }
+}
+
+static void test_killed(void **state)
+{
+    (void)state;
+    check_killed(false);
+}
+
+static void test_killed_with_draft(void **state)
+{
+    (void)state;
+    check_killed(true);
 }
 
 /* Some are cancelled at random moments while the engine is killed once: they end, the others are whole. */
@@ -122,7 +151,7 @@ static void test_cancelled(void **state)
     const uint64_t seed = random_seed();
     uint64_t id[STREAMS];
     undisturbed();
-    struct backend *b = open_real(NULL);
+    struct backend *b = open_real(false);
     for (int i = 0; i < STREAMS; i++) {
         reply_init(&again[i], NULL);
         id[i] = submit(b, i, &again[i]);
@@ -402,9 +431,13 @@ int main(void)
     if (!find_small_model())
         return 77;
     const struct CMUnitTest tests[] = {
-        SERVE_TEST(test_killed),       SERVE_TEST(test_cancelled),
-        SERVE_TEST(test_front_killed), SERVE_TEST(test_front_killed_often),
-        SERVE_TEST(test_drained),      SERVE_TEST(test_other_model),
+        SERVE_TEST(test_killed),
+        SERVE_TEST(test_killed_with_draft),
+        SERVE_TEST(test_cancelled),
+        SERVE_TEST(test_front_killed),
+        SERVE_TEST(test_front_killed_often),
+        SERVE_TEST(test_drained),
+        SERVE_TEST(test_other_model),
         SERVE_TEST(test_let_go),
     };
     int failed = cmocka_run_group_tests(tests, run_folder_make, run_folder_remove);
