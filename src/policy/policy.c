@@ -311,7 +311,7 @@ static int merge_next(const struct merge *m, double *best)
 /* Row number k (from 0) is worth its place: probability x step > requests x stages x the time that it adds to each. */
 static bool worth(const struct policy *p, const struct policy_cost *cost, int k, double chance)
 {
-    if (p->o.width)
+    if (p->o.width && (k >= p->o.width || !cost || cost->requests <= 1))
         return k < p->o.width;
     if (!cost || !cost->n)
         return k < p->o.width_max;

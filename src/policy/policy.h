@@ -23,7 +23,9 @@ enum { POLICY_MODES = PD_MODE_BEST, POLICY_LEVELS = 32, POLICY_RANKS = 16 };
 
 struct policy_options { /* 0 means: the mode's default */
     enum pd_mode mode;
-    int width; /* rows a step (rounds, chain, stpp: rows a round, root included); 0: automatic, by `cost` */
+    /* rows a step (rounds, chain, stpp: rows a round, root included); 0: automatic, by `cost`. best with several requests:
+     * so many at most, since a row that costs too much is paid for by all of them */
+    int width;
     int width_max;   /* bound of the automatic width */
     int children;    /* candidates per node */
     int depth;       /* chain, rounds, stpp: levels drafted a round; best: levels below the root at most */

@@ -360,6 +360,13 @@ static void roots_first(void **state)
     assert_int_equal(policy_submit_all(views, 3, 0, &cost, 8, out), 2);
     assert_true(out[0].view == 0 && out[0].node == w[0]->t.root);
     assert_true(out[1].view == 2 && out[1].node == w[2]->t.root);
+    for (int i = 0; i < 3; i++)
+        w[i]->p.o.width = 8; /* forced: of several requests an upper bound */
+    assert_int_equal(policy_submit_all(views, 3, 0, &cost, 8, out), 2);
+    cost.requests = 1;
+    assert_int_equal(policy_submit_all(views, 3, 0, &cost, 8, out), 5);
+    for (int i = 0; i < 3; i++)
+        w[i]->p.o.width = 0;
     assert_int_equal(policy_submit_all(views, 3, 1, NULL, 1, out), 1); /* room for one: whose turn it is */
     assert_true(out[0].view == 2 && out[0].node == w[2]->t.root);
     assert_int_equal(policy_submit_all(views, 3, 0, NULL, 8, out), 5);
