@@ -122,6 +122,8 @@ static int run_here(struct launch *l)
 static int supervise(struct launch *l, struct pd_error *err)
 {
     struct outcome o;
+    if (getenv("PIPEDEC_AGAIN") && hosts_renew(l, err)) /* a server starts its engine after a fault */
+        return (int)err->status;
     for (int attempt = 0;; attempt++) {
         launch_start(l, attempt, &o);
         if (o.text[0])

@@ -183,22 +183,6 @@ static void fail(struct backend *b, const char *why)
     b->look = true;
 }
 
-static void start(struct backend *b)
-{
-    struct pd_error err = {0};
-    const int64_t now_ms = child_clock_ms();
-    b->why[0] = 0;
-    b->hung_ms = 0;
-    b->status.starts++;
-    b->begun_ms = b->heard_ms = now_ms;
-    put_text(b->status.what, sizeof b->status.what, "starting");
-    b->status.done = b->status.total = 0;
-    if (child_start(&b->child, b->o.command, b->folder, b->status.starts, &err))
-        fail(b, err.text);
-    else
-        b->phase = PHASE_LOADING;
-}
-
 /* It misbehaves: away with it. */
 static void give_up(struct backend *b, const char *why)
 {
@@ -263,8 +247,12 @@ static const char *without_name(const char *line)
 }
 
 /* Another start, after a while if it may not help; or none any more. */
-static void go_on(struct backend *b, const char *why, bool permanent, int interrupted)
+static void count_failure(struct backend *b, bool permanent, const char *why)
 {
+    b->failures++;
+    b->barren++;
+    if (b->closing)
+        return;
     if (permanent || b->failures > b->o.restarts) {
         char text[sizeof b->status.what];
         if (permanent || !b->o.restarts)
@@ -279,8 +267,7 @@ static void go_on(struct backend *b, const char *why, bool permanent, int interr
     if (b->barren > 1)
         wait_ms = PD_MIN((int64_t)BACKOFF_MS << PD_MIN(b->barren - 2, 16), (int64_t)BACKOFF_MAX_MS);
     b->start_ms = child_clock_ms() + wait_ms;
-    log_msg(LOG_WARN, "the engine has failed (%s): starting it again, %d request%s go%s on", why, interrupted,
-            interrupted == 1 ? "" : "s", interrupted == 1 ? "es" : "");
+    log_msg(LOG_WARN, "the engine has failed: %s: starting it again", why);
     put_text(b->status.what, sizeof b->status.what, "restarting: %s", why);
 }
 
@@ -304,16 +291,31 @@ static void bury(struct backend *b)
     describe_end(b, why, sizeof why);
     child_clear(&b->child);
     add_stats(b);
-    const int interrupted = b->n_running;
-    const bool convicted = blame(b);
-    b->failures = convicted || lasted ? 1 : b->failures + 1;
-    b->barren = convicted || lasted || b->fruitful ? 1 : b->barren + 1;
+    if (blame(b) || lasted)
+        b->failures = b->barren = 0;
+    if (b->fruitful)
+        b->barren = 0;
     b->ready_ms = 0;
     b->permanent = b->fruitful = false;
     b->phase = PHASE_NONE;
     b->look = true;
-    if (!b->closing)
-        go_on(b, why, permanent, interrupted);
+    count_failure(b, permanent, why);
+}
+
+static void start(struct backend *b)
+{
+    struct pd_error err = {0};
+    const int64_t now_ms = child_clock_ms();
+    b->why[0] = 0;
+    b->hung_ms = 0;
+    b->status.starts++;
+    b->begun_ms = b->heard_ms = now_ms;
+    put_text(b->status.what, sizeof b->status.what, "starting");
+    b->status.done = b->status.total = 0;
+    if (child_start(&b->child, b->o.command, b->folder, b->status.starts, &err))
+        count_failure(b, false, err.text);
+    else
+        b->phase = PHASE_LOADING;
 }
 
 /* ---- messages; without the lock ---- */

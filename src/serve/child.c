@@ -25,7 +25,7 @@ int64_t child_clock_ms(void)
 
 void child_init(struct child *c)
 {
-    *c = (struct child){.pidfd = -1, .listen_fd = -1, .fd = -1, .err_fd = -1};
+    *c = (struct child){.pidfd = -1, .listen_fd = -1, .fd = -1, .err_fd = -1, .spare_fd = -1};
 }
 
 /* ---- start ---- */
@@ -45,7 +45,7 @@ static enum pd_status listen_at(struct child *c, const char *folder, int number,
 }
 
 /* Between fork and exec of a program with threads: system calls alone. */
-static _Noreturn void become(char *const *argv, int err_fd, pid_t parent)
+static _Noreturn void become(char *const *argv, char *const *env, int err_fd, pid_t parent)
 {
     sigset_t none;
     setpgid(0, 0); /* Ctrl-C is for the front */
@@ -58,16 +58,32 @@ static _Noreturn void become(char *const *argv, int err_fd, pid_t parent)
     syscall(SYS_close_range, 3U, ~0U, 4U /* CLOSE_RANGE_CLOEXEC */); /* libraries' descriptors */
     sigemptyset(&none);
     sigprocmask(SIG_SETMASK, &none, NULL);
-    execvp(argv[0], argv);
+    execvpe(argv[0], argv, env);
     const char *parts[] = {"pipedec: ", argv[0], ": ", strerror(errno), "\n"};
     for (size_t i = 0; i < PD_COUNT(parts); i++)
         (void)!write(2, parts[i], strlen(parts[i]));
     _exit(127);
 }
 
-static enum pd_status spawn(struct child *c, char *const *argv, struct pd_error *err)
+/* Ours, and that it is not the first start; free() the list alone. */
+static char **environment(int number)
+{
+    static char again[] = CHILD_AGAIN "=1";
+    size_t n = 0;
+    while (environ[n])
+        n++;
+    char **env = mem_new(n + 2, sizeof *env);
+    memcpy(env, environ, n * sizeof *env);
+    if (number > 1)
+        env[n] = again;
+    return env;
+}
+
+static enum pd_status spawn(struct child *c, char *const *argv, char *const *env, struct pd_error *err)
 {
     int ends[2];
+    if ((c->spare_fd = open("/dev/null", O_RDONLY | O_CLOEXEC)) < 0)
+        return error_set(err, PD_ERR_MEMORY, "no descriptor for the engine: %s", strerror(errno));
     if (pipe2(ends, O_CLOEXEC))
         return error_set(err, PD_ERR_MEMORY, "no pipe for the engine: %s", strerror(errno));
     fcntl(ends[0], F_SETFL, O_NONBLOCK);
@@ -75,7 +91,7 @@ static enum pd_status spawn(struct child *c, char *const *argv, struct pd_error 
     c->err_fd = ends[0];
     c->pid = fork();
     if (c->pid == 0)
-        become(argv, ends[1], parent);
+        become(argv, env, ends[1], parent);
     close(ends[1]);
     if (c->pid < 0) {
         c->pid = 0;
@@ -97,12 +113,13 @@ enum pd_status child_start(struct child *c, char *const *command, const char *fo
     if (!status) {
         while (command[n])
             n++;
-        char word[] = "--socket", **argv = mem_new(n + 3, sizeof *argv);
+        char word[] = "--socket", **argv = mem_new(n + 3, sizeof *argv), **env = environment(number);
         memcpy(argv, command, n * sizeof *argv);
         argv[n] = word;
         argv[n + 1] = c->path;
-        status = spawn(c, argv, err);
+        status = spawn(c, argv, env, err);
         free(argv);
+        free(env);
     }
     if (status)
         child_clear(c);
@@ -135,6 +152,10 @@ static void close_fd(int *fd)
 static void take_connection(struct child *c)
 {
     int fd = accept4(c->listen_fd, NULL, NULL, SOCK_CLOEXEC | SOCK_NONBLOCK);
+    if (fd < 0 && (errno == EMFILE || errno == ENFILE)) {
+        close_fd(&c->spare_fd);
+        fd = accept4(c->listen_fd, NULL, NULL, SOCK_CLOEXEC | SOCK_NONBLOCK);
+    }
     struct ucred who;
     socklen_t size = sizeof who;
     if (fd < 0)
@@ -144,6 +165,7 @@ static void take_connection(struct child *c)
         return;
     }
     c->fd = fd;
+    close_fd(&c->spare_fd);
     close_fd(&c->listen_fd); /* there is one engine */
     unlink(c->path);
 }
@@ -268,6 +290,7 @@ void child_describe(const struct child *c, char *out, size_t room)
 void child_clear(struct child *c)
 {
     close_fd(&c->pidfd);
+    close_fd(&c->spare_fd);
     close_fd(&c->fd);
     close_fd(&c->err_fd);
     if (c->listen_fd >= 0)

@@ -17,12 +17,14 @@
 #include <poll.h>
 #include <sys/types.h>
 
+#define CHILD_AGAIN "PIPEDEC_AGAIN"
 enum { CHILD_POLLS = 4, CHILD_LINE = 512 };
 
 struct child {
     pid_t pid; /* 0: none */
     int pidfd; /* -1: not to be had; then it is asked now and then */
     int listen_fd, fd, err_fd;
+    int spare_fd; /* given up for the connection, so that it comes in whatever else the program has opened */
     char path[128];
     struct bytes in, out;
     size_t sent;           /* of out */
@@ -37,7 +39,8 @@ struct child {
 
 int64_t child_clock_ms(void); /* monotonic */
 void child_init(struct child *c);
-/* command: as in backend_options; "--socket PATH" is appended. PD_ERR_FILE, PD_ERR_MEMORY: it could not be started. */
+/* command: as in backend_options; "--socket PATH" is appended. From the second start (number 1 is the first) on its
+ * environment has CHILD_AGAIN, for launch. PD_ERR_FILE, PD_ERR_MEMORY: it could not be started. */
 enum pd_status child_start(struct child *c, char *const *command, const char *folder, int number,
                            struct pd_error *err);
 int child_wants(const struct child *c, struct pollfd *fds); /* how many of CHILD_POLLS */

@@ -2,6 +2,8 @@
 /* The backend with programs in the engine's place: those that misbehave, and one that does as an engine does. */
 #include "serve_run.h"
 
+#include <sys/resource.h>
+
 enum { POISON = 66, MUTE = 67, REFUSED = 68 };
 
 static struct backend *open_fake(const char *mode, const struct setting *s)
@@ -353,6 +355,32 @@ static void test_two_poisons(void **state)
     backend_close(b);
 }
 
+/* The engine dies while nothing can be opened: it is started when something can. */
+static void test_no_descriptors(void **state)
+{
+    (void)state;
+    struct reply r;
+    struct pd_error err = {0};
+    struct rlimit old, none;
+    reply_init(&r, NULL);
+    struct backend *b = open_fake("serve", &(struct setting){.parallel = 1, .queue = 1, .restarts = 1000});
+    assert_true(ask(b, 7, 300, &r, &err));
+    reply_await(&r, 20);
+    const pid_t pid = engine_pid();
+    assert_int_equal(getrlimit(RLIMIT_NOFILE, &old), 0);
+    none = old;
+    none.rlim_cur = 3;
+    assert_int_equal(setrlimit(RLIMIT_NOFILE, &none), 0);
+    kill(pid, SIGKILL);
+    await_state(b, BACKEND_RESTARTING);
+    while (status_of(b).starts < 4) /* some that cannot be */
+        nap_ms(1);
+    assert_int_equal(setrlimit(RLIMIT_NOFILE, &old), 0);
+    reply_await(&r, 0);
+    check_reply(&r, 7, 300);
+    backend_close(b);
+}
+
 /* An engine that runs and says that it lives, but gets nowhere with what it was given. */
 static void test_mute(void **state)
 {
@@ -379,7 +407,7 @@ int main(void)
         SERVE_TEST(test_no_engine),       SERVE_TEST(test_no_model), SERVE_TEST(test_line),
         SERVE_TEST(test_refused_request), SERVE_TEST(test_cancel),   SERVE_TEST(test_close),
         SERVE_TEST(test_drain),           SERVE_TEST(test_stopped),  SERVE_TEST(test_poison),
-        SERVE_TEST(test_two_poisons),     SERVE_TEST(test_mute),
+        SERVE_TEST(test_two_poisons),     SERVE_TEST(test_mute),     SERVE_TEST(test_no_descriptors),
     };
     return cmocka_run_group_tests(tests, run_folder_make, run_folder_remove);
 }
