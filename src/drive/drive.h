@@ -219,7 +219,9 @@ struct disturbance {
     double jitter;    /* each delay is multiplied by 1 + jitter x uniform(0, 1) */
     bool reorder;     /* messages of different channels overtake at random within the rules */
     int kill_rank;    /* with kill_at_ns > 0: it falls silent then */
-    int rubbish_rank; /* with rubbish_at_ns > 0: from then on what it sends is damaged at random */
+    int rubbish_rank; /* with rubbish_at_ns > 0: from then on what it sends comes as damaged bytes */
+    bool
+        rubbish_sealed; /* as if it meant them: they are damaged before their sum is made, and may pass for a message */
     int64_t kill_at_ns, rubbish_at_ns;
 };
 

@@ -27,6 +27,7 @@ struct host {
     bool stepping;                      /* within a machine, or its effects */
     struct parcel *local, **local_tail; /* from one role of this rank to the other */
     int open;                           /* requests here */
+    int sender;                         /* role whose message is being acted on; -1: none from elsewhere */
     bool emptied;                       /* the last one has just gone */
     struct running running[LANES_MAX];
     struct { /* what heads took, by lane */
@@ -65,6 +66,17 @@ void host_fail(struct host *h, enum pd_status status, int role, const char *text
         return;
     h->fault = (struct host_fault){.status = status, .role = role};
     snprintf(h->fault.text, sizeof h->fault.text, "%s", text);
+}
+
+const char *role_name(int role, int n_stages, char out[ROLE_NAME_BYTES])
+{
+    if (role == ROLE_DRAFTER)
+        snprintf(out, ROLE_NAME_BYTES, "drafter");
+    else if (role > n_stages)
+        snprintf(out, ROLE_NAME_BYTES, "verifier");
+    else
+        snprintf(out, ROLE_NAME_BYTES, "stage %d", role - 1);
+    return out;
 }
 
 const struct host_fault *host_fault(const struct host *h)
@@ -228,6 +240,13 @@ static void submitted(struct host *h, const struct effect *e)
                    .type = OBS_SUBMIT, .begin_ns = now, .end_ns = now, .rows = e->n, .tree = e->tree});
 }
 
+static void machine_faults(struct host *h, int role, const char *what)
+{
+    char name[ROLE_NAME_BYTES], text[sizeof h->fault.text];
+    snprintf(text, sizeof text, "%s (found by %s)", what, role_name(role, h->n, name));
+    host_fail(h, PD_ERR_PEER, h->sender >= 0 ? h->sender : role, h->sender >= 0 ? text : what);
+}
+
 static void carry_out_one(struct host *h, int role, const struct effect *e)
 {
     switch (e->type) {
@@ -264,7 +283,7 @@ static void carry_out_one(struct host *h, int role, const struct effect *e)
         emit_finished(h, e);
         break;
     case EFF_FAULT:
-        host_fail(h, PD_ERR_PEER, role, e->text);
+        machine_faults(h, role, e->text);
         break;
     }
 }
@@ -385,27 +404,23 @@ static void deliver(struct host *h, struct parcel *p, bool local)
             set_open(h, 1);
         if (h->drafts)
             learn_load(h, m);
+        h->sender = local ? -1 : p->from;
         step(h, p->to, &(struct event){.type = EV_MSG, .msg = m});
+        h->sender = -1;
     }
     parcel_free(p);
 }
 
-/* Nothing of any request may be left once the last one has gone. */
-static void check_clean(const struct host *h)
+bool host_clean(const struct host *h)
 {
-    if (h->fault.status || h->open)
-        return;
     if (h->drafts) {
         const struct draft_ops *draft = &h->o.compute->draft;
-        PD_ASSERT(drafter_idle(h->drafter));
-        PD_ASSERT(!draft->self || !draft->tree_rows || draft->tree_rows(draft->self) == 0);
-        return;
+        return drafter_idle(h->drafter) &&
+               (!draft->self || !draft->tree_rows || draft->tree_rows(draft->self) == 0);
     }
     const struct stage_ops *ops = &h->o.compute->stage[h->o.rank - 1];
-    PD_ASSERT(hidden_live(&h->pool) == 0);
-    PD_ASSERT(stage_idle(h->stage) && !h->busy);
-    PD_ASSERT(!h->last || verifier_idle(h->verifier));
-    PD_ASSERT(!ops->tree_rows || ops->tree_rows(ops->self) == 0);
+    return hidden_live(&h->pool) == 0 && stage_idle(h->stage) && !h->busy &&
+           (!h->last || verifier_idle(h->verifier)) && (!ops->tree_rows || ops->tree_rows(ops->self) == 0);
 }
 
 static struct running *next_cancel(struct host *h)
@@ -438,8 +453,8 @@ static void settle(struct host *h)
             break;
         }
     }
-    if (h->emptied)
-        check_clean(h);
+    if (h->emptied) /* nothing of any request may be left once the last one has gone */
+        PD_ASSERT(h->fault.status || h->open || host_clean(h));
     h->emptied = false;
 }
 
@@ -648,6 +663,7 @@ struct host *host_new(const struct host_options *o)
     h->drafts = o->rank == 0;
     h->last = o->rank == h->n;
     h->local_tail = &h->local;
+    h->sender = -1;
     if (h->drafts)
         make_drafter(h);
     else

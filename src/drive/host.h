@@ -82,7 +82,8 @@ void host_cancel_all(struct host *h, enum pd_reason how);
 void host_heed(struct host *h);      /* ask the sinks whether they are cancelled */
 int host_open(const struct host *h); /* requests that have not ended here */
 
-/* What has gone wrong, whose fault it is (a role), PD_OK if nothing. */
+/* What has gone wrong, whose fault it is (a role), PD_OK if nothing. Where a machine finds that a message makes no sense
+ * it is the sender's, and the text says who found it. */
 struct host_fault {
     enum pd_status status;
     int role;
@@ -90,6 +91,11 @@ struct host_fault {
 };
 const struct host_fault *host_fault(const struct host *h);
 void host_fail(struct host *h, enum pd_status status, int role, const char *text);
+/* "drafter", "stage 3", "verifier" into out; returns it. */
+enum { ROLE_NAME_BYTES = 24 };
+const char *role_name(int role, int n_stages, char out[ROLE_NAME_BYTES]);
+/* Nothing of any request is here. */
+bool host_clean(const struct host *h);
 
 /* At rank 0 those of the whole pipeline, as far as it has been told; elsewhere this rank's own. */
 const struct pipeline_counts *host_counts(const struct host *h);

@@ -44,22 +44,11 @@ static int64_t world_now(void *self)
 
 /* ---- faults ---- */
 
-static const char *role_name(const struct rank *r, int role, char *out, size_t room)
-{
-    if (role == ROLE_DRAFTER)
-        snprintf(out, room, "drafter");
-    else if (role > r->n)
-        snprintf(out, room, "verifier");
-    else
-        snprintf(out, room, "stage %d", role - 1);
-    return out;
-}
-
 /* "stage 3 (rank 4 on host b): what happened" */
 static void set_error(struct rank *r, enum pd_status status, int role, const char *text)
 {
-    char name[32];
-    role_name(r, role, name, sizeof name);
+    char name[ROLE_NAME_BYTES];
+    role_name(role, r->n, name);
     int rank = rank_of(role, r->n);
     if (r->o.host)
         error_set(&r->error, status, "%s (rank %d on host %s): %s", name, rank, r->o.host(r->o.user, rank),

@@ -1,6 +1,9 @@
 /* sim: the whole pipeline in a virtual world. Every rank's host is the one that a cluster runs; here its clock, links and
  * devices are a heap of events, ordered by (time, sequence) and so deterministic. A batch is computed when it ends, so that
- * a stopped one costs nothing; its duration comes from the profile. */
+ * a stopped one costs nothing; its duration comes from the profile.
+ *
+ * Parcels are handed over as they are, but for those of a rank that sends rubbish: their bytes are made, damaged, and
+ * taken through the decoder that a cluster's link has. */
 #include "drive/host.h"
 
 #include <stdio.h>
@@ -19,6 +22,7 @@ struct sim_event {
     int rank;              /* where it happens */
     uint32_t version;      /* of the device's work or the timer; another one is void by now */
     struct parcel *parcel; /* owned */
+    bool damaged;          /* it comes as rubbish */
 };
 
 struct node { /* a rank and its device */
@@ -43,6 +47,7 @@ struct sim {
     int n_heap, heap_max;
     int64_t *delivered_ns; /* [roles, roles, 2] last delivery, keeps order */
     int64_t step_ns;       /* a step of one row */
+    struct wire_limits limits;
     struct pipeline_counts counts;
     bool failed;
     struct pd_error error;
@@ -118,6 +123,53 @@ static bool dead(const struct sim *s, int rank)
     return d->kill_at_ns > 0 && s->now_ns >= d->kill_at_ns && rank == d->kill_rank;
 }
 
+static bool sends_rubbish(const struct sim *s, int rank)
+{
+    const struct disturbance *d = &s->o.disturb;
+    return d->rubbish_at_ns > 0 && s->now_ns >= d->rubbish_at_ns && rank == d->rubbish_rank;
+}
+
+/* A few bytes changed; or cut short, or with more behind; or nothing of it left. Returns the new size; there is room for
+ * DAMAGE_MORE bytes more. */
+enum { DAMAGE_MORE = 64 };
+static size_t damage(uint8_t *bytes, size_t size, uint64_t seed, uint64_t seq)
+{
+    const uint64_t how = rng_u64(seed, seq, 8, 0) % 8;
+    size_t n = how == 0 ? size : 1 + how / 3; /* bytes changed */
+    if (how == 1)
+        return rng_u64(seed, seq, 9, 0) % size;
+    if (how == 2) {
+        n = 1 + rng_u64(seed, seq, 9, 0) % DAMAGE_MORE;
+        memset(bytes + size, 0, n);
+        return size + n;
+    }
+    for (size_t i = 0; i < n; i++) {
+        size_t at = n == size ? i : rng_u64(seed, seq, 10, i) % size;
+        bytes[at] ^= (uint8_t)(n == size ? rng_u64(seed, seq, 11, i) : 1 + rng_u64(seed, seq, 11, i) % 255);
+    }
+    return size;
+}
+
+/* What comes of a parcel; NULL: the receiver refuses it. */
+static struct parcel *damaged(struct sim *s, struct parcel *p, uint64_t seq, struct pd_error *why)
+{
+    const struct wire_limits *l = &s->limits;
+    const struct disturbance *d = &s->o.disturb;
+    struct wire_envelope e = {.from = p->from, .to = p->to};
+    size_t size = wire_size(&p->msg, l->n_embd, WIRE_F32);
+    uint8_t *bytes = mem_new(size + DAMAGE_MORE, 1);
+    struct parcel *out = NULL;
+    wire_encode(bytes, size, &e, &p->msg, l->n_embd, WIRE_F32);
+    size = damage(bytes, size, d->seed, seq);
+    if (d->rubbish_sealed)
+        wire_seal(bytes, size);
+    const struct parcel_bytes b = {bytes, size, p->from_rank, rank_of(p->to, s->n)};
+    parcel_decode(&out, &b, l, why);
+    parcel_free(p);
+    free(bytes);
+    return out;
+}
+
 /* ---- what a host asks for ---- */
 
 static int64_t world_now(void *self)
@@ -163,7 +215,9 @@ static void world_send(void *self, struct parcel *p)
         return;
     }
     p->from_rank = node->rank;
-    schedule(s, (struct sim_event){.what = WHAT_PARCEL, .rank = rank, .parcel = p}, arrival(s, p));
+    struct sim_event e = {
+        .what = WHAT_PARCEL, .rank = rank, .parcel = p, .damaged = sends_rubbish(s, node->rank)};
+    schedule(s, e, arrival(s, p));
 }
 
 static int64_t duration(struct sim *s, int rank, const struct work *w)
@@ -222,8 +276,40 @@ static void device_ends(struct sim *s, struct node *node)
 static void watch(struct sim *s, const struct node *node)
 {
     const struct host_fault *f = host_fault(node->host);
-    if (f->status && !dead(s, node->rank))
-        fail(s, f->status, f->text);
+    char name[ROLE_NAME_BYTES], text[sizeof f->text + ROLE_NAME_BYTES];
+    if (!f->status || dead(s, node->rank))
+        return;
+    snprintf(text, sizeof text, "%s: %s", role_name(f->role, s->n, name), f->text);
+    fail(s, f->status, text);
+}
+
+static void receive_note(struct node *node, struct parcel *p)
+{
+    char text[64];
+    snprintf(text, sizeof text, "a note of type %d makes no sense here", p->note->type);
+    host_fail(node->host, PD_ERR_PEER, p->from_rank, text);
+    parcel_free(p);
+}
+
+static void receive(struct sim *s, struct node *node, struct sim_event *e)
+{
+    struct parcel *p = e->parcel;
+    const int from_rank = p->from_rank;
+    struct pd_error why = {0};
+    if (e->damaged && !(p = damaged(s, p, e->seq, &why)))
+        host_fail(node->host, PD_ERR_PEER, from_rank, why.text);
+    else if (p->note) /* nobody sends notes here */
+        receive_note(node, p);
+    else
+        host_receive(node->host, p);
+}
+
+static void fail_silent(struct sim *s)
+{
+    char name[ROLE_NAME_BYTES], text[96];
+    snprintf(text, sizeof text, "%s fell silent: nothing has come from it for two seconds",
+             role_name(s->o.disturb.kill_rank, s->n, name));
+    fail(s, PD_ERR_PEER, text);
 }
 
 static void happen(struct sim *s, struct sim_event *e)
@@ -237,7 +323,7 @@ static void happen(struct sim *s, struct sim_event *e)
     }
     switch (e->what) {
     case WHAT_PARCEL:
-        host_receive(node->host, p);
+        receive(s, node, e);
         break;
     case WHAT_DEVICE:
         if (e->version == node->work && host_work(node->host))
@@ -248,7 +334,7 @@ static void happen(struct sim *s, struct sim_event *e)
             host_timer(node->host);
         break;
     case WHAT_SILENCE:
-        fail(s, PD_ERR_PEER, "a stage fell silent: nothing has come from it for two seconds");
+        fail_silent(s);
         break;
     }
     host_ready(node->host);
@@ -310,6 +396,8 @@ static const struct pipeline_counts *sim_counts(struct driver *driver)
 static void sim_free(struct driver *driver)
 {
     struct sim *s = (struct sim *)driver;
+    for (int i = 0; i <= s->n && !s->failed && !host_open(s->nodes[0].host); i++)
+        PD_ASSERT(host_clean(s->nodes[i].host)); /* no lane, row, handle or node is left */
     for (int i = 0; i < s->n_heap; i++)
         parcel_free(s->heap[i].parcel);
     for (int i = 0; i <= s->n; i++)
@@ -359,6 +447,8 @@ enum pd_status sim_new(struct driver **out, const struct driver_options *o, cons
         return status;
     }
     s->o.profile = &s->profile;
+    s->limits = (struct wire_limits){
+        .n_stages = s->n, .n_embd = c->stage[0].n_embd, .n_vocab = o->n_vocab, .ctx = o->drafter.ctx};
     s->step_ns = profile_step_ns(&s->profile);
     s->delivered_ns = mem_new((size_t)(s->n + 2) * (size_t)(s->n + 2) * 2, sizeof *s->delivered_ns);
     s->nodes = mem_new((size_t)s->n + 1, sizeof *s->nodes);

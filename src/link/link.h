@@ -32,10 +32,20 @@ struct parcel {
     float *hidden; /* [n_embd, n]; NULL: none */
     struct pd_logit_bias *bias;
 };
-/* A parcel with a copy of *m; lists that are NULL are made room for. `n_embd` floats a row are made room for, not filled; 0: no hidden states. */
+/* A parcel with a copy of *m. Lists that are NULL are made room for, not filled, and so are `n_embd` floats a row; 0: no
+ * hidden states. */
 struct parcel *parcel_new(const struct msg *m, int n_embd);
 struct parcel *parcel_new_note(const struct note *n);
 void parcel_free(struct parcel *p);
+/* What has come as bytes, checked, also that the sender may speak for the role that it names. PD_ERR_PEER: rubbish; *out
+ * is NULL. */
+struct parcel_bytes {
+    const uint8_t *data;
+    size_t size;
+    int from_rank, to_rank;
+};
+enum pd_status parcel_decode(struct parcel **out, const struct parcel_bytes *b, const struct wire_limits *l,
+                             struct pd_error *err);
 
 struct link {
     int rank, n_ranks;

@@ -20,45 +20,6 @@ void link_punctual(void)
     prctl(PR_SET_TIMERSLACK, 1000UL, 0UL, 0UL, 0UL);
 }
 
-struct parcel *parcel_new(const struct msg *m, int n_embd)
-{
-    size_t n = m->type == MSG_ROWS ? (size_t)m->rows.n : 0;
-    size_t n_bias = m->type == MSG_BEGIN ? m->begin.sample.n_logit_bias : 0;
-    struct parcel *p = malloc(sizeof *p + n * sizeof(struct row) + n * (size_t)n_embd * sizeof(float) +
-                              n_bias * sizeof(struct pd_logit_bias));
-    PD_ASSERT(p);
-    *p = (struct parcel){.msg = *m};
-    if (n_bias) {
-        p->bias = (struct pd_logit_bias *)(p + 1);
-        if (m->begin.sample.logit_bias)
-            memcpy(p->bias, m->begin.sample.logit_bias, n_bias * sizeof *p->bias);
-        p->msg.begin.sample.logit_bias = p->bias;
-    }
-    if (!n)
-        return p;
-    p->rows = (struct row *)(p + 1);
-    if (m->rows.rows)
-        memcpy(p->rows, m->rows.rows, n * sizeof *p->rows);
-    p->hidden = n_embd ? (float *)(p->rows + n) : NULL;
-    p->msg.rows.rows = p->rows;
-    p->msg.rows.hidden = p->hidden;
-    return p;
-}
-
-struct parcel *parcel_new_note(const struct note *n)
-{
-    struct parcel *p = malloc(sizeof *p + sizeof *n);
-    PD_ASSERT(p);
-    *p = (struct parcel){.note = (struct note *)(p + 1)};
-    *p->note = *n;
-    return p;
-}
-
-void parcel_free(struct parcel *p)
-{
-    free(p);
-}
-
 struct inbox {
     pthread_mutex_t lock;
     pthread_cond_t came;

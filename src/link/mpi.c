@@ -251,46 +251,13 @@ static void match(struct link_mpi *l, enum link_channel channel)
     }
 }
 
-static int rank_of_role(const struct link_mpi *l, int role)
-{
-    return PD_MIN(role, l->o.limits.n_stages);
-}
-
 static struct parcel *decode(struct link_mpi *l, const struct incoming *i)
 {
-    struct wire_head head;
     struct pd_error why = {0};
-    const uint8_t *data = i->buffer->bytes;
-    if (wire_peek(&head, data, i->size, &l->o.limits, &why)) {
+    struct parcel *p;
+    const struct parcel_bytes b = {i->buffer->bytes, i->size, i->source, l->link.rank};
+    if (parcel_decode(&p, &b, &l->o.limits, &why))
         refuse(l, i->source, &why);
-        return NULL;
-    }
-    if (rank_of_role(l, head.envelope.from) != i->source ||
-        rank_of_role(l, head.envelope.to) != l->link.rank) {
-        error_set(&why, PD_ERR_PEER, "message from a peer: from role %d to role %d, but rank %d sent it",
-                  head.envelope.from, head.envelope.to, i->source);
-        refuse(l, i->source, &why);
-        return NULL;
-    }
-    struct msg shape = {.type = head.is_note ? 0 : (uint8_t)head.type};
-    if (head.type == MSG_BEGIN)
-        shape.begin.sample.n_logit_bias = (size_t)head.n_bias;
-    else
-        shape.rows.n = head.n_rows;
-    struct parcel *p = head.is_note ? parcel_new_note(&(struct note){0})
-                                    : parcel_new(&shape, head.has_hidden ? l->o.limits.n_embd : 0);
-    const struct wire_room to = {p->rows, p->hidden, p->bias};
-    enum pd_status status = head.is_note ? note_decode(p->note, data, i->size, &l->o.limits, &why)
-                                         : wire_decode(&p->msg, &to, data, i->size, &l->o.limits, &why);
-    if (status) {
-        refuse(l, i->source, &why);
-        parcel_free(p);
-        return NULL;
-    }
-    p->from = head.envelope.from;
-    p->to = head.envelope.to;
-    p->due_ns = head.envelope.due_ns;
-    p->from_rank = i->source;
     return p;
 }
 

@@ -50,6 +50,7 @@ size_t note_encode(uint8_t *out, size_t room, const struct wire_envelope *e, con
             p = put64(put32(p, n->tensors.list[i].index), n->tensors.list[i].digest);
     }
     PD_ASSERT((size_t)(p - out) == size);
+    wire_seal(out, size);
     return size;
 }
 
@@ -58,7 +59,7 @@ enum pd_status note_decode(struct note *out, const uint8_t *data, size_t size, c
 {
     struct wire_head head;
     enum pd_status status = wire_peek(&head, data, size, l, err);
-    if (status)
+    if (status || (status = check_sum(data, size, err)))
         return status;
     if (!head.is_note)
         return error_set(err, PD_ERR_PEER, "message from a peer: type %d is no note", head.type);

@@ -168,6 +168,7 @@ size_t wire_encode(uint8_t *out, size_t room, const struct wire_envelope *e, con
     uint8_t *p = put_header(out, m->type, flags, size, m->request, e);
     p = put_payload(p, m, n_embd, h);
     PD_ASSERT((size_t)(p - out) == size);
+    wire_seal(out, size);
     return size;
 }
 
@@ -354,7 +355,7 @@ enum pd_status wire_peek(struct wire_head *out, const uint8_t *data, size_t size
     out->envelope.from = take(&r, "from", 0, role_verifier(l->n_stages));
     out->envelope.to = take(&r, "to", 0, role_verifier(l->n_stages));
     out->envelope.due_ns = take_time(&r, "due_ns");
-    take_unsigned(&r, "reserved", 0, 0);
+    r.p += 4; /* the sum */
     if (r.bad)
         return PD_ERR_PEER;
     size_t want = WIRE_HEADER_BYTES + (out->is_note ? note_payload_bytes(type) : fixed_bytes(type));
@@ -376,7 +377,7 @@ enum pd_status wire_decode(struct msg *out, const struct wire_room *to, const ui
 {
     struct wire_head head;
     enum pd_status status = wire_peek(&head, data, size, l, err);
-    if (status)
+    if (status || (status = check_sum(data, size, err)))
         return status;
     if (head.is_note)
         return error_set(err, PD_ERR_PEER, "message from a peer: type %d is a note, no message", head.type);

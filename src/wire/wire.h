@@ -62,6 +62,10 @@ size_t wire_encode(uint8_t *out, size_t room, const struct wire_envelope *e, con
 /* The header alone, checked; and how long the message's lists are, so that the caller can find room. */
 enum pd_status wire_peek(struct wire_head *out, const uint8_t *data, size_t size, const struct wire_limits *l,
                          struct pd_error *err);
+/* A message's bytes carry a sum over themselves, so that one that was damaged on its way is refused, and never taken for
+ * another. Encoding fills it in, decoding compares; this puts it right (tests). */
+void wire_seal(uint8_t *data, size_t size);
+
 /* The whole message; its lists go where `to` says, and `out` points to them. On an error what `out` holds means nothing. */
 enum pd_status wire_decode(struct msg *out, const struct wire_room *to, const uint8_t *data, size_t size,
                            const struct wire_limits *l, struct pd_error *err);

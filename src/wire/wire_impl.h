@@ -61,6 +61,9 @@ float take_float(struct reader *r, const char *field, float min, float max);
 void take_text(struct reader *r, const char *field, char *out, size_t room);
 
 enum { MAGIC = 0x50444350, /* "PCDP" */ NOTE_BYTES_MAX = 512 };
+enum { CHECK_AT = 32 /* in the header */ };
+/* PD_ERR_PEER: the bytes are not those that were sent. */
+enum pd_status check_sum(const uint8_t *data, size_t size, struct pd_error *err);
 uint8_t *put_header(uint8_t *out, int type, unsigned flags, size_t size, uint32_t request,
                     const struct wire_envelope *e);
 size_t note_payload_bytes(int type);

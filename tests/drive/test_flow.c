@@ -2,9 +2,10 @@
 /* The simulator over a pretended model that checks what real ones rely on: every hidden state reaches the next stage
  * whole, rows are computed only on ancestors that are there, positions are committed once, in order and with the text's
  * tokens, rows leave the tree level once, the draft's history is the path. Conversations of several turns with any kept
- * length, tiny trees and batches, 28 stages with 64 rows a step; delays, reorderings, cancels.
+ * length, tiny trees and batches, 28 stages with 64 rows a step; delays, reorderings, cancels. Crowds of requests too, with
+ * ranks that die or send rubbish: that ends them all, what they got till then is right, and the fault names the rank.
  *
- *   drive_flow            400 conversations, 250 crowds
+ *   drive_flow            400 conversations, 1000 crowds
  *   drive_flow SEED [N]   that one of each, or N
  */
 #include "drive/drive.h"
@@ -35,6 +36,7 @@ struct pretend {
     struct compute inner; /* oracle */
     int n_stages, lanes;
     struct level *levels; /* [n_stages + 1] */
+    bool trusting;        /* a rank lies: nothing of what comes can be expected */
 };
 
 static const struct row *tree_find(const struct place *l, node_id id)
@@ -49,6 +51,8 @@ static const struct row *tree_find(const struct place *l, node_id id)
 static void level_write(struct level *level, const struct row *row, bool prefill)
 {
     struct place *l = &level->place[row->lane];
+    if (level->p->trusting)
+        return;
     if (prefill) {
         assert_int_equal(row->pos, l->n);
         l->tokens[l->n++] = row->token;
@@ -81,14 +85,14 @@ static void level_kv(void *self, const struct kv_job *job)
 {
     struct level *level = self;
     struct place *l = &level->place[job->lane];
-    for (int i = 0; i < job->n_commit; i++) {
+    for (int i = 0; i < job->n_commit && !level->p->trusting; i++) {
         struct row row = level_take(l, job->commit[i]);
         assert_int_equal(row.pos, l->n);
         assert_true(!l->newest || l->newest == row.parent.v);
         l->tokens[l->n++] = row.token;
         l->newest = row.node.v;
     }
-    for (int i = 0; i < job->n_drop; i++)
+    for (int i = 0; i < job->n_drop && !level->p->trusting; i++)
         level_take(l, job->drop[i]);
     if (level->index == level->p->n_stages)
         level->p->inner.draft.kv(level->p->inner.draft.self, job);
@@ -98,7 +102,7 @@ static void level_keep(void *self, int lane, int keep)
 {
     struct level *level = self;
     struct place *l = &level->place[lane];
-    assert_in_range(keep, 0, l->n);
+    assert_true(level->p->trusting || (keep >= 0 && keep <= l->n));
     l->n = keep;
     l->n_tree = 0;
     l->newest = 0;
@@ -112,7 +116,7 @@ static void level_copy(void *self, int lane, int from, int keep)
     struct place *l = &level->place[lane];
     const struct place *other = &level->place[from];
     assert_true(lane != from);
-    assert_in_range(keep, 0, other->n); /* it is there, and computed */
+    assert_true(level->p->trusting || (keep >= 0 && keep <= other->n)); /* it is there, and computed */
     memcpy(l->tokens, other->tokens, (size_t)keep * sizeof *l->tokens);
     l->n = keep;
     l->n_tree = 0;
@@ -137,7 +141,7 @@ static enum pd_status stage_run(void *self, const struct stage_job *job, struct 
     for (int i = 0; i < job->n; i++) {
         const struct row *row = &job->rows[i];
         float *h = &job->hidden[i * EMBD];
-        if (l->index) {
+        if (l->index && !l->p->trusting) {
             assert_true(h[0] == (float)row->token && h[1] == (float)row->pos);
             assert_true(h[2] == (float)(l->index - 1));
         }
@@ -152,7 +156,7 @@ static enum pd_status stage_run(void *self, const struct stage_job *job, struct 
 static enum pd_status head_run(void *self, const struct head_job *job, struct pd_error *err)
 {
     struct pretend *p = self;
-    for (int i = 0; i < job->n; i++) {
+    for (int i = 0; i < job->n && !p->trusting; i++) {
         const struct head_row *r = &job->rows[i];
         const struct place *last = &p->levels[p->n_stages - 1].place[r->lane];
         assert_true(r->hidden[0] == (float)r->history[r->pos] && r->hidden[1] == (float)r->pos);
@@ -189,7 +193,8 @@ static enum pd_status draft_run(void *self, const struct draft_job *job, struct 
     for (int i = job->n_behind; i < job->n && !job->prefill; i++) {
         int32_t got[HISTORY];
         int have = history_copy(&job->asks[i - job->n_behind].history, got, HISTORY);
-        assert_true(history_is_right(&l->place[job->rows[i].lane], &job->rows[i], got, have));
+        assert_true(l->p->trusting ||
+                    history_is_right(&l->place[job->rows[i].lane], &job->rows[i], got, have));
     }
     return inner->run(inner->self, job, err);
 }
@@ -404,7 +409,7 @@ static void invite(uint64_t seed, struct guest *g, struct arrival *a)
 
 /* Alone or in company: the target's own text, as far as it came. */
 static void check_guest(const struct pretend *p, struct guest *g, const struct arrival *a,
-                        const struct result *r)
+                        const struct result *r, bool failed)
 {
     int32_t all[2 * CTX + 2];
     memcpy(all, g->tokens, (size_t)g->n * sizeof *all);
@@ -419,7 +424,46 @@ static void check_guest(const struct pretend *p, struct guest *g, const struct a
     if (r->finish == PD_REASON_LENGTH)
         assert_int_equal(g->text.n, g->request.max_tokens);
     assert_true(r->finish != PD_REASON_CANCELLED || a->cancel_at_ns);
-    assert_true(r->finish != PD_REASON_NONE && r->finish != PD_REASON_FAULT);
+    assert_true(r->finish != PD_REASON_NONE && (r->finish != PD_REASON_FAULT || failed));
+}
+
+enum fate { FATE_NONE, FATE_DEATH, FATE_RUBBISH, FATE_LIES, FATES };
+static int met[FATES]; /* crowds that have been ended by it */
+
+/* What happens to one rank of the crowd's; returns which. */
+static int choose_fate(uint64_t seed, enum fate *fate, struct disturbance *d, int n_stages)
+{
+    static const enum fate all[] = {FATE_DEATH, FATE_DEATH, FATE_RUBBISH, FATE_RUBBISH, FATE_LIES};
+    const unsigned which = pick(seed, 60, 10);
+    const int64_t at_ns = 1 + (int64_t)pick(seed, 61, 700) * 1000000;
+    int rank = (int)pick(seed, 62, (unsigned)n_stages + 1);
+    *fate = which < PD_COUNT(all) ? all[which] : FATE_NONE;
+    if (*fate == FATE_DEATH) {
+        rank = PD_MAX(rank, 1); /* the user's own has nobody to tell */
+        d->kill_rank = rank;
+        d->kill_at_ns = at_ns;
+    } else if (*fate != FATE_NONE) {
+        d->rubbish_rank = rank;
+        d->rubbish_at_ns = at_ns;
+        d->rubbish_sealed = *fate == FATE_LIES;
+    }
+    return rank;
+}
+
+/* Who lies may be believed: then anything may come, but an end. */
+static void check_fault(enum fate fate, int rank, const struct pd_error *err)
+{
+    char name[32] = "drafter";
+    if (rank)
+        snprintf(name, sizeof name, "stage %d", rank - 1);
+    if (fate == FATE_NONE)
+        fail_msg("%s", err->text);
+    met[fate]++;
+    if (fate == FATE_LIES)
+        return;
+    assert_int_equal(err->status, PD_ERR_PEER);
+    if (strncmp(err->text, name, strlen(name)) != 0)
+        fail_msg("'%s' does not name %s", err->text, name);
 }
 
 static void crowd(uint64_t seed)
@@ -440,28 +484,34 @@ static void crowd(uint64_t seed)
     struct compute c;
     struct driver *d;
     struct pd_error err = {0};
+    enum fate fate;
+    const int rank = choose_fate(seed, &fate, &o.disturb, n_stages);
+    o.n_vocab = oo.n_vocab;
     pretend_new(&c, &p, &oo, n_stages, lanes);
+    p.trusting = fate == FATE_LIES;
     if (pick(seed, 46, 4) == 0)
         c.stage[0].copy = NULL; /* a backend without */
     assert_int_equal(sim_new(&d, &o, &c, &err), PD_OK);
     static struct guest guests[CROWD];
-    for (unsigned wave = 0; wave < 2; wave++) { /* the second finds what the first left */
+    bool failed = false;
+    for (unsigned wave = 0; wave < 2 && !failed; wave++) { /* the second finds what the first left */
         struct arrival arrivals[CROWD];
         struct result results[CROWD];
         int n = 1 + (int)pick(seed, 50 + wave, pick(seed, 52, 3) ? 8 : CROWD);
         for (int i = 0; i < n; i++)
             invite(rng_u64(seed, wave, (uint64_t)i, 3), &guests[i], &arrivals[i]);
-        if (driver_generate_all(d, arrivals, n, results, &err))
-            fail_msg("%s", err.text);
-        for (int i = 0; i < n; i++)
-            check_guest(&p, &guests[i], &arrivals[i], &results[i]);
+        failed = driver_generate_all(d, arrivals, n, results, &err) != PD_OK;
+        if (failed)
+            check_fault(fate, rank, &err);
+        for (int i = 0; i < n && fate != FATE_LIES; i++)
+            check_guest(&p, &guests[i], &arrivals[i], &results[i], failed);
     }
     d->free(d);
     pretend_free(&p);
 }
 
 static uint64_t first_seed = 1;
-static int n_seeds = 400, n_crowds = 250;
+static int n_seeds = 400, n_crowds = 1000;
 
 static void sweep(void **state)
 {
@@ -483,6 +533,10 @@ static void crowds(void **state)
         crowd(first_seed + (uint64_t)i);
     }
     fprintf(stderr, "\n");
+    printf("ended by a death %d, by rubbish %d, by lies %d\n", met[FATE_DEATH], met[FATE_RUBBISH],
+           met[FATE_LIES]);
+    for (int fate = FATE_DEATH; fate < FATES && n_crowds >= 1000; fate++)
+        assert_true(met[fate] > n_crowds / 50);
 }
 
 int main(int argc, char **argv)
