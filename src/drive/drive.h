@@ -220,8 +220,7 @@ struct disturbance {
     bool reorder;     /* messages of different channels overtake at random within the rules */
     int kill_rank;    /* with kill_at_ns > 0: it falls silent then */
     int rubbish_rank; /* with rubbish_at_ns > 0: from then on what it sends comes as damaged bytes */
-    bool
-        rubbish_sealed; /* as if it meant them: they are damaged before their sum is made, and may pass for a message */
+    bool lies;        /* instead: what it sends is well-formed, but a bit of it is wrong */
     int64_t kill_at_ns, rubbish_at_ns;
 };
 

@@ -150,6 +150,15 @@ static size_t damage(uint8_t *bytes, size_t size, uint64_t seed, uint64_t seq)
     return size;
 }
 
+/* One byte behind the header, so that most of it passes the decoder. */
+static void lie(uint8_t *bytes, size_t size, uint64_t seed, uint64_t seq)
+{
+    if (size > WIRE_HEADER_BYTES)
+        bytes[WIRE_HEADER_BYTES + rng_u64(seed, seq, 8, 0) % (size - WIRE_HEADER_BYTES)] ^=
+            (uint8_t)(1u << rng_u64(seed, seq, 9, 0) % 8);
+    wire_seal(bytes, size);
+}
+
 /* What comes of a parcel; NULL: the receiver refuses it. */
 static struct parcel *damaged(struct sim *s, struct parcel *p, uint64_t seq, struct pd_error *why)
 {
@@ -160,9 +169,10 @@ static struct parcel *damaged(struct sim *s, struct parcel *p, uint64_t seq, str
     uint8_t *bytes = mem_new(size + DAMAGE_MORE, 1);
     struct parcel *out = NULL;
     wire_encode(bytes, size, &e, &p->msg, l->n_embd, WIRE_F32);
-    size = damage(bytes, size, d->seed, seq);
-    if (d->rubbish_sealed)
-        wire_seal(bytes, size);
+    if (d->lies)
+        lie(bytes, size, d->seed, seq);
+    else
+        size = damage(bytes, size, d->seed, seq);
     const struct parcel_bytes b = {bytes, size, p->from_rank, rank_of(p->to, s->n)};
     parcel_decode(&out, &b, l, why);
     parcel_free(p);

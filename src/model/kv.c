@@ -335,7 +335,8 @@ void kv_truncate(struct kv *kv, int pos)
 
 void kv_copy(struct kv *to, const struct kv *from, int n)
 {
-    PD_ASSERT(to != from && to->model == from->model && n >= 0 && n <= from->n_committed);
+    PD_ASSERT(to != from && to->model == from->model && n >= 0);
+    n = PD_MIN(n, from->n_committed);
     kv_truncate(to, 0);
     for (int l = 0; l < to->n_layer && to->own; l++)
         kv_layer_copy(&to->own[l], &from->own[l], n);

@@ -146,7 +146,8 @@ void kv_drop(struct kv *kv, const node_id *nodes, int n);
 void kv_drop_tree(struct kv *kv);
 /* Keep only committed positions below pos; drops the tree too. */
 void kv_truncate(struct kv *kv, int pos);
-/* The first n committed positions of `from`, a cache of the same model, become all that `to` holds. */
+/* The first n committed positions of `from`, a cache of the same model, or as many as there are, become all that `to`
+ * holds. */
 void kv_copy(struct kv *to, const struct kv *from, int n);
 
 #endif

@@ -36,7 +36,7 @@ struct pretend {
     struct compute inner; /* oracle */
     int n_stages, lanes;
     struct level *levels; /* [n_stages + 1] */
-    bool trusting;        /* a rank lies: nothing of what comes can be expected */
+    bool lies;            /* a rank does: what comes may be anything that a cache takes */
 };
 
 static const struct row *tree_find(const struct place *l, node_id id)
@@ -48,27 +48,33 @@ static const struct row *tree_find(const struct place *l, node_id id)
 }
 
 /* What attention would read: all committed rows and this row's ancestors. */
-static void level_write(struct level *level, const struct row *row, bool prefill)
+static bool fits(const struct place *l, const struct row *row, bool prefill)
+{
+    if (prefill)
+        return row->pos == l->n && l->n < CTX;
+    const struct row *parent = tree_find(l, row->parent);
+    if (row->node.v <= row->parent.v || l->n_tree == NODES || tree_find(l, row->node))
+        return false;
+    return parent ? row->pos == parent->pos + 1
+                  : row->pos == l->n && (!l->newest || l->newest == row->parent.v);
+}
+
+/* False: a real cache would refuse it as a peer's rubbish. */
+static bool level_write(struct level *level, const struct row *row, bool prefill)
 {
     struct place *l = &level->place[row->lane];
-    if (level->p->trusting)
-        return;
+    if (!fits(l, row, prefill)) {
+        assert_true(level->p->lies);
+        return false;
+    }
     if (prefill) {
-        assert_int_equal(row->pos, l->n);
         l->tokens[l->n++] = row->token;
         l->newest = 0;
-        return;
-    }
-    assert_true(row->node.v > row->parent.v && l->n_tree < NODES && !tree_find(l, row->node));
-    const struct row *parent = tree_find(l, row->parent);
-    if (parent) {
-        assert_int_equal(row->pos, parent->pos + 1);
-    } else {
-        assert_int_equal(row->pos, l->n);
-        assert_true(!l->newest || l->newest == row->parent.v);
+        return true;
     }
     l->tree[l->n_tree] = *row;
     l->tree[l->n_tree++].hidden = 0;
+    return true;
 }
 
 static struct row level_take(struct place *l, node_id id)
@@ -85,14 +91,14 @@ static void level_kv(void *self, const struct kv_job *job)
 {
     struct level *level = self;
     struct place *l = &level->place[job->lane];
-    for (int i = 0; i < job->n_commit && !level->p->trusting; i++) {
+    for (int i = 0; i < job->n_commit; i++) {
         struct row row = level_take(l, job->commit[i]);
         assert_int_equal(row.pos, l->n);
         assert_true(!l->newest || l->newest == row.parent.v);
         l->tokens[l->n++] = row.token;
         l->newest = row.node.v;
     }
-    for (int i = 0; i < job->n_drop && !level->p->trusting; i++)
+    for (int i = 0; i < job->n_drop; i++)
         level_take(l, job->drop[i]);
     if (level->index == level->p->n_stages)
         level->p->inner.draft.kv(level->p->inner.draft.self, job);
@@ -102,8 +108,8 @@ static void level_keep(void *self, int lane, int keep)
 {
     struct level *level = self;
     struct place *l = &level->place[lane];
-    assert_true(level->p->trusting || (keep >= 0 && keep <= l->n));
-    l->n = keep;
+    assert_true(keep >= 0 && (keep <= l->n || level->p->lies));
+    l->n = PD_MIN(keep, l->n);
     l->n_tree = 0;
     l->newest = 0;
     if (level->index == level->p->n_stages)
@@ -116,7 +122,8 @@ static void level_copy(void *self, int lane, int from, int keep)
     struct place *l = &level->place[lane];
     const struct place *other = &level->place[from];
     assert_true(lane != from);
-    assert_true(level->p->trusting || (keep >= 0 && keep <= other->n)); /* it is there, and computed */
+    assert_true(keep >= 0 && (keep <= other->n || level->p->lies)); /* it is there, and computed */
+    keep = PD_MIN(keep, other->n);
     memcpy(l->tokens, other->tokens, (size_t)keep * sizeof *l->tokens);
     l->n = keep;
     l->n_tree = 0;
@@ -137,18 +144,18 @@ static int level_rows(void *self)
 static enum pd_status stage_run(void *self, const struct stage_job *job, struct pd_error *err)
 {
     struct level *l = self;
-    (void)err;
     for (int i = 0; i < job->n; i++) {
         const struct row *row = &job->rows[i];
         float *h = &job->hidden[i * EMBD];
-        if (l->index && !l->p->trusting) {
+        if (l->index && !l->p->lies) {
             assert_true(h[0] == (float)row->token && h[1] == (float)row->pos);
             assert_true(h[2] == (float)(l->index - 1));
         }
         h[0] = (float)row->token;
         h[1] = (float)row->pos;
         h[2] = (float)l->index;
-        level_write(l, row, i < job->n_prompt);
+        if (!level_write(l, row, i < job->n_prompt))
+            return error_set(err, PD_ERR_PEER, "a row does not fit the cache");
     }
     return PD_OK;
 }
@@ -156,7 +163,7 @@ static enum pd_status stage_run(void *self, const struct stage_job *job, struct 
 static enum pd_status head_run(void *self, const struct head_job *job, struct pd_error *err)
 {
     struct pretend *p = self;
-    for (int i = 0; i < job->n && !p->trusting; i++) {
+    for (int i = 0; i < job->n && !p->lies; i++) {
         const struct head_row *r = &job->rows[i];
         const struct place *last = &p->levels[p->n_stages - 1].place[r->lane];
         assert_true(r->hidden[0] == (float)r->history[r->pos] && r->hidden[1] == (float)r->pos);
@@ -189,12 +196,11 @@ static enum pd_status draft_run(void *self, const struct draft_job *job, struct 
     struct level *l = self;
     const struct draft_ops *inner = &l->p->inner.draft;
     for (int i = 0; i < job->n; i++)
-        level_write(l, &job->rows[i], job->prefill);
+        assert_true(level_write(l, &job->rows[i], job->prefill));
     for (int i = job->n_behind; i < job->n && !job->prefill; i++) {
         int32_t got[HISTORY];
         int have = history_copy(&job->asks[i - job->n_behind].history, got, HISTORY);
-        assert_true(l->p->trusting ||
-                    history_is_right(&l->place[job->rows[i].lane], &job->rows[i], got, have));
+        assert_true(l->p->lies || history_is_right(&l->place[job->rows[i].lane], &job->rows[i], got, have));
     }
     return inner->run(inner->self, job, err);
 }
@@ -445,7 +451,7 @@ static int choose_fate(uint64_t seed, enum fate *fate, struct disturbance *d, in
     } else if (*fate != FATE_NONE) {
         d->rubbish_rank = rank;
         d->rubbish_at_ns = at_ns;
-        d->rubbish_sealed = *fate == FATE_LIES;
+        d->lies = *fate == FATE_LIES;
     }
     return rank;
 }
@@ -488,7 +494,7 @@ static void crowd(uint64_t seed)
     const int rank = choose_fate(seed, &fate, &o.disturb, n_stages);
     o.n_vocab = oo.n_vocab;
     pretend_new(&c, &p, &oo, n_stages, lanes);
-    p.trusting = fate == FATE_LIES;
+    p.lies = fate == FATE_LIES;
     if (pick(seed, 46, 4) == 0)
         c.stage[0].copy = NULL; /* a backend without */
     assert_int_equal(sim_new(&d, &o, &c, &err), PD_OK);
