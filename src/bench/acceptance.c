@@ -46,13 +46,8 @@ static void make_room(struct acceptance *a, int n)
 
 /* ---- recording ---- */
 
-struct recording {
-    const int32_t *prompt, *reply;
-    int n_prompt, at; /* position of the batch's first row */
-};
-
 /* The tokens up to and with position `pos`. */
-static struct history recording_history(const struct recording *r, int pos)
+static struct history history_at(const struct acceptance_job *r, int pos)
 {
     int n_prompt = PD_MIN(pos + 1, r->n_prompt);
     return (struct history){r->prompt, r->reply, n_prompt, pos + 1 - n_prompt};
@@ -67,22 +62,22 @@ static int rank_of(int32_t token, const int32_t *tokens, int n)
 }
 
 /* Rows at positions [at, at + n), as a chain below the committed tokens, committed when it is done. */
-static enum pd_status record_batch(struct acceptance *a, const struct draft_ops *d, const struct recording *r,
-                                   int n, const struct pd_sampling *sample, struct pd_error *err)
+static enum pd_status record_batch(struct acceptance *a, const struct acceptance_job *r, int at, int n,
+                                   struct pd_error *err)
 {
     struct row rows[CHUNK_ROWS];
     node_id ids[CHUNK_ROWS];
     int32_t tokens[CHUNK_ROWS * DRAFT_TOP];
     struct draft_ask asks[CHUNK_ROWS];
-    int first = r->at - (r->n_prompt - 1); /* the reply token that the first row predicts */
+    int first = at - (r->n_prompt - 1); /* the reply token that the first row predicts */
     for (int i = 0; i < n; i++) {
-        int pos = r->at + i;
+        int pos = at + i;
         ids[i] = (node_id){(uint32_t)pos + 1};
         rows[i] = (struct row){.node = ids[i],
                                .parent = (node_id){(uint32_t)pos},
                                .token = pos < r->n_prompt ? r->prompt[pos] : r->reply[pos - r->n_prompt],
                                .pos = pos};
-        asks[i] = (struct draft_ask){sample, recording_history(r, pos), r->n_prompt};
+        asks[i] = (struct draft_ask){r->sample, history_at(r, pos), r->n_prompt};
     }
     struct draft_job job = {.rows = rows,
                             .n = n,
@@ -91,37 +86,36 @@ static enum pd_status record_batch(struct acceptance *a, const struct draft_ops 
                             .count = a->count + first,
                             .tokens = tokens,
                             .logp = a->logp + (size_t)first * DRAFT_TOP};
-    enum pd_status s = d->run(d->self, &job, err);
+    enum pd_status s = r->draft->run(r->draft->self, &job, err);
     if (s)
         return s;
     for (int i = 0; i < n; i++)
         a->ranks[first + i] = rank_of(r->reply[first + i], tokens + i * DRAFT_TOP, a->count[first + i]);
-    d->kv(d->self, &(struct kv_job){.commit = ids, .n_commit = n});
+    r->draft->kv(r->draft->self, &(struct kv_job){.commit = ids, .n_commit = n});
     return PD_OK;
 }
 
-enum pd_status acceptance_record(struct acceptance *out, const struct draft_ops *draft,
-                                 const struct pd_sampling *sample, const int32_t *prompt, int n_prompt,
-                                 const int32_t *reply, int n_reply, struct pd_error *err)
+enum pd_status acceptance_record(struct acceptance *out, const struct acceptance_job *job,
+                                 struct pd_error *err)
 {
-    struct recording r = {prompt, reply, n_prompt, 0};
+    const struct draft_ops *draft = job->draft;
+    const int last = job->n_prompt - 1, end = last + job->n_reply;
+    const int chunk = PD_MIN(PD_MAX(draft->prefill_rows, 1), CHUNK_ROWS);
     enum pd_status s = PD_OK;
     draft->keep(draft->self, 0, 0);
-    out->prompt_tokens = n_prompt;
-    make_room(out, n_reply);
-    int chunk = PD_MIN(PD_MAX(draft->prefill_rows, 1), CHUNK_ROWS);
-    for (int at = 0; at < n_prompt - 1 && !s; at += chunk) {
+    out->prompt_tokens = job->n_prompt;
+    make_room(out, job->n_reply);
+    for (int at = 0; at < last && !s; at += chunk) {
         struct row rows[CHUNK_ROWS];
-        int n = PD_MIN(chunk, n_prompt - 1 - at);
+        int n = PD_MIN(chunk, last - at);
         for (int i = 0; i < n; i++)
-            rows[i] = (struct row){.token = prompt[at + i], .pos = at + i};
+            rows[i] = (struct row){.token = job->prompt[at + i], .pos = at + i};
         s = draft->run(draft->self, &(struct draft_job){.rows = rows, .n = n, .n_behind = n, .prefill = true},
                        err);
     }
-    for (r.at = n_prompt - 1; r.at < n_prompt - 1 + n_reply && !s;) {
-        int n = PD_MIN(chunk, n_prompt - 1 + n_reply - r.at);
-        s = record_batch(out, draft, &r, n, sample, err);
-        r.at += n;
+    for (int at = last, n; at < end && !s; at += n) {
+        n = PD_MIN(chunk, end - at);
+        s = record_batch(out, job, at, n, err);
     }
     if (s)
         acceptance_clear(out);

@@ -35,10 +35,15 @@ enum pd_status acceptance_parse(struct acceptance_set *set, const char *name, co
                                 struct pd_error *err);
 void acceptance_free(struct acceptance_set *set);
 
-/* Ask `draft` what it says along prompt [n_prompt] and reply [n_reply]. Free with acceptance_clear. */
-enum pd_status acceptance_record(struct acceptance *out, const struct draft_ops *draft,
-                                 const struct pd_sampling *sample, const int32_t *prompt, int n_prompt,
-                                 const int32_t *reply, int n_reply, struct pd_error *err);
+struct acceptance_job { /* what the draft says along a prompt and its reply */
+    const struct draft_ops *draft;
+    const struct pd_sampling *sample;
+    const int32_t *prompt, *reply; /* [n_prompt], [n_reply] */
+    int n_prompt, n_reply;
+};
+/* Free with acceptance_clear. */
+enum pd_status acceptance_record(struct acceptance *out, const struct acceptance_job *job,
+                                 struct pd_error *err);
 void acceptance_clear(struct acceptance *a);
 /* A line of the file. False if it could not be written. */
 bool acceptance_write(const struct acceptance *a, FILE *f);

@@ -232,27 +232,34 @@ static uint64_t computing_digest(const struct bench *b, const struct bench_setup
                    (uint64_t)b->engine.ctx);
 }
 
+struct attempt { /* one question at one point */
+    const struct bench_setup *setup;
+    const struct bench_point *point;
+    const struct compute *compute;
+    const struct asked *asked;
+    bool full;
+};
+
 /* Measure, or take what an earlier execution has measured. */
-static enum pd_status run_or_take(struct bench *b, const struct bench_setup *setup,
-                                  const struct bench_point *point, const struct compute *c,
-                                  const struct asked *a, bool full, const struct bench_run **out,
+static enum pd_status run_or_take(struct bench *b, const struct attempt *t, const struct bench_run **out,
                                   struct pd_error *err)
 {
+    const struct asked *a = t->asked;
     char config[20];
     struct bench_run run;
-    bench_config(config, &(struct bench_key){.setup = setup,
-                                             .point = point,
+    bench_config(config, &(struct bench_key){.setup = t->setup,
+                                             .point = t->point,
                                              .ask = &a->ask,
                                              .kind = a->question->kind,
                                              .category = a->question->category,
-                                             .models = computing_digest(b, setup),
-                                             .full = full});
+                                             .models = computing_digest(b, t->setup),
+                                             .full = t->full});
     enum pd_status s = run_set_take(b->set, config, a->id, out, err);
     if (s || *out)
         return s;
-    if ((s = bench_measure(setup, point, c, &a->ask, &run, err)))
+    if ((s = bench_measure(t->setup, t->point, t->compute, &a->ask, &run, err)))
         return s;
-    label(&run, a, config, full);
+    label(&run, a, config, t->full);
     if ((s = run_set_add(b->set, &run, err)))
         return s;
     *out = b->set->runs[b->set->n - 1];
@@ -304,10 +311,10 @@ static enum pd_status run_point(struct bench *b, const struct bench_point *p, co
     if (b->o->full)
         return (s = full_compute(b, p->stages, &c, err))
                    ? s
-                   : run_or_take(b, &b->setup, p, c, a, true, &run, err);
+                   : run_or_take(b, &(struct attempt){&b->setup, p, c, a, true}, &run, err);
     if ((s = replay_compute(b, &replay, p->stages, a, truth, err)))
         return s;
-    s = run_or_take(b, &b->setup, p, &replay, a, false, &run, err);
+    s = run_or_take(b, &(struct attempt){&b->setup, p, &replay, a, false}, &run, err);
     compute_free(&replay);
     return s;
 }
@@ -324,7 +331,7 @@ static enum pd_status verify_point(struct bench *b, const struct bench_point *p,
     struct bench_run quick;
     enum pd_status s;
     if ((s = full_compute(b, p->stages, &c, err)) ||
-        (s = run_or_take(b, &b->setup, p, c, &first, true, &full, err)) ||
+        (s = run_or_take(b, &(struct attempt){&b->setup, p, c, &first, true}, &full, err)) ||
         (s = replay_compute(b, &replay, p->stages, a, truth, err)))
         return s;
     s = bench_measure(&b->setup, p, &replay, &first.ask, &quick, err);
@@ -351,8 +358,13 @@ static enum pd_status record(struct bench *b, const struct asked *a, const struc
     snprintf(trace.question, sizeof trace.question, "%s", a->id);
     snprintf(trace.kind, sizeof trace.kind, "%.39s", a->question->kind);
     snprintf(trace.category, sizeof trace.category, "%.39s", a->question->category);
-    enum pd_status s = acceptance_record(&trace, &b->draft_ops, &a->ask.sample, a->ask.tokens,
-                                         a->ask.n_tokens, truth->ids, (int)truth->tokens, err);
+    const struct acceptance_job job = {.draft = &b->draft_ops,
+                                       .sample = &a->ask.sample,
+                                       .prompt = a->ask.tokens,
+                                       .n_prompt = a->ask.n_tokens,
+                                       .reply = truth->ids,
+                                       .n_reply = (int)truth->tokens};
+    enum pd_status s = acceptance_record(&trace, &job, err);
     if (!s && !acceptance_write(&trace, b->record))
         s = error_set(err, PD_ERR_FILE, "%s: %s", b->o->record_acceptance, strerror(errno));
     acceptance_clear(&trace);
@@ -374,7 +386,7 @@ static enum pd_status run_turn(struct bench *b, const struct asked *a, bool veri
                          "question %s: %d prompt tokens and %d more do not fit %d positions", a->id,
                          a->ask.n_tokens, a->ask.max_tokens, b->engine.ctx);
     progress(b, "target");
-    enum pd_status s = run_or_take(b, &b->truth, &one, &b->base, a, true, truth, err);
+    enum pd_status s = run_or_take(b, &(struct attempt){&b->truth, &one, &b->base, a, true}, truth, err);
     if (!s && b->o->full) /* it gives the next turn's text, but is no part of the report */
         b->set->runs[b->set->n - 1]->used = b->set->runs[b->set->n - 1] != *truth;
     if (!s && b->record)

@@ -104,18 +104,20 @@ static enum pd_status head_run(void *self, const struct head_job *job, struct pd
 }
 
 /* Candidates of one node: the truth at its rank, decoys elsewhere, probabilities as stated. */
-static int name_candidates(const struct oracle *c, const int32_t *history, int n, int32_t pos, int k,
-                           int32_t *tokens, float *logp)
+static void name_candidates(const struct oracle *c, const struct draft_job *job, int at)
 {
-    const int32_t *newest = &history[n - 1];
+    int32_t before[CONTEXT], pos = job->rows[job->n_behind + at].pos;
+    const int32_t *newest = &before[history_copy(&job->asks[at].history, before, CONTEXT) - 1];
+    int32_t *tokens = &job->tokens[at * job->k];
+    float *logp = &job->logp[at * job->k];
     int32_t truth = next_token(c, newest, pos);
-    int rank = rank_of_truth(c, newest, pos), count = PD_MIN(k, c->o.n_top);
+    int rank = rank_of_truth(c, newest, pos), count = PD_MIN(job->k, c->o.n_top);
     for (int i = 0; i < count; i++) {
         double chance = c->o.top[i] - (i ? c->o.top[i - 1] : 0);
         tokens[i] = i == rank ? truth : (truth + 1 + i) % c->o.n_vocab;
         logp[i] = (float)log(PD_MAX(chance, 1e-9));
     }
-    return count;
+    job->count[at] = count;
 }
 
 static enum pd_status draft_run(void *self, const struct draft_job *job, struct pd_error *err)
@@ -128,12 +130,8 @@ static enum pd_status draft_run(void *self, const struct draft_job *job, struct 
         return PD_OK;
     for (int i = 0; i < job->n; i++)
         s->tree_rows[job->rows[i].lane]++;
-    for (int i = job->n_behind; i < job->n; i++) {
-        int32_t before[CONTEXT];
-        int at = i - job->n_behind, have = history_copy(&job->asks[at].history, before, CONTEXT);
-        job->count[at] = name_candidates(s->oracle, before, have, job->rows[i].pos, job->k,
-                                         &job->tokens[at * job->k], &job->logp[at * job->k]);
-    }
+    for (int at = 0; at < job->n - job->n_behind; at++)
+        name_candidates(s->oracle, job, at);
     return PD_OK;
 }
 

@@ -72,7 +72,8 @@ static void test_record(void **state)
     struct pd_sampling sample = sample_defaults();
     struct acceptance a = {.question = "q\"1", .kind = "mt_bench", .category = "writing"};
     struct pd_error err = {0};
-    assert_int_equal(acceptance_record(&a, &d, &sample, prompt, 10, reply, 7, &err), PD_OK);
+    const struct acceptance_job job = {&d, &sample, prompt, reply, 10, 7};
+    assert_int_equal(acceptance_record(&a, &job, &err), PD_OK);
     assert_int_equal(a.n, 7);
     assert_int_equal(c.tree, 0);
     assert_int_equal(c.committed, 16);
