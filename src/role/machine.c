@@ -132,7 +132,9 @@ void handles_flush(struct handles_out *h, struct effects *out)
 int history_copy(const struct history *h, int32_t *out, int max)
 {
     int n_path = PD_MIN(h->n_path, max), n_base = PD_MIN(h->n_base, max - n_path);
-    memcpy(out, h->base + h->n_base - n_base, (size_t)n_base * sizeof *out);
-    memcpy(out + n_base, h->path + h->n_path - n_path, (size_t)n_path * sizeof *out);
+    if (n_base)
+        memcpy(out, h->base + h->n_base - n_base, (size_t)n_base * sizeof *out);
+    if (n_path)
+        memcpy(out + n_base, h->path + h->n_path - n_path, (size_t)n_path * sizeof *out);
     return n_base + n_path;
 }
