@@ -357,11 +357,11 @@ static void measure_draft(struct measured *x, const struct gguf *g)
 
 /* ---- perplexity ---- */
 
-/* The question with the longest text of tests/data/questions.jsonl, as the model's tokens. */
+/* All questions of tests/data/questions.jsonl, one behind the other, as the model's tokens. */
 static struct token_list text_tokens(const struct gguf *g)
 {
-    static char line[1 << 16];
-    char *text = NULL;
+    static char line[1 << 16], text[1 << 18];
+    size_t size = 0;
     struct token_list ids = {0};
     struct tokenizer *t;
     FILE *f = fopen(PD_TEST_DATA "/questions.jsonl", "r");
@@ -369,19 +369,16 @@ static struct token_list text_tokens(const struct gguf *g)
         yyjson_doc *doc = yyjson_read(line, strlen(line), 0);
         const char *turn =
             yyjson_get_str(yyjson_arr_get_first(yyjson_obj_get(yyjson_doc_get_root(doc), "turns")));
-        if (turn && (!text || strlen(turn) > strlen(text))) {
-            free(text);
-            text = strdup(turn);
-        }
+        if (turn && size < sizeof text - strlen(turn) - 3)
+            size += (size_t)sprintf(text + size, "%s\n\n", turn);
         yyjson_doc_free(doc);
     }
-    if (!f || !text)
+    if (!f || !size)
         die(PD_TEST_DATA "/questions.jsonl", NULL);
     fclose(f);
     MUST(tokenizer_new(&t, g, &err));
-    MUST(tokenizer_encode(t, text, strlen(text), TOKENIZE_BOS, &ids, &err));
+    MUST(tokenizer_encode(t, text, size, 0, &ids, &err));
     tokenizer_free(t);
-    free(text);
     return ids;
 }
 
@@ -395,22 +392,28 @@ static double surprise(const float *logits, int n, int32_t token) /* nats */
     return log(sum) + top - (double)logits[token];
 }
 
+/* Of the text in windows, each begun anew: n tokens, all but the first of each window are foretold. */
 static double perplexity(struct side *s, const int32_t *ids, int n)
 {
+    enum { WINDOW = 512 };
     struct row rows[CHUNK];
     const int vocab = model_info(s->m)->n_vocab;
     double nats = 0;
-    kv_truncate(s->kv, 0);
-    for (int i = 0; i < n - 1; i += CHUNK) {
-        const int k = PD_MIN(CHUNK, n - 1 - i);
-        for (int j = 0; j < k; j++)
-            rows[j] = (struct row){.token = ids[i + j], .pos = i + j};
-        MUST(model_run(s->m, s->kv, rows, k, s->hidden, MODEL_PREFILL, &err));
-        MUST(model_head(s->m, s->hidden, k, s->logits, &err));
-        for (int j = 0; j < k; j++)
-            nats += surprise(s->logits + (size_t)j * (size_t)vocab, vocab, ids[i + j + 1]);
+    int told = 0;
+    for (int from = 0; from < n - 1; from += WINDOW) {
+        const int last = PD_MIN(from + WINDOW, n) - 1;
+        kv_truncate(s->kv, 0);
+        for (int i = from; i < last; i += CHUNK) {
+            const int k = PD_MIN(CHUNK, last - i);
+            for (int j = 0; j < k; j++)
+                rows[j] = (struct row){.token = ids[i + j], .pos = i - from + j};
+            MUST(model_run(s->m, s->kv, rows, k, s->hidden, MODEL_PREFILL, &err));
+            MUST(model_head(s->m, s->hidden, k, s->logits, &err));
+            for (int j = 0; j < k; j++, told++)
+                nats += surprise(s->logits + (size_t)j * (size_t)vocab, vocab, ids[i + j + 1]);
+        }
     }
-    return exp(nats / (n - 1));
+    return exp(nats / told);
 }
 
 static void measure_perplexity(struct measured *x, const struct gguf *g, int most)
@@ -421,8 +424,8 @@ static void measure_perplexity(struct measured *x, const struct gguf *g, int mos
     char name[64];
     snprintf(name, sizeof name, "perplexity of %d tokens", n);
     speed_emit(name, x->name, "", &(struct sample){{ours}, 1}, 0);
-    snprintf(name, sizeof name, "perplexity of %d tokens, off from ggml's", n);
-    speed_emit(name, x->name, "%", &(struct sample){{fabs(ours / ggml - 1) * 100}, 1}, -0.2);
+    snprintf(name, sizeof name, "perplexity of %d tokens, over ggml's", n);
+    speed_emit(name, x->name, "%", &(struct sample){{(ours / ggml - 1) * 100}, 1}, -0.2);
     token_list_free(&ids);
 }
 
@@ -448,7 +451,7 @@ static void measure_model(const char *file, const char *name)
         measure_batches(&x);
     if (!target && (!small || opt.smoke))
         measure_draft(&x, g);
-    measure_perplexity(&x, g, opt.smoke ? 32 : opt.quick && target ? 129 : 385);
+    measure_perplexity(&x, g, opt.smoke ? 32 : opt.quick ? 512 : 4096);
     side_close(&x.ours);
     side_close(&x.ggml);
     gguf_close(g);
