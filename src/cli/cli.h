@@ -47,8 +47,6 @@ void cli_parse(const struct argp *argp, int argc, char **argv, void *input);
 void cli_parse_with(const struct argp *argp, int argc, char **argv, unsigned flags, void *input); /* argp's */
 /* Checks between options; a model is needed if `need_model`. */
 enum pd_status cli_common_check(const struct cli_common *c, bool need_model, struct pd_error *err);
-/* For commands that build their own pipelines (bench): the same options in the driver's terms. */
-struct compute_options cli_compute_options(const struct cli_common *c);
 
 /* The first of these long options (NULL-terminated) that is on the command line, or NULL: for commands that have no
  * use for some of the shared ones. */

@@ -433,13 +433,6 @@ enum pd_status cli_common_check(const struct cli_common *c, bool need_model, str
     return PD_OK;
 }
 
-struct compute_options cli_compute_options(const struct cli_common *c)
-{
-    struct compute_options o;
-    engine_compute_options(&o, &c->engine, c->engine.stages ? c->engine.stages : 1);
-    return o;
-}
-
 /* ---- parsing with our own words for errors ---- */
 
 /* argp and getopt write their complaint in two lines and leave by exit(). While they parse, standard error is a

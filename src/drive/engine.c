@@ -376,8 +376,8 @@ enum pd_status engine_close(struct pd_engine *e, struct pd_error *err)
     tokenizer_free(e->tokenizer);
     gguf_close(e->target);
     gguf_close(e->draft);
-    held_free(&e->held);
-    talks_forget(e);
+    prefix_free(&e->prefix);
+    conversations_forget(e);
     pthread_mutex_destroy(&e->lock);
     pthread_cond_destroy(&e->changed);
     arena_free(&e->arena);

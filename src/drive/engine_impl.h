@@ -9,7 +9,7 @@
 #include <pthread.h>
 
 /* A conversation whose tokens the pipeline has seen, so that its next turn is appended instead of rendered anew. */
-struct talk {
+struct conversation {
     struct pd_message *msgs; /* [n] owned copies, the model's last reply included; n 0: none */
     size_t n;
     enum template_after after; /* how that reply ended */
@@ -21,7 +21,7 @@ struct talk {
  * computed by kernels whose last bits depend on where a chunk begins. So that a request gives the same text whatever came before
  * it, a kept length is either a chunk boundary of a prompt that was computed from the start, or the end of an earlier
  * turn (the same conversation then always computes the same chunks). */
-struct held {
+struct prefix_cache {
     struct token_list tokens; /* [count] the whole sequence of the newest request, its reply included */
     int kept;                 /* of them, in the stages' caches */
     int pure;                 /* prefix computed in full chunks from 0 */
@@ -56,17 +56,17 @@ struct pd_engine {
 
     pthread_t thread; /* drives the pipeline */
     bool started;
-    atomic_uint cancels; /* calls of pd_engine_cancel: each ends the requests that began before it */
-    bool chunked;        /* a prompt's bits depend on its chunks: ggml computes */
-    struct held held;    /* the thread's */
+    atomic_uint cancels;        /* calls of pd_engine_cancel: each ends the requests that began before it */
+    bool chunked;               /* a prompt's bits depend on its chunks: ggml computes */
+    struct prefix_cache prefix; /* the thread's */
 
     pthread_mutex_t lock; /* held for moments, over what follows */
     pthread_cond_t changed;
     struct pd_stream *first_waiting, **last_waiting;
     int n_waiting, n_running, holds;
     bool closing, forget; /* forget: the next request keeps nothing */
-    struct talk talk[LANES_MAX];
-    uint64_t talks_used;
+    struct conversation conversation[LANES_MAX];
+    uint64_t conversations_used;
     struct pd_engine_stats totals;
     struct pipeline_counts seen; /* a copy, for pd_engine_get_stats */
     int64_t seen_ns;
@@ -113,10 +113,10 @@ enum pd_status prompt_encode(struct pd_engine *e, const struct pd_request *r, st
                              struct pd_error *err);
 /* The sequence of a request that has ended well. */
 void prompt_remember(struct pd_stream *s);
-int held_keep(const struct held *h, const struct token_list *prompt);
-void held_update(struct held *h, struct pd_stream *s);
-void held_free(struct held *h);
-void talks_forget(struct pd_engine *e); /* under e->lock */
+int prefix_keep(const struct prefix_cache *h, const struct token_list *prompt);
+void prefix_update(struct prefix_cache *h, struct pd_stream *s);
+void prefix_free(struct prefix_cache *h);
+void conversations_forget(struct pd_engine *e); /* under e->lock */
 
 /* engine_reply.c: tokens to text and events. */
 enum pd_reason reply_token(struct pd_stream *s, const struct token_event *t);

@@ -121,10 +121,10 @@ static int positions_to_keep(struct pd_stream *s)
     e->forget = false;
     pthread_mutex_unlock(&e->lock);
     if (forget)
-        held_free(&e->held);
+        prefix_free(&e->prefix);
     if (!e->chunked)
         return forget ? 0 : -1;
-    return e->driver->lanes == 1 ? held_keep(&e->held, &s->sequence) : 0;
+    return e->driver->lanes == 1 ? prefix_keep(&e->prefix, &s->sequence) : 0;
 }
 
 static void submit(struct loop *l, struct pd_stream *s)
@@ -173,7 +173,7 @@ static void end_unbegun(struct loop *l, struct pd_stream *s)
 static void remember(struct pd_engine *e, struct pd_stream *s)
 {
     if (s->status) {
-        held_free(&e->held);
+        prefix_free(&e->prefix);
         return;
     }
     for (size_t i = s->r.n_resume; i < s->tokens.count; i++) /* those before are in the sequence by now */
@@ -182,7 +182,7 @@ static void remember(struct pd_engine *e, struct pd_stream *s)
     if (s->keep < 0)
         s->keep = s->stats.kept_tokens;
     if (e->chunked && e->driver->lanes == 1)
-        held_update(&e->held, s);
+        prefix_update(&e->prefix, s);
     prompt_remember(s);
 }
 
@@ -312,7 +312,7 @@ void pd_engine_reset(struct pd_engine *e)
 {
     pthread_mutex_lock(&e->lock);
     e->forget = true;
-    talks_forget(e);
+    conversations_forget(e);
     pthread_mutex_unlock(&e->lock);
 }
 

@@ -6,15 +6,15 @@
 
 /* ---- what stages hold, where ggml computes ---- */
 
-void held_free(struct held *h)
+void prefix_free(struct prefix_cache *h)
 {
     token_list_free(&h->tokens);
     free(h->turns);
-    *h = (struct held){0};
+    *h = (struct prefix_cache){0};
 }
 
-/* The longest length that may be kept for this prompt; see struct held. */
-int held_keep(const struct held *h, const struct token_list *prompt)
+/* The longest length that may be kept for this prompt; see struct prefix_cache. */
+int prefix_keep(const struct prefix_cache *h, const struct token_list *prompt)
 {
     int most = PD_MIN(h->kept, (int)prompt->count - 1), common = 0;
     while (common < most && h->tokens.ids[common] == prompt->ids[common])
@@ -27,13 +27,13 @@ int held_keep(const struct held *h, const struct token_list *prompt)
 }
 
 /* The request's prompt was computed from s->keep on, and s->kept of its whole sequence are cached. */
-void held_update(struct held *h, struct pd_stream *s)
+void prefix_update(struct prefix_cache *h, struct pd_stream *s)
 {
     const int kept = PD_MIN(s->kept, (int)s->sequence.count), prompt_count = (int)s->n_prompt;
     h->tokens.count = 0;
     for (size_t i = 0; i < s->sequence.count; i++)
         if (token_list_add(&h->tokens, s->sequence.ids[i], NULL)) {
-            held_free(h);
+            prefix_free(h);
             return;
         }
     h->kept = kept;
@@ -52,7 +52,7 @@ void held_update(struct held *h, struct pd_stream *s)
 
 /* ---- conversations ---- */
 
-static void talk_forget(struct talk *t)
+static void conversation_forget(struct conversation *t)
 {
     for (size_t i = 0; i < t->n; i++) {
         free((char *)(uintptr_t)t->msgs[i].role);
@@ -60,16 +60,16 @@ static void talk_forget(struct talk *t)
     }
     free(t->msgs);
     token_list_free(&t->tokens);
-    *t = (struct talk){0};
+    *t = (struct conversation){0};
 }
 
-void talks_forget(struct pd_engine *e)
+void conversations_forget(struct pd_engine *e)
 {
     for (int i = 0; i < LANES_MAX; i++)
-        talk_forget(&e->talk[i]);
+        conversation_forget(&e->conversation[i]);
 }
 
-static bool same_talk(const struct talk *t, const struct pd_request *r)
+static bool same_conversation(const struct conversation *t, const struct pd_request *r)
 {
     if (t->n == 0 || r->n_messages <= t->n)
         return false;
@@ -81,24 +81,24 @@ static bool same_talk(const struct talk *t, const struct pd_request *r)
 }
 
 /* The conversation that these messages go on with; NULL: none. */
-static struct talk *find_talk(struct pd_engine *e, const struct pd_request *r)
+static struct conversation *find_conversation(struct pd_engine *e, const struct pd_request *r)
 {
-    struct talk *best = NULL;
+    struct conversation *best = NULL;
     for (int i = 0; i < LANES_MAX; i++)
-        if (same_talk(&e->talk[i], r) && (!best || e->talk[i].n > best->n))
-            best = &e->talk[i];
+        if (same_conversation(&e->conversation[i], r) && (!best || e->conversation[i].n > best->n))
+            best = &e->conversation[i];
     return best;
 }
 
 /* Room for one more: as many are remembered as there are lanes, and the one used longest ago goes. */
-static struct talk *take_talk(struct pd_engine *e)
+static struct conversation *take_conversation(struct pd_engine *e)
 {
-    struct talk *oldest = &e->talk[0];
+    struct conversation *oldest = &e->conversation[0];
     for (int i = 0; i < PD_MAX(e->o.parallel, 1); i++)
-        if (e->talk[i].used < oldest->used)
-            oldest = &e->talk[i];
-    talk_forget(oldest);
-    oldest->used = ++e->talks_used;
+        if (e->conversation[i].used < oldest->used)
+            oldest = &e->conversation[i];
+    conversation_forget(oldest);
+    oldest->used = ++e->conversations_used;
     return oldest;
 }
 
@@ -109,11 +109,11 @@ void prompt_remember(struct pd_stream *s)
     if (!r->n_messages || !s->tokens.count || s->stopped)
         return;
     pthread_mutex_lock(&e->lock);
-    struct talk *old = find_talk(e, r), *t = old;
+    struct conversation *old = find_conversation(e, r), *t = old;
     if (old)
-        talk_forget(old); /* it has gone on */
-    t = t ? t : take_talk(e);
-    t->used = ++e->talks_used;
+        conversation_forget(old); /* it has gone on */
+    t = t ? t : take_conversation(e);
+    t->used = ++e->conversations_used;
     t->n = r->n_messages + 1;
     t->msgs = mem_new(t->n, sizeof *t->msgs);
     for (size_t i = 0; i < r->n_messages; i++)
@@ -135,11 +135,11 @@ static enum pd_status encode_messages(struct pd_engine *e, const struct pd_reque
     struct template_options o = {.generate = true};
     enum pd_status status = PD_OK;
     pthread_mutex_lock(&e->lock);
-    struct talk *t = find_talk(e, r);
+    struct conversation *t = find_conversation(e, r);
     if (t) { /* go on behind the very tokens of the turns before */
         o.from = t->n;
         o.after = t->after;
-        t->used = ++e->talks_used;
+        t->used = ++e->conversations_used;
         for (size_t i = 0; i < t->tokens.count && !status; i++)
             status = token_list_add(out, t->tokens.ids[i], err);
     }
