@@ -52,7 +52,7 @@ measure() {
     say "measuring how far $name has to be slowed on this machine (once)"
     for try in 1 2 3 4 5; do
         more=$(behind "$factor")
-        say "  $factor times slower: $(awk -v b="$more" 'BEGIN { print b > 0 ? "work takes " 1 + b " times as long" : "keeps up" }')"
+        say "  $factor times slower: $(awk -v b="$more" 'BEGIN { print (b > 0 ? "work takes " 1 + b " times as long" : "keeps up") }')"
         awk -v b="$more" 'BEGIN { exit b > 0 }' && break
         factor=$(awk -v f="$factor" -v b="$more" 'BEGIN { printf "%.2g", f * (1 + b) * 1.15 }')
     done

@@ -151,4 +151,18 @@ curl -sk -H 'X-Api-Key: first' "$url/v1/completions" -d '{"prompt":"x","max_toke
 end_server || fail "exit code $? with TLS"
 wait "$listener"
 grep -q READY=1 "$tmp/told" && grep -q STOPPING=1 "$tmp/told" || fail "systemd is not told: $(cat "$tmp/told")"
+
+# ---- the engine over ranks ----
+if have mpirun && mpirun --version 2>/dev/null | grep -q 'Open MPI'; then
+    export OMPI_ALLOW_RUN_AS_ROOT=1 OMPI_ALLOW_RUN_AS_ROOT_CONFIRM=1 PRTE_ALLOW_RUN_AS_ROOT=1 PRTE_ALLOW_RUN_AS_ROOT_CONFIRM=1
+    export OMPI_MCA_rmaps_base_oversubscribe=1 PRTE_MCA_rmaps_default_mapping_policy=:oversubscribe
+    unset NOTIFY_SOCKET
+    start_server ranks -m "$model" --ctx 1024 -t 1 -np 3
+    wait_ready
+    "$PIPEDEC" run -m "$model" --ctx 1024 -t 2 -n 12 -p "Once upon a time" 2>/dev/null | head -c -1 >"$tmp/want"
+    curl -s -m 100 "$url/v1/completions" -d '{"prompt":"Once upon a time","max_tokens":12}' >"$tmp/out"
+    text_of "$tmp/out" >"$tmp/got"
+    cmp -s "$tmp/want" "$tmp/got" || fail "over ranks: $(cat "$tmp/out" "$tmp/ranks.err")"
+    end_server || fail "exit code $? over ranks: $(cat "$tmp/ranks.err")"
+fi
 finish

@@ -5,6 +5,8 @@
 . tests/cli/serving.sh
 need_model
 command -v python3 >/dev/null || exit 77
+# Sanitizers keep freed memory and shadows of it.
+[ -z "${ASAN_OPTIONS:-}${TSAN_OPTIONS:-}" ] || export PIPEDEC_HOSTILE_MB=3000
 ulimit -n "$(ulimit -Hn)"
 start_server hostile -m "$model" --ctx 512 -t 2
 wait_ready

@@ -9,6 +9,7 @@
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <time.h>
 #include <unistd.h>
 
 enum { DOUBLE_JOBS = 4096 };
@@ -34,6 +35,7 @@ static struct {
     int fail_after; /* tokens until a fault; 0: none */
     int big_text;   /* bytes of each token's text; 0: "wK " */
     bool stalled;   /* nothing comes */
+    bool stamps;    /* a token's text is the time at which it was given, in ns */
     enum backend_state state;
 } fake = {.lock = PTHREAD_MUTEX_INITIALIZER,
           .tick_us = 200,
@@ -87,7 +89,13 @@ static void double_step(struct double_job *j, bool cancelled)
     }
     if (j->given == 0 && j->sink.progress)
         j->sink.progress(j->sink.user, j->n_prompt, j->n_prompt, 1);
-    snprintf(text, sizeof text, "w%d ", j->given + (int)j->seed);
+    if (fake.stamps) {
+        struct timespec now;
+        clock_gettime(CLOCK_MONOTONIC, &now);
+        snprintf(text, sizeof text, "%lld ", now.tv_sec * 1000000000LL + now.tv_nsec);
+    } else {
+        snprintf(text, sizeof text, "w%d ", j->given + (int)j->seed);
+    }
     for (int i = 0; i < j->top; i++)
         top[i] = (struct pd_logprob){100 + i, -0.5F - (float)i};
     struct backend_token t = {.token = 300 + j->given,

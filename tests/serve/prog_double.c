@@ -1,4 +1,5 @@
-/* The HTTP front before a backend without an engine, for clients from outside: prints its port, ends with standard input. */
+/* The HTTP front before a backend without an engine, for clients from outside: prints its port, ends with standard input.
+ * Arguments: model, seconds to send a request, microseconds between tokens (whose text then is the time). */
 #include "double.h"
 
 #include "serve/front.h"
@@ -20,7 +21,8 @@ int main(int argc, char **argv)
     pd_sampling_init(&fo.sampling);
     o.model = argv[1];
     fo.request_s = argc > 2 ? atof(argv[2]) : 0;
-    fake.tick_us = 1000;
+    fake.tick_us = argc > 3 ? atoi(argv[3]) : 1000;
+    fake.stamps = argc > 3;
     fake.parallel = 16;
     fake.queue = 64;
     fake.end_after = 50;
