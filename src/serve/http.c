@@ -353,7 +353,7 @@ static int port_of(int fd)
         struct sockaddr any;
         struct sockaddr_in v4;
         struct sockaddr_in6 v6;
-    } a;
+    } a = {.any = {0}};
     socklen_t size = sizeof a;
     if (getsockname(fd, &a.any, &size) != 0)
         return 0;
