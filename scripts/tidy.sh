@@ -32,7 +32,7 @@ format() {
 lint() {
     local files
     mapfile -t files < <(git ls-files -- 'src/*.c')
-    printf '%s\n' "${files[@]}" | xargs -P "$JOBS" -n 2 clang-tidy -p "$build" --quiet \
+    printf '%s\n' "${files[@]}" | xargs -P "$JOBS" -n 1 clang-tidy -p "$build" --quiet \
         --extra-arg=-Wno-unknown-warning-option 2>/dev/null | { ! grep -E ' (error|warning): ' | sort -u | grep . >&2; }
 }
 

@@ -9,8 +9,6 @@
 #include <string.h>
 #include <sys/wait.h>
 
-extern char **environ;
-
 static FILE *open_ext(const struct plot *p, const char *ext)
 {
     char path[4096];

@@ -23,7 +23,8 @@ void report_header_here(struct report_header *h)
     time_t now = time(NULL);
     struct tm utc;
     gmtime_r(&now, &utc);
-    strftime(h->date, sizeof h->date, "%Y-%m-%dT%H:%M:%SZ", &utc);
+    if (!strftime(h->date, sizeof h->date, "%Y-%m-%dT%H:%M:%SZ", &utc))
+        h->date[0] = 0;
 }
 
 static bool same_point(const struct bench_point *a, const struct bench_point *b)
@@ -64,8 +65,9 @@ static void fill_gaps(const struct report *r, struct report_cell *c, const char 
         }
         if (pass && n) {
             qsort(all, n, sizeof *all, by_value);
-            c->gap_p50_ms = (double)all[(n - 1) / 2] / 1e6;
-            c->gap_p99_ms = (double)all[(n - 1) * 99 / 100] / 1e6;
+            const size_t p50 = (n - 1) / 2, p99 = (n - 1) * 99 / 100;
+            c->gap_p50_ms = (double)all[p50] / 1e6;
+            c->gap_p99_ms = (double)all[p99] / 1e6;
             c->gap_mean_ms = sum / (double)n / 1e6;
         }
         free(all);

@@ -105,7 +105,7 @@ static void job_init(struct job *j, const struct synthetic_options *o, int index
     *j = (struct job){.o = o, .index = index};
     if (o->source->recording.n) {
         j->trace = &o->source->recording.traces[index];
-        j->tokens = mem_new((size_t)(j->trace->prompt_tokens + j->trace->n), sizeof *j->tokens);
+        j->tokens = mem_new((size_t)j->trace->prompt_tokens + (size_t)j->trace->n, sizeof *j->tokens);
         playback_tokens(j->trace, j->tokens);
         j->ask.n_tokens = j->trace->prompt_tokens;
         j->ask.max_tokens = PD_MIN(o->max_tokens, j->trace->n);
@@ -209,7 +209,7 @@ enum pd_status synthetic_load(const struct synthetic_options *o, const struct lo
                               struct load_set *set, struct pd_error *err)
 {
     int recorded = o->source->recording.n, most = recorded ? recorded : PD_MAX(o->requests, 1);
-    struct job *jobs = mem_new((size_t)most, sizeof *jobs), late;
+    struct job *jobs = mem_new((size_t)most, sizeof *jobs), late = {0};
     struct bench_ask *asks = mem_new((size_t)most, sizeof *asks);
     struct synthetic_options of_late = *o;
     struct load_options l = {.setup = o->setup, .asks = asks, .requests = plan->requests, .seed = o->seed};
@@ -235,8 +235,7 @@ enum pd_status synthetic_load(const struct synthetic_options *o, const struct lo
         s = load_measure(set, &l, &c, &plan->points[i], err);
         compute_free(&c);
     }
-    if (l.late)
-        free(late.tokens);
+    free(late.tokens);
     for (int i = 0; i < l.n_asks; i++)
         free(jobs[i].tokens);
     free(jobs);

@@ -215,7 +215,8 @@ enum pd_status bench_cli_points(const struct bench_cli *c, const char *default_m
         return s;
     if (!c->sweep_modes)
         sweep[0] = modes[n_modes - 1];
-    size_t most = (size_t)(n_modes + (n_sweep + 1) * n_stages + n_sweep * n_widths);
+    size_t most =
+        (size_t)n_modes + (size_t)(n_sweep + 1) * (size_t)n_stages + (size_t)n_sweep * (size_t)n_widths;
     out->list = mem_new(most, sizeof *out->list);
     for (int i = 0; i < n_modes; i++)
         add_point(out, modes[i], stages, width);
@@ -266,7 +267,7 @@ enum pd_status bench_cli_plan(const struct bench_cli *c, const char *default_mod
         (s = parse_numbers(c->concurrency, "--concurrency", LANES_MAX - 1, lanes, &n_lanes, err)) ||
         (s = parse_rates(c->rates, rates, &n_rates, err)))
         return s;
-    out->points = mem_new((size_t)(n_modes * PD_MAX(n_lanes + n_rates, 1)), sizeof *out->points);
+    out->points = mem_new((size_t)n_modes * (size_t)PD_MAX(n_lanes + n_rates, 1), sizeof *out->points);
     for (int i = 0; i < n_lanes + n_rates; i++)
         for (int m = 0; m < n_modes; m++)
             out->points[out->n++] = (struct load_point){.at = {modes[m], stages, c->common.engine.width},

@@ -295,8 +295,10 @@ static void add_bias(struct cli_common *c, char *arg, struct argp_state *state)
 {
     struct pd_sampling *s = &c->sampling;
     char *bias = strchr(arg, '=');
-    if (!bias)
+    if (!bias) {
         argp_error(state, "--logit-bias %s: give ID=BIAS, a token's number and what to add", arg);
+        return; /* it does not */
+    }
     if (s->n_logit_bias == LOGIT_BIAS_MAX)
         argp_error(state, "--logit-bias: no more than %d", LOGIT_BIAS_MAX);
     *bias++ = 0;

@@ -133,14 +133,15 @@ static const char *agent_of(const struct launch *l)
 {
     static const char *const names[] = {"OMPI_MCA_plm_rsh_agent", "PRTE_MCA_plm_ssh_agent",
                                         "PRTE_MCA_plm_rsh_agent"};
+    const char *named;
     if (l->agent)
         return l->agent;
     for (int i = 0; i + 1 < l->n_options; i++)
         if (strcmp(l->option[i], "plm_rsh_agent") == 0 || strcmp(l->option[i], "plm_ssh_agent") == 0)
             return l->option[i + 1];
     for (size_t i = 0; i < PD_COUNT(names); i++)
-        if (getenv(names[i]) && *getenv(names[i]))
-            return getenv(names[i]);
+        if ((named = getenv(names[i])) && *named)
+            return named;
     return "ssh";
 }
 

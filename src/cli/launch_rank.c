@@ -58,9 +58,10 @@ static void sign(const struct front *f, const char *word, int number)
 
 static int number_in(const char *const *names, int fallback)
 {
+    const char *value;
     for (; *names; names++)
-        if (getenv(*names))
-            return atoi(getenv(*names));
+        if ((value = getenv(*names)))
+            return atoi(value);
     return fallback;
 }
 

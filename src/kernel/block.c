@@ -248,8 +248,9 @@ void kernel_dequantise(int type, int cols, const void *row, float *out)
         int sub = s->sub ? s->sub : 32;
         bool minus = s->sub && s->floats == 2;
         for (int j = 0; j < s->block; j += sub) {
-            float scale = s->sub ? d * (float)b.scale[j / sub] : d;
-            float offset = minus ? -(m * (float)b.min[j / sub]) : m;
+            const int part = j / sub;
+            float scale = s->sub ? d * (float)b.scale[part] : d;
+            float offset = minus ? -(m * (float)b.min[part]) : m;
             for (int l = j; l < j + sub; l++) {
                 float w = scale * (float)value(s, b.code[l]);
                 out[i + l] = s->floats == 2 ? w + offset : w;

@@ -82,9 +82,9 @@ LANE_INLINE vi below(vf a, vf b)
 LANE_INLINE vi is_nan(vf a)
 {
 #ifdef LANES_SCALAR
-    return -(a != a);
+    return -(a != a); /* NOLINT(misc-redundant-expression) */
 #else
-    return a != a;
+    return a != a; /* NOLINT(misc-redundant-expression) */
 #endif
 }
 

@@ -184,7 +184,7 @@ INLINE void add_block_256(const struct shape *s, int B, int p, const uint8_t *q,
 
 INLINE vf quiet(vf v)
 {
-    vi same = (vi)(v == v);
+    vi same = (vi)(v == v); /* NOLINT(misc-redundant-expression): not of NaN */
     return (vf)((vi_of_bits(v) & same) | (~same & 0x7fc00000));
 }
 

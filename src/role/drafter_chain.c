@@ -19,14 +19,15 @@ static int best_chunk(struct drafter *d, int rows)
     int best = PD_MIN(rows, CHUNK_ROWS);
     double least = INFINITY;
     for (int c = 1; c <= PD_MIN(rows, CHUNK_ROWS) && c <= cost.n; c++) {
-        double took = ((double)((rows + c - 1) / c) + d->o.n_stages - 1) * cost.rows_ns[c - 1];
+        const int chunks = (rows + c - 1) / c;
+        double took = (double)(chunks + d->o.n_stages - 1) * cost.rows_ns[c - 1];
         if (took < least) {
             least = took;
             best = c;
         }
     }
-    int chunks = (rows + best - 1) / best;
-    return (rows + chunks - 1) / chunks;
+    const int even = (rows + best - 1) / best;
+    return (rows + even - 1) / even;
 }
 
 /* Rows of prompts in a step in which some decode: what costs little beside their roots. */

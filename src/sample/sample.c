@@ -265,11 +265,12 @@ static int filter(const struct pd_sampling *p, const float *x, float max, struct
         }
         n = PD_MIN(n, got);
     } else {
-        n = collect(x, p->min_p > 0 ? (float)(max + p->temperature * log(p->min_p)) - 1e-3f : -INFINITY, s);
+        n = collect(
+            x, p->min_p > 0 ? (float)(max + p->temperature * log((double)p->min_p)) - 1e-3f : -INFINITY, s);
     }
     if (p->min_p > 0) {
         int kept = 0;
-        double least = log(p->min_p);
+        double least = log((double)p->min_p);
         for (int i = 0; i < n; i++)
             if (((double)s->cand[i].logit - max) * scale >= least)
                 s->cand[kept++] = s->cand[i];

@@ -359,13 +359,11 @@ enum pd_status wire_peek(struct wire_head *out, const uint8_t *data, size_t size
     if (r.bad)
         return PD_ERR_PEER;
     size_t want = WIRE_HEADER_BYTES + (out->is_note ? note_payload_bytes(type) : fixed_bytes(type));
-    if (size < want)
-        want_size(&r, size, want);
-    else if (type == MSG_ROWS)
+    if (size >= want && type == MSG_ROWS)
         peek_rows(&r, out, flags, size);
-    else if (type == MSG_BEGIN)
+    else if (size >= want && type == MSG_BEGIN)
         peek_begin(&r, out, size);
-    else if (type == MSG_ADVANCE)
+    else if (size >= want && type == MSG_ADVANCE)
         peek_advance(&r, size);
     else
         want_size(&r, size, want);
