@@ -47,6 +47,7 @@ struct job {
     bool fed; /* rank 0 has had a reader */
     struct lines signs, noise;
     struct lines held; /* what mpirun says of an end that rank 0 explains better */
+    struct lines late; /* what rank 0 writes once we have decided to end the job */
     bool in_block;
     struct life rank[STAGES_MAX + 1];
     int n_ranks;   /* 0: not known yet */
@@ -331,7 +332,9 @@ static void take(struct job *j, int stream)
         }
         return;
     }
-    if (stream == OUT) {
+    if (stream == OUT && j->out->text[0]) {
+        add(&j->late, buffer, (size_t)n);
+    } else if (stream == OUT) {
         pass_on(j, buffer, (size_t)n);
     } else if (stream == ERR) {
         launch_write(STDERR_FILENO, buffer, (size_t)n);
@@ -641,6 +644,7 @@ static void finish(struct job *j)
     free(j->signs.data);
     free(j->noise.data);
     free(j->held.data);
+    free(j->late.data);
     launch_remove(j->dir);
     free(j->dir);
 }
@@ -670,6 +674,9 @@ void launch_start(struct launch *l, int number, struct outcome *out)
     }
     end_lookup(j);
     judge(j);
+    /* The next start says it again, without the line that ends a cancelled text. */
+    if (j->late.size && (!out->fault || number >= l->restarts || launch_signals))
+        pass_on(j, j->late.data, j->late.size);
     finish(j);
     free(j);
 }
