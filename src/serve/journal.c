@@ -12,7 +12,14 @@
 #include <time.h>
 #include <unistd.h>
 
-enum { HEADER_BYTES = 14, RECORD_MARK = 0x434a4450 /* "PDJC" */, FILE_MAX = 1 << 30, RESYNC_TRIES = 1000 };
+enum {
+    HEADER_BYTES = 14,
+    RECORD_MARK = 0x434a4450 /* "PDJC" */,
+    FILE_MAX = 1 << 30,
+    RESYNC_TRIES = 1000,
+    LOCK_MS = 2000,
+    LOCK_STEP_MS = 20
+};
 static const char magic[8] = {'P', 'D', 'J', 'O', 'U', 'R', 'N', '1'};
 
 struct journal {
@@ -212,6 +219,18 @@ static enum pd_status cannot(struct pd_error *err, const char *folder, const cha
     return error_set(err, PD_ERR_FILE, "journal %s: %s: %s", folder, what, strerror(errno));
 }
 
+/* A process that was killed while it started its engine leaves a copy of itself that has not got to its exec yet, so it
+ * is waited a little for. */
+static bool take_lock(int fd)
+{
+    for (int ms = 0; flock(fd, LOCK_EX | LOCK_NB); ms += LOCK_STEP_MS) {
+        if (errno != EWOULDBLOCK || ms >= LOCK_MS)
+            return false;
+        nanosleep(&(struct timespec){.tv_nsec = LOCK_STEP_MS * 1000000L}, NULL);
+    }
+    return true;
+}
+
 static enum pd_status open_folder(struct journal *j, const char *folder, struct pd_error *err)
 {
     if (mkdir(folder, 0700) && errno != EEXIST)
@@ -222,7 +241,7 @@ static enum pd_status open_folder(struct journal *j, const char *folder, struct 
     j->lock_fd = openat(j->folder, "lock", O_RDWR | O_CREAT | O_CLOEXEC, 0600);
     if (j->lock_fd < 0)
         return cannot(err, folder, "lock");
-    if (!flock(j->lock_fd, LOCK_EX | LOCK_NB))
+    if (take_lock(j->lock_fd))
         return PD_OK;
     if (errno == EWOULDBLOCK)
         return error_set(err, PD_ERR_BUSY, "journal %s: another server uses it; give each its own folder",

@@ -34,7 +34,8 @@ struct journal_read {     /* what is in a file's bytes */
 typedef void (*journal_fn)(void *user, const struct message *m); /* m is valid for the call */
 
 /* Calls fn for every record that is there, in order. The file stays as it is until journal_replace, which comes first.
- * PD_ERR_FILE: the folder cannot be used. PD_ERR_BUSY: another process uses it. */
+ * PD_ERR_FILE: the folder cannot be used. PD_ERR_BUSY: another process uses it, and has for two
+ * seconds. */
 enum pd_status journal_open(struct journal **out, const char *folder, journal_fn fn, void *user,
                             struct pd_error *err);
 void journal_add(struct journal *j, const struct message *m);
