@@ -12,10 +12,10 @@ foreach(file ${profile_files})
 endforeach()
 file(CONFIGURE OUTPUT ${CMAKE_BINARY_DIR}/generated/profiles_data.c @ONLY CONTENT
 "/* Made from the .ini files in profiles/ by cmake/profiles.cmake. */
-#include \"drive/profile_data.h\"
+#include \"profile/profile_data.h\"
 
 const struct profile_data profile_data[] = {
 @profile_entries@    {0},
 };
 ")
-target_sources(pd_drive PRIVATE ${CMAKE_BINARY_DIR}/generated/profiles_data.c)
+target_sources(pd_profile PRIVATE ${CMAKE_BINARY_DIR}/generated/profiles_data.c)

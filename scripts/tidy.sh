@@ -88,7 +88,7 @@ folders() {
 
 # A folder includes itself and those before it in this list; so there are no circles, and the order is the one to
 # read them in.
-order='base tree policy sample role kernel wire link gguf text model drive serve bench cli'
+order='base tree policy sample role kernel wire link gguf text model profile compute host engine serve bench cli'
 
 # What may be named where: LIBRARY PATTERN-OF-HEADERS FOLDERS
 outside='ggml (ggml|gguf[.]h) gguf|model

@@ -2,7 +2,7 @@
 #include "bench/acceptance.h"
 
 #include "bench/bench.h"
-#include "drive/compute.h"
+#include "compute/compute.h"
 
 #include <errno.h>
 #include <math.h>

@@ -19,7 +19,7 @@
 #ifndef PD_BENCH_BENCH_H
 #define PD_BENCH_BENCH_H
 
-#include "drive/drive.h"
+#include "host/driver.h"
 
 #include <stdio.h>
 

@@ -16,7 +16,7 @@
 #ifndef PD_BENCH_DRAFT_CACHE_H
 #define PD_BENCH_DRAFT_CACHE_H
 
-#include "drive/drive.h"
+#include "host/driver.h"
 
 enum { DRAFT_TOP = 16 }; /* candidates kept of each node: more are never asked for (POLICY_RANKS) */
 

@@ -2,7 +2,7 @@
 #include "bench/models.h"
 
 #include "bench/acceptance.h"
-#include "drive/engine.h"
+#include "engine/engine.h"
 
 #include <errno.h>
 #include <inttypes.h>

@@ -1,7 +1,7 @@
 /* Comparing modes without models. */
 #include "bench/synthetic.h"
 
-#include "drive/compute.h"
+#include "compute/compute.h"
 
 #include <stdlib.h>
 #include <string.h>

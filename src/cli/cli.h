@@ -17,7 +17,7 @@
 #define PD_CLI_H
 
 #include "base/base.h"
-#include "drive/compute.h"
+#include "compute/compute.h"
 
 #include <argp.h>
 #include <signal.h>

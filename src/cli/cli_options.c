@@ -1,6 +1,6 @@
 /* Options that run, chat, bench and simulate share. */
 #include "cli/cli.h"
-#include "drive/engine.h"
+#include "engine/engine.h"
 #include "text/text.h"
 #include "wire/wire.h"
 

@@ -1,8 +1,8 @@
 /* A command's engine: here, or over the ranks of an MPI job. */
 #include "cli/cli.h"
-#include "drive/engine.h"
-#include "drive/mpi.h"
-#include "drive/verify.h"
+#include "engine/engine.h"
+#include "host/mpi.h"
+#include "host/verify.h"
 
 #include <inttypes.h>
 #include <stdio.h>

@@ -2,7 +2,7 @@
  * A signal handler only notes and writes a byte into a pipe, which is waited for together with the input: so no
  * signal is lost between a look and a wait, whichever thread it came to. */
 #include "cli/cli.h"
-#include "drive/mpi.h"
+#include "host/mpi.h"
 
 #include <errno.h>
 #include <fcntl.h>

@@ -1,6 +1,6 @@
 /* What commands write: errors, progress, text, statistics; and interruption. */
 #include "cli/cli.h"
-#include "drive/mpi.h"
+#include "host/mpi.h"
 
 #include <errno.h>
 #include <fcntl.h>

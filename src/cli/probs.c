@@ -1,6 +1,6 @@
 /* Log-probabilities of a reply's tokens: kept as they come, written as JSON at the end. */
 #include "cli/cli.h"
-#include "drive/engine.h"
+#include "engine/engine.h"
 
 #include <math.h>
 #include <stdlib.h>

@@ -1,6 +1,6 @@
 #include "cli/prompts.h"
 
-#include "drive/engine.h"
+#include "engine/engine.h"
 
 #include <inttypes.h>
 #include <stdio.h>

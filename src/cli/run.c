@@ -1,7 +1,7 @@
 /* pipedec run: one prompt, one reply; or many prompts. */
 #include "cli/prompts.h"
 
-#include "drive/engine.h"
+#include "engine/engine.h"
 
 #include <inttypes.h>
 #include <stdio.h>

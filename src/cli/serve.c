@@ -1,6 +1,6 @@
 /* pipedec serve: an OpenAI-compatible server in front of an engine process. */
 #include "cli/cli.h"
-#include "drive/drive.h"
+#include "host/driver.h"
 #include "serve/front.h"
 
 #include <errno.h>

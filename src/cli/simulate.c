@@ -1,8 +1,8 @@
 /* pipedec simulate: the bench with a modelled target and draft, for sizes that do not fit here. */
 #include "bench/synthetic.h"
 #include "cli/bench_cli.h"
-#include "drive/engine.h"
-#include "drive/trace.h"
+#include "engine/engine.h"
+#include "host/trace.h"
 
 #include <errno.h>
 #include <stdlib.h>

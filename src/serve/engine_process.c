@@ -1,5 +1,5 @@
 #include "serve/engine_process.h"
-#include "drive/engine.h"
+#include "engine/engine.h"
 #include "serve/protocol.h"
 
 #include <errno.h>

@@ -1,7 +1,7 @@
 /* What the front knows of the model. */
 #include "serve/lexicon.h"
 
-#include "drive/engine.h"
+#include "engine/engine.h"
 #include "model/model.h"
 
 #include <stdlib.h>

@@ -1,8 +1,8 @@
 /* Oracle runs through the simulator into runs, file, resume, cells and report; wrong tokens are noticed. */
 #include "bench/report.h"
 #include "bench/synthetic.h"
-#include "drive/engine.h"
-#include "drive/trace.h"
+#include "engine/engine.h"
+#include "host/trace.h"
 
 #include <setjmp.h>
 #include <stdarg.h>

@@ -1,6 +1,6 @@
-/* needs: drive base */
+/* needs: engine host compute profile base */
 /* Any bytes as a device profile: a status or finite, non-negative durations at every width and stage count. */
-#include "drive/drive.h"
+#include "host/driver.h"
 
 int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size);
 

@@ -1,4 +1,4 @@
-/* needs: serve drive wire base */
+/* needs: serve engine host compute profile wire base */
 /* Any bytes as messages between front and engine, and as a journal: refused, or valid, and then written as they were. */
 #include "serve/journal.h"
 

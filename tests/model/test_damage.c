@@ -1,4 +1,4 @@
-/* needs: drive text model base */
+/* needs: engine host compute profile text model base */
 /* Model files that are damaged, hold numbers that are none, or change while they are used: a status and a line, never a
  * crash, never a text made of garbage. PD_SEED=N repeats the random damages from there. */
 #include <setjmp.h>

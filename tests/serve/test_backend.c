@@ -1,4 +1,4 @@
-/* needs: serve drive text gguf base */
+/* needs: serve engine host compute profile text gguf base */
 /* The backend with the real engine and the small model, killed at random moments. */
 #include "serve_run.h"
 

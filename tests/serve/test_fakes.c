@@ -1,4 +1,4 @@
-/* needs: serve drive text gguf base */
+/* needs: serve engine host compute profile text gguf base */
 /* The backend with programs in the engine's place: those that misbehave, and one that does as an engine does. */
 #include "serve_run.h"
 

@@ -1,4 +1,4 @@
-/* needs: serve drive text gguf base */
+/* needs: serve engine host compute profile text gguf base */
 /* A front that is killed, or drained, and started again on the same journal: named requests go on. */
 #include "serve_run.h"
 

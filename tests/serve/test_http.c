@@ -1,4 +1,4 @@
-/* needs: serve drive model text */
+/* needs: serve engine host compute profile model text */
 /* The HTTP front over real sockets, before a backend without an engine (double.h). */
 #include "double.h"
 #include "models.h"

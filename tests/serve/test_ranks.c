@@ -1,4 +1,4 @@
-/* needs: serve drive text gguf base */
+/* needs: serve engine host compute profile text gguf base */
 /* The engine over ranks, behind the backend: ranks are killed in the middle, and all replies are those of one process. */
 #include "serve_run.h"
 

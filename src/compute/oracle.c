@@ -1,0 +1,176 @@
+/* Oracle: a synthetic target and a draft of stated accuracy, in place of the models. The target's next token is a
+ * hash of the tokens before it; the draft names it at a rank drawn, by hash too, from the stated chances. */
+#include "compute/ops.h"
+
+#include <math.h>
+#include <stdlib.h>
+#include <string.h>
+
+enum { CONTEXT = 3 }; /* tokens that the next one depends on */
+
+struct oracle {
+    struct oracle_options o;
+    int n_stages;
+};
+struct oracle_stage {
+    struct oracle *oracle;
+    int tree_rows[LANES_MAX]; /* live, by lane */
+};
+
+/* `history` ends with the newest token, at position pos. */
+static int32_t next_token(const struct oracle *c, const int32_t *newest, int32_t pos)
+{
+    uint64_t h = c->o.seed;
+    for (int i = 0; i < CONTEXT && pos - i >= 0; i++)
+        h = rng_u64(h, (uint64_t)newest[-i], (uint64_t)i, 1);
+    h = rng_u64(h, (uint64_t)pos, 0, 2);
+    if (c->o.end_token >= 0 && h % 1000 < (uint64_t)c->o.end_percent)
+        return c->o.end_token;
+    int32_t token = (int32_t)((h >> 20) % (uint64_t)c->o.n_vocab);
+    return token == c->o.end_token ? (token + 1) % c->o.n_vocab : token;
+}
+
+static int rank_of_truth(const struct oracle *c, const int32_t *newest, int32_t pos)
+{
+    uint64_t h = 0;
+    for (int i = 0; i < CONTEXT && pos - i >= 0; i++)
+        h = rng_u64(h ^ (uint64_t)newest[-i], (uint64_t)pos, (uint64_t)i, 3);
+    double u = rng_uniform(c->o.seed, h, 4, 0);
+    int r = 0;
+    while (r < c->o.n_top && u >= c->o.top[r])
+        r++;
+    return r; /* n_top: not among the named */
+}
+
+static enum pd_status stage_run(void *self, const struct stage_job *job, struct pd_error *err)
+{
+    struct oracle_stage *s = self;
+    (void)err;
+    if (job->stop && job->stop(job->stop_user))
+        return PD_ERR_CANCELLED;
+    for (int i = job->n_prompt; i < job->n; i++)
+        s->tree_rows[job->rows[i].lane]++;
+    return PD_OK;
+}
+
+static void stage_kv(void *self, const struct kv_job *job)
+{
+    struct oracle_stage *s = self;
+    s->tree_rows[job->lane] -= job->n_commit + job->n_drop;
+    PD_ASSERT(s->tree_rows[job->lane] >= 0);
+}
+
+static void stage_keep(void *self, int lane, int keep)
+{
+    struct oracle_stage *s = self;
+    (void)keep;
+    s->tree_rows[lane] = 0;
+}
+
+static void stage_copy(void *self, int lane, int from, int keep)
+{
+    (void)from;
+    stage_keep(self, lane, keep);
+}
+
+static int stage_tree_rows(void *self)
+{
+    const struct oracle_stage *s = self;
+    int n = 0;
+    for (int i = 0; i < LANES_MAX; i++)
+        n += s->tree_rows[i];
+    return n;
+}
+
+/* Of the truth, and of others that are named for the look of it. */
+static void make_up_probs(const struct oracle *c, int32_t token, const struct head_row *row,
+                          struct logprobs *out)
+{
+    float best = -(float)rng_uniform(c->o.seed, (uint64_t)token, (uint64_t)row->pos, 5);
+    *out = (struct logprobs){.there = true, .chosen = best, .n_top = PD_MIN(row->n_top, c->o.n_vocab)};
+    for (int i = 0; i < out->n_top; i++)
+        out->top[i] = (struct pd_logprob){(token + i) % c->o.n_vocab, best - (float)i};
+}
+
+static enum pd_status head_run(void *self, const struct head_job *job, struct pd_error *err)
+{
+    (void)err;
+    for (int i = 0; i < job->n; i++) {
+        job->tokens[i] = next_token(self, &job->rows[i].history[job->rows[i].pos], job->rows[i].pos);
+        if (job->probs && job->rows[i].n_top >= 0)
+            make_up_probs(self, job->tokens[i], &job->rows[i], &job->probs[i]);
+    }
+    return PD_OK;
+}
+
+/* Candidates of one node: the truth at its rank, decoys elsewhere, probabilities as stated. */
+static void name_candidates(const struct oracle *c, const struct draft_job *job, int at)
+{
+    int32_t before[CONTEXT], pos = job->rows[job->n_behind + at].pos;
+    const int32_t *newest = &before[history_copy(&job->asks[at].history, before, CONTEXT) - 1];
+    int32_t *tokens = &job->tokens[at * job->k];
+    float *logp = &job->logp[at * job->k];
+    int32_t truth = next_token(c, newest, pos);
+    int rank = rank_of_truth(c, newest, pos), count = PD_MIN(job->k, c->o.n_top);
+    for (int i = 0; i < count; i++) {
+        double chance = c->o.top[i] - (i ? c->o.top[i - 1] : 0);
+        tokens[i] = i == rank ? truth : (truth + 1 + i) % c->o.n_vocab;
+        logp[i] = (float)log(PD_MAX(chance, 1e-9));
+    }
+    job->count[at] = count;
+}
+
+static enum pd_status draft_run(void *self, const struct draft_job *job, struct pd_error *err)
+{
+    struct oracle_stage *s = self;
+    (void)err;
+    if (job->stop && job->stop(job->stop_user))
+        return PD_ERR_CANCELLED;
+    if (job->prefill)
+        return PD_OK;
+    for (int i = 0; i < job->n; i++)
+        s->tree_rows[job->rows[i].lane]++;
+    for (int at = 0; at < job->n - job->n_behind; at++)
+        name_candidates(s->oracle, job, at);
+    return PD_OK;
+}
+
+static void oracle_free(struct compute *c)
+{
+    free(c->head.self);
+    for (int i = 0; i < c->n_stages; i++)
+        free(c->stage[i].self);
+    free(c->draft.self);
+    *c = (struct compute){0};
+}
+
+static struct oracle_stage *part_new(struct oracle *c)
+{
+    struct oracle_stage *s = mem_new(1, sizeof *s);
+    s->oracle = c;
+    return s;
+}
+
+enum pd_status oracle_new(struct compute *out, const struct oracle_options *o, int n_stages,
+                          struct pd_error *err)
+{
+    if (n_stages < 1 || n_stages > STAGES_MAX)
+        return error_set(err, PD_ERR_STAGES, "%d stages: between 1 and %d are possible", n_stages,
+                         STAGES_MAX);
+    for (int i = 0; i < o->n_top; i++)
+        if (!(o->top[i] >= (i ? o->top[i - 1] : 0) && o->top[i] <= 1))
+            return error_set(err, PD_ERR_USAGE, "oracle: chances must grow and stay within 0 and 1");
+    if (o->n_vocab <= o->n_top + 1 || o->n_top < 0 || o->n_top > 16)
+        return error_set(err, PD_ERR_USAGE, "oracle: the vocabulary must exceed the %d ranks", o->n_top);
+    struct oracle *c = mem_new(1, sizeof *c);
+    c->o = *o;
+    c->n_stages = n_stages;
+    *out = (struct compute){.n_stages = n_stages, .free = oracle_free};
+    for (int i = 0; i < n_stages; i++)
+        out->stage[i] =
+            (struct stage_ops){part_new(c), 0, stage_run, stage_kv, stage_keep, stage_copy, stage_tree_rows};
+    out->head = (struct head_ops){c, head_run};
+    out->draft = (struct draft_ops){part_new(c), CHUNK_ROWS, draft_run,      stage_kv,
+                                    stage_keep,  stage_copy, stage_tree_rows};
+    return PD_OK;
+}
