@@ -1,6 +1,7 @@
-/* An engine without a model, for tests of the backend: `serve_prog_engine MODE [IDENTITY] --socket PATH`. What MODE means is in
- * the table at the end. A reply's token i is prompt[0] * 100 + i, its text " i"; with prompt[0] 66 the engine dies in front
- * of token 5, with prompt[0] 67 it never says anything of the request, with prompt[0] 68 it refuses it. */
+/* An engine without a model, for tests of the backend: `serve_prog_engine MODE [IDENTITY] --socket PATH`. What MODE means
+ * is in the table at the end. A reply's token i is prompt[0] * 100 + i, its text " i"; with prompt[0] 66 the engine dies in
+ * front of token 5, with 67 it never says anything of the request, with 68 it refuses it. "hits" are the tokens that it was
+ * handed over with. */
 #include "serve/protocol.h"
 
 #include <poll.h>
@@ -20,7 +21,7 @@ static int fd;
 static struct run {
     uint64_t id;
     int32_t first;
-    int n, max;
+    int n, max, resumed;
 } runs[RUNS];
 static int n_runs;
 static uint64_t identity;
@@ -57,13 +58,14 @@ static void say_token(struct run *r)
         .token = {.token = token, .index = r->n++, .text = text, .text_size = (size_t)n, .logprob = -0.5f}});
 }
 
-static void say_end(uint64_t id, int tokens, enum pd_reason reason, enum pd_status status)
+static void say_end(const struct run *r, enum pd_reason reason, enum pd_status status)
 {
     struct message m = {
-        .type = MESSAGE_END, .id = id, .end = {.reason = reason, .tail = ".", .tail_size = 1}};
+        .type = MESSAGE_END, .id = r->id, .end = {.reason = reason, .tail = ".", .tail_size = 1}};
     if (status)
         error_set(&m.end.err, status, "refused");
-    m.end.stats.tokens = tokens;
+    m.end.stats.tokens = r->n;
+    m.end.stats.hits = r->resumed;
     m.end.stats.prompt_tokens = 1;
     say(&m);
 }
@@ -72,11 +74,12 @@ static void begin(const struct message *m)
 {
     const struct backend_request *r = &m->request.r;
     if (r->tokens[0] == REFUSED) {
-        say_end(m->id, 0, PD_REASON_FAULT, PD_ERR_CONTEXT);
+        say_end(&(struct run){.id = m->id}, PD_REASON_FAULT, PD_ERR_CONTEXT);
         return;
     }
     struct run *x = &runs[n_runs++];
-    *x = (struct run){.id = m->id, .first = r->tokens[0], .max = r->max_tokens};
+    *x = (struct run){
+        .id = m->id, .first = r->tokens[0], .max = r->max_tokens, .resumed = (int)m->request.n_resume};
     for (size_t i = 0; i < m->request.n_resume; i++) {
         if (m->request.resume[i] != x->first * 100 + (int32_t)i)
             exit(99);
@@ -86,7 +89,7 @@ static void begin(const struct message *m)
 
 static void end_run(int i, enum pd_reason reason)
 {
-    say_end(runs[i].id, runs[i].n, reason, PD_OK);
+    say_end(&runs[i], reason, PD_OK);
     runs[i] = runs[--n_runs];
 }
 
@@ -194,7 +197,7 @@ static void strange(void)
 {
     say_ready();
     wait_for_request();
-    say_end(12345, 0, PD_REASON_END, PD_OK);
+    say_end(&(struct run){.id = 12345}, PD_REASON_END, PD_OK);
     pause();
 }
 
