@@ -233,8 +233,9 @@ struct pd_stats { /* of one request; times on the engine's clock */
     double draft_busy_s;
     double machine_us; /* of the roles' own code, each step */
     bool rested;       /* a draft was there, and not used: on these devices it does not pay (docs/usage.md) */
-    int undrafted;     /* the last token, at which nothing is drafted on purpose: neither hit nor miss */
-    int prompt_done;   /* prompt tokens computed: all but the kept ones, unless it was cancelled before */
+    /* Neither hits nor misses: the last token, at which nothing is drafted on purpose; all tokens if nothing was drafted. */
+    int undrafted;
+    int prompt_done; /* prompt tokens computed: all but the kept ones, unless it was cancelled before */
     /* Emulated devices: how much longer their work took than the profile says (0.5: half as long again), and then there is
      * no speedup; 0: they kept up, or nothing was emulated. */
     double behind;

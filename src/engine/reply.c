@@ -106,6 +106,7 @@ void reply_stats(const struct pd_engine *e, const struct result *res, struct pd_
     const struct stats *s = &res->stats;
     const double decode_s = (double)(s->last_token_ns - s->first_token_ns) / 1e9;
     const int64_t step_ns = e->o.clock == PD_CLOCK_VIRTUAL ? profile_step_ns(&e->profile) : res->step_ns;
+    const bool drafted = s->draft_passes > 0; /* else no token was missed: none was foretold */
     *out = (struct pd_stats){.struct_size = sizeof *out,
                              .prompt_tokens = s->prompt_tokens,
                              .kept_tokens = s->kept_tokens,
@@ -113,8 +114,8 @@ void reply_stats(const struct pd_engine *e, const struct result *res, struct pd_
                              .step_s = (double)step_ns / 1e9,
                              .hits = s->hits,
                              .late_hits = s->late_hits,
-                             .misses = s->misses,
-                             .undrafted = s->undrafted,
+                             .misses = drafted ? s->misses : 0,
+                             .undrafted = drafted ? s->undrafted : s->tokens,
                              .prompt_done = s->tokens ? s->prompt_tokens - s->kept_tokens : s->prompt_done,
                              .batches = s->submissions,
                              .rows = s->rows,

@@ -744,7 +744,7 @@ static void a_speedup_is_measured_or_absent(void **state)
     struct pd_request r = ask(story, 3, NULL);
     struct pd_reply reply = generate(e, &r);
     assert_true(reply.stats.speedup == 0 && reply.stats.draft_passes == 0); /* too few to know yet */
-    assert_int_equal(reply.stats.undrafted, 1);
+    assert_true(reply.stats.undrafted == 3 && reply.stats.misses == 0);     /* nothing was foretold */
     pd_reply_free(&reply);
     r = ask(story, STORY_TOKENS, NULL);
     reply = generate(e, &r);
