@@ -78,6 +78,11 @@ static enum MHD_Result send_answer(struct front *f, struct exchange *x)
         return MHD_NO;
     if (!empty)
         x->answer = (struct text_buf){0};
+    if (x->type && strncmp(x->type, "text/html", 9) == 0) /* nothing from elsewhere, and in nobody's frame */
+        MHD_add_response_header(response, "Content-Security-Policy",
+                                "default-src 'none'; script-src 'unsafe-inline'; style-src 'unsafe-inline'; "
+                                "connect-src 'self'; img-src data:; base-uri 'none'; form-action 'self'; "
+                                "frame-ancestors 'none'");
     if (x->code != 204)
         MHD_add_response_header(response, "Content-Type",
                                 x->type ? x->type : "application/json; charset=utf-8");

@@ -38,7 +38,7 @@ streams_begin() {
         clients[i]=$!
     done
     for ((k = 0; k < 600; k++)); do
-        [ "$(grep -l 'data: ' "$tmp"/stream.* | wc -l)" = $N ] && return
+        [ "$(grep -ls "data: " "$tmp"/stream.* | wc -l)" = $N ] && return
         sleep 0.02
     done
     fail "streams do not begin"

@@ -186,7 +186,7 @@ static void test_endpoints(void **state)
     expect(ask("GET", "/slots", "", ""), 200, "\"id\":3");
     expect(ask("GET", "/pipeline", "", ""), 200, "\"busy\":0.5");
     expect(ask("GET", "/metrics", "", ""), 200, "pipedec_stage_busy_share{stage=\"0\"} 0.5\n");
-    expect(ask("GET", "/", "", ""), 200, "text/html");
+    expect(ask("GET", "/", "", ""), 200, "Content-Security-Policy: default-src 'none'");
     expect(ask("POST", "/tokenize", "", "{\"content\":\"<|im_end|>\"}"), 200, "{\"tokens\":[2]}");
     expect(ask("POST", "/tokenize", "",
                "{\"content\":\"<|im_end|>\",\"parse_special\":false,\"with_pieces\":true}"),
