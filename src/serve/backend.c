@@ -277,6 +277,7 @@ void backend_get_status(struct backend *b, struct backend_status *out)
     out->prompt_rows += s->prompt_rows;
     out->batches += s->batches;
     out->draft_busy_s += s->draft_busy_s;
+    out->uptime_s = s->uptime_s;
     for (size_t i = 0; i < s->n_stages; i++)
         out->stages[i] = s->stages[i];
     pthread_mutex_unlock(&b->lock);

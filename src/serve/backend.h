@@ -130,6 +130,7 @@ struct backend_status {
     uint64_t hits, late, misses;
     double prompt_s, decode_s; /* of ended requests, summed */
     double draft_busy_s;
+    double uptime_s; /* of the engine that runs, on its clock: busy shares are of this */
     struct backend_stage stages[BACKEND_STAGES];
 };
 void backend_get_status(struct backend *b, struct backend_status *out);

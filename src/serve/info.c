@@ -242,6 +242,7 @@ void route_pipeline(struct front *f, struct exchange *x)
     yyjson_mut_obj_add_int(d, o, "time_ms", front_ns() / 1000000);
     put_counts(d, o, s);
     yyjson_mut_obj_add_real(d, o, "draft_busy_s", s->draft_busy_s);
+    yyjson_mut_obj_add_real(d, o, "uptime_s", s->uptime_s);
     yyjson_mut_val *list = json_list(d, o, "stages");
     for (int i = 0; i < s->n_stages && i < BACKEND_STAGES; i++) {
         yyjson_mut_val *stage = yyjson_mut_obj(d);
