@@ -5,7 +5,6 @@
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
-#include <sys/epoll.h>
 #include <sys/random.h>
 #include <sys/socket.h>
 #include <time.h>
@@ -278,21 +277,19 @@ static void cancel_rest(struct flow *j)
 static void link_flow(struct front *f, struct flow *j)
 {
     pthread_mutex_lock(&f->lock);
-    j->number = ++f->flows_begun;
     j->next = f->flows;
     j->link = &f->flows;
     if (j->next)
         j->next->link = &j->next;
     f->flows = j;
     f->n_flows++;
+    if (j->peer && j->peer->hung_up_ns) /* before it had begun */
+        flow_lost(j);
     pthread_mutex_unlock(&f->lock);
-    struct epoll_event e = {.events = EPOLLRDHUP | EPOLLONESHOT, .data.u64 = j->number};
-    epoll_ctl(f->epoll, EPOLL_CTL_ADD, j->fd, &e);
 }
 
 static void unlink_flow(struct front *f, struct flow *j)
 {
-    epoll_ctl(f->epoll, EPOLL_CTL_DEL, j->fd, NULL);
     pthread_mutex_lock(&f->lock);
     *j->link = j->next;
     if (j->next)
@@ -349,6 +346,7 @@ static struct flow *flow_new(struct front *f, struct exchange *x, struct api_req
     j->front = f;
     j->holders = 1;
     j->connection = x->connection;
+    j->peer = x->peer;
     j->fd = info ? info->connect_fd : -1;
     j->request = *r;
     j->n_choices = r->n * (int)PD_MAX(r->n_prompts, 1);

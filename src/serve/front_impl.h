@@ -21,8 +21,10 @@ enum { FRONT_NAME = 48, FRONT_PATH = 128 };
 struct peer { /* a connection */
     struct peer *next, **link;
     int fd;
+    uint64_t number; /* from 1 */
     int64_t
         since_ns; /* a whole request is due some time after this; 0: one has come, and is being answered */
+    int64_t hung_up_ns; /* the client will send no more since then; 0: it may */
 };
 
 /* ---- exchanges: a request and its answer ---- */
@@ -82,6 +84,7 @@ struct flow {
     bool gone;      /* nobody reads any more */
     bool failed, finished;
     struct MHD_Connection *connection; /* NULL: let go */
+    const struct peer *peer;
     int fd;
     uint64_t number;     /* from 1 */
     struct text_buf out; /* of a stream: what the client has not taken yet */
@@ -115,7 +118,7 @@ struct front {
     struct peer *peers;
     struct flow *flows;
     int n_flows;
-    uint64_t flows_begun;
+    uint64_t peers_begun;
     size_t bodies; /* bytes of all bodies */
     atomic_bool ending, closing;
     pthread_t watch;

@@ -8,6 +8,7 @@
 #include <stdlib.h>
 #include <string.h>
 #include <strings.h>
+#include <sys/epoll.h>
 #include <sys/socket.h>
 #include <unistd.h>
 
@@ -307,6 +308,9 @@ static void peer_comes(struct front *f, struct MHD_Connection *c, void **context
     if (p->next)
         p->next->link = &p->next;
     f->peers = p;
+    p->number = ++f->peers_begun;
+    struct epoll_event e = {.events = EPOLLRDHUP | EPOLLONESHOT, .data.u64 = p->number};
+    epoll_ctl(f->epoll, EPOLL_CTL_ADD, p->fd, &e);
     pthread_mutex_unlock(&f->lock);
     metrics_connection(&f->metrics, 1);
 }
@@ -316,6 +320,7 @@ static void peer_goes(struct front *f, void **context)
     struct peer *p = *context;
     if (!p)
         return;
+    epoll_ctl(f->epoll, EPOLL_CTL_DEL, p->fd, NULL);
     pthread_mutex_lock(&f->lock);
     *p->link = p->next;
     if (p->next)

@@ -11,26 +11,40 @@
 
 enum { TICK_MS = 500, EVENTS = 64 };
 
-/* The client of a flow. (Not by descriptor: that may be another's by now.) */
-static void lost(struct front *f, uint64_t number)
+/* The client of this number will send no more. (Not by descriptor: that may be another's by now.) */
+static void hung_up(struct front *f, uint64_t number)
 {
+    struct peer *p;
     pthread_mutex_lock(&f->lock);
-    for (struct flow *j = f->flows; j; j = j->next)
-        if (j->number == number)
+    for (p = f->peers; p && p->number != number; p = p->next)
+        ;
+    if (p)
+        p->hung_up_ns = front_ns();
+    for (struct flow *j = f->flows; p && j; j = j->next)
+        if (j->peer == p)
             flow_lost(j);
     pthread_mutex_unlock(&f->lock);
 }
 
+/* A request is not there in time; or never will be, and libmicrohttpd has had time to see that by itself. (It may not: an end
+ * that comes together with part of a body is not told twice by an edge-triggered epoll.) */
+static bool late(const struct front *f, const struct peer *p, int64_t now_ns)
+{
+    const int64_t allowed_ns = (int64_t)(f->o.request_s * 1e9), hint_ns = 1000000000;
+    return p->since_ns &&
+           (now_ns - p->since_ns > allowed_ns || (p->hung_up_ns && now_ns - p->hung_up_ns > hint_ns));
+}
+
 static void tick(struct front *f)
 {
-    const int64_t now = front_ns(), allowed_ns = (int64_t)(f->o.request_s * 1e9);
+    const int64_t now = front_ns();
     int slow = 0;
     pthread_mutex_lock(&f->lock);
     for (struct peer *p = f->peers; p; p = p->next)
-        if (p->since_ns && now - p->since_ns > allowed_ns && p->fd >= 0) {
+        if (p->fd >= 0 && late(f, p, now)) {
             shutdown(p->fd, SHUT_RDWR); /* libmicrohttpd finds it closed */
+            slow += !p->hung_up_ns;
             p->since_ns = now;
-            slow++;
         }
     for (struct flow *j = f->flows; j; j = j->next)
         flow_ping(j, now);
@@ -49,7 +63,7 @@ static void *watch(void *user)
         for (int i = 0; i < n; i++) {
             if (events[i].data.u64 == 0)
                 return NULL;
-            lost(f, events[i].data.u64);
+            hung_up(f, events[i].data.u64);
         }
         if (front_ns() - ticked >= TICK_MS * INT64_C(1000000)) {
             tick(f);

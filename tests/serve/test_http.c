@@ -561,7 +561,7 @@ int main(void)
         cmocka_unit_test_setup_teardown(test_slow_sender, tight, teardown),
         cmocka_unit_test_setup_teardown(test_pings, tight, teardown),
         cmocka_unit_test_setup_teardown(test_slow_reader, tight, teardown),
-        cmocka_unit_test_setup_teardown(test_hostile, tight, teardown),
+        cmocka_unit_test_setup_teardown(test_hostile, plain, teardown),
     };
     int failed = cmocka_run_group_tests(tests, NULL, NULL);
     lexicon_close(&lexicon);
