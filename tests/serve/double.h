@@ -81,10 +81,10 @@ static void double_step(struct double_job *j, bool cancelled)
                                 : failed        ? PD_REASON_FAULT
                                 : j->max_tokens ? PD_REASON_LENGTH
                                                 : PD_REASON_END;
-        j->sink.ended(j->sink.user, reason, &stats, failed && !cancelled ? &fault : &none);
         pthread_mutex_lock(&fake.lock);
-        j->ended = true;
+        j->ended = true; /* first: whoever hears of the end may ask at once */
         pthread_mutex_unlock(&fake.lock);
+        j->sink.ended(j->sink.user, reason, &stats, failed && !cancelled ? &fault : &none);
         return;
     }
     if (j->given == 0 && j->sink.progress)
