@@ -109,10 +109,12 @@ static void double_step(struct double_job *j, bool cancelled)
         memset(big, 'x', (size_t)fake.big_text);
         t.text = big;
         t.text_size = (size_t)fake.big_text;
-    } else if (strlen(j->text) + strlen(text) < sizeof j->text) {
-        strcat(j->text, text);
     }
+    pthread_mutex_lock(&fake.lock);
+    if (!fake.big_text && strlen(j->text) + strlen(text) < sizeof j->text)
+        strcat(j->text, text);
     j->given++;
+    pthread_mutex_unlock(&fake.lock);
     j->sink.token(j->sink.user, &t);
 }
 
