@@ -38,7 +38,7 @@ void policy_defaults(struct policy_options *o)
     static const struct {
         int width, children, depth, expand;
     } d[] = {
-        [PD_MODE_PP] = {1, 1, 1, 1},        [PD_MODE_CHAIN] = {0, 1, 8, 1},   [PD_MODE_STPP] = {32, 8, 9, 32},
+        [PD_MODE_PP] = {1, 1, 1, 1},        [PD_MODE_CHAIN] = {0, 1, 16, 1},  [PD_MODE_STPP] = {32, 8, 9, 32},
         [PD_MODE_ROUNDS] = {32, 8, 12, 16}, [PD_MODE_LAYER] = {32, 8, 0, 32}, [PD_MODE_BEST] = {0, 16, 0, 32},
     };
     if (o->mode == PD_MODE_AUTO)
@@ -65,8 +65,14 @@ void policy_defaults(struct policy_options *o)
 
 void policy_init(struct policy *p, const struct policy_options *o)
 {
-    *p = (struct policy){.o = *o};
+    *p = (struct policy){.o = *o, .adapts = o->mode == PD_MODE_CHAIN && !o->depth && !o->width};
     policy_defaults(&p->o);
+}
+
+void policy_pace(struct policy *p, double round_ns, double token_ns)
+{
+    p->round_ns = round_ns;
+    p->token_ns = token_ns;
 }
 
 void policy_root(struct policy *p)
@@ -149,6 +155,23 @@ static bool round_open(const struct policy *p, const struct tree *t)
     return !has(t, t->root, TREE_SUBMITTED) && p->passes < p->o.depth;
 }
 
+/* A chain grows while the next token brings more for its time than the chain so far: a token is worth the probability
+ * that all before it are right. */
+static bool chain_pays(const struct policy *p, const struct tree *t, int end)
+{
+    enum { DEPTH_UNKNOWN = 4 };
+    const double right = 0.85; /* a first choice, in the mean */
+    double sum = 1, root = t->nodes[t->root].path;
+    if (!p->adapts)
+        return true;
+    if (p->round_ns <= 0 || p->token_ns <= 0)
+        return p->passes < DEPTH_UNKNOWN;
+    for (int node = end; node != t->root; node = t->nodes[node].parent)
+        sum += exp(t->nodes[node].path - root);
+    double took = p->round_ns + tree_depth(t, end) * p->token_ns;
+    return right * exp(t->nodes[end].path - root) * took > sum * p->token_ns;
+}
+
 /* A round submits its best `width` nodes. A child comes behind its parent, so only nodes among the best width - 1 can
  * have children that are submitted, and more drafting only moves a node further back: nothing else is drafted. */
 static int expand_round(const struct policy *p, struct tree *t, int max, int32_t *out)
@@ -185,7 +208,7 @@ int policy_expand(struct policy *p, struct tree *t, int max, int32_t *out)
     switch (p->o.mode) {
     case PD_MODE_CHAIN:
         out[0] = chain_end(t);
-        return round_open(p, t) && !has(t, out[0], drafted);
+        return round_open(p, t) && !has(t, out[0], drafted) && chain_pays(p, t, out[0]);
     case PD_MODE_STPP:
     case PD_MODE_ROUNDS:
         return round_open(p, t) ? expand_round(p, t, max, out) : 0;
@@ -372,7 +395,9 @@ int policy_expand_all(const struct policy_view *views, int n, int turn, int max,
     PD_ASSERT(n <= POLICY_VIEWS_MAX);
     if (n < 1)
         return 0;
-    max = PD_MIN(PD_MIN(max, views[0].policy->o.expand), POLICY_ROWS_MAX);
+    const int each = views[0].policy->o.expand,
+              all = views[0].policy->o.mode == PD_MODE_BEST ? each : n * each;
+    max = PD_MIN(PD_MIN(max, all), POLICY_ROWS_MAX);
     int k = 0, view;
     double x;
     for (int i = 0; i < n; i++) {

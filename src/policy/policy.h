@@ -1,7 +1,7 @@
 /* policy: which nodes to draft and which to submit, and when. Pure.
  *
  *   pp       no drafts: the root alone, then wait
- *   chain    draft `depth` tokens in a row, submit them with the root, wait for the verdict
+ *   chain    draft `depth` tokens in a row (or as many as pay), submit them with the root, wait for the verdict
  *   stpp     a tree of fixed shape (children per level and rank), submitted with the root, wait
  *   rounds   the best `width` nodes of a tree drafted in `depth` passes, submitted with the root, wait
  *   layer    PipeDec as published: one level a step, the `width` best, `children` per node at most
@@ -26,9 +26,10 @@ struct policy_options { /* 0 means: the mode's default */
     /* rows a step (rounds, chain, stpp: rows a round, root included); 0: automatic, by `cost`. best with several requests:
      * so many at most, since a row that costs too much is paid for by all of them */
     int width;
-    int width_max;   /* bound of the automatic width */
-    int children;    /* candidates per node */
-    int depth;       /* chain, rounds, stpp: levels drafted a round; best: levels below the root at most */
+    int width_max; /* bound of the automatic width */
+    int children;  /* candidates per node */
+    /* chain, rounds, stpp: levels drafted a round (chain, 0: as long as it pays); best: levels below the root at most */
+    int depth;
     int expand;      /* nodes a draft pass computes */
     double min_path; /* best: a node less probable than this, given the root, is not drafted further */
     /* stpp: how many children a node of rank r at level l gets (level 0: the root). All 0: the default shape. */
@@ -49,9 +50,14 @@ struct policy_cost {
 
 struct policy {
     struct policy_options o;
-    int passes; /* round-based modes: draft passes done for this root */
+    int passes;  /* round-based modes: draft passes done for this root */
+    bool adapts; /* chain: its length is by what tokens and rounds take */
+    double round_ns, token_ns;
 };
 void policy_init(struct policy *p, const struct policy_options *o);
+/* What a round takes that holds the root alone, and what each drafted token adds to it: its pass and its row. 0: not
+ * known. */
+void policy_pace(struct policy *p, double round_ns, double token_ns);
 /* The root has changed (begin, hit, late, miss). */
 void policy_root(struct policy *p);
 

@@ -36,17 +36,20 @@ struct drafter *drafter_new(const struct drafter_options *o)
     PD_ASSERT(o->chunk_rows >= 0 && o->chunk_rows <= CHUNK_ROWS && o->lanes <= LANES_MAX);
     d->o = *o;
     d->o.lanes = PD_MAX(o->lanes, 1);
+    const bool learn = !o->cost_ns && o->have_draft && !o->policy.width;
+    const bool best = o->policy.mode == PD_MODE_BEST;
+    if (learn && best && o->doubtful)
+        d->o.policy.mode = PD_MODE_CHAIN;
     d->stage0_idle = true;
     d->lanes = mem_new((size_t)d->o.lanes, sizeof *d->lanes);
     for (int i = 0; i < d->o.lanes; i++)
-        lane_init(&d->lanes[i], i, o);
+        lane_init(&d->lanes[i], i, &d->o);
     kv_ops_init(&d->ops, d->o.lanes);
     d->rows_ns = mem_new(BATCH_ROWS, sizeof *d->rows_ns);
     d->paths = mem_new((size_t)HISTORY_PATH * BATCH_ROWS, sizeof *d->paths);
     outbox_init(&d->box, 8);
     pace_init(&d->pace, o->n_stages);
-    bool learn = !o->cost_ns && o->have_draft && o->policy.mode == PD_MODE_BEST && !o->policy.width;
-    payoff_init(&d->payoff, learn, o->doubtful);
+    payoff_init(&d->payoff, learn && (best || o->policy.mode == PD_MODE_CHAIN), best);
     return d;
 }
 
@@ -103,6 +106,20 @@ struct policy_cost step_cost(struct drafter *d)
         cost.n = payoff_cost(&d->payoff, d->rows_ns);
     }
     return cost;
+}
+
+/* The root has changed. What a round takes is looked at now and holds until the next one, so that all of it goes by the
+ * same rule. */
+static void new_round(struct drafter *d, struct lane *l)
+{
+    struct policy_cost cost = step_cost(d);
+    double stages = d->o.n_stages, round_ns = 0, token_ns = 0;
+    if (cost.n > 1 && d->draft_ns > 0) {
+        round_ns = stages * cost.rows_ns[0];
+        token_ns = d->draft_ns + stages * (cost.rows_ns[1] - cost.rows_ns[0]);
+    }
+    policy_pace(&l->policy, round_ns, token_ns);
+    policy_root(&l->policy);
 }
 
 static struct lane *lane_of(struct drafter *d, uint32_t request)
@@ -193,7 +210,7 @@ static void lane_begin(struct drafter *d, struct lane *l, const struct request *
     int root = tree_reset(&l->tree, l->tokens[l->root_pos], l->root_pos);
     l->path_ids[l->root_pos] = l->tree.nodes[root].id;
     mark_leaf(l, root);
-    policy_root(&l->policy);
+    new_round(d, l);
 }
 
 static void begin(struct drafter *d, const struct event *in, struct effects *out)
@@ -341,7 +358,7 @@ static void on_advance(struct drafter *d, struct lane *l, const struct msg_advan
         l->commit[l->n_commit++] = t->nodes[t->root].id;
         l->draft_pos++;
     }
-    policy_root(&l->policy);
+    new_round(d, l);
     count(d, l, v, &before, now);
     struct effect *e = effect_new(out, EFF_TOKEN);
     e->request = l->request;

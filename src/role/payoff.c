@@ -8,9 +8,9 @@ enum {
     TRIAL_SPANS = 4 /* a trial may be lost after so many token times without speculation */
 };
 
-void payoff_init(struct payoff *w, bool active, bool doubtful)
+void payoff_init(struct payoff *w, bool active, bool rests)
 {
-    *w = (struct payoff){.active = active, .on = !(active && doubtful), .rest_tokens = REST_TOKENS};
+    *w = (struct payoff){.active = active, .rests = active && rests, .on = true, .rest_tokens = REST_TOKENS};
 }
 
 static void spell(struct payoff *w, bool on, int64_t since_ns)
@@ -49,7 +49,7 @@ static void judge(struct payoff *w, int64_t now_ns)
 
 void payoff_token(struct payoff *w, int64_t now_ns)
 {
-    if (!w->active)
+    if (!w->rests)
         return;
     if (w->since_ns <= 0) {
         if (!w->on || w->since_ns < 0)

@@ -4,8 +4,8 @@
  * A row's cost: times of the slowest stage's batches fitted as a + b x rows, with old ones forgotten. Widths are
  * tried upwards, doubling, so that one dear batch does not stall the pipeline.
  *
- * Whether it pays: the time of a token with speculation is held against that without. Where it does not (all
- * stages on the same few cores), speculation rests, and is tried again after ever longer spells, so that what the
+ * Whether it pays: the time of a token with speculation is held against that without. Where it does not,
+ * speculation rests, and is tried again after ever longer spells, so that what the
  * trials cost stays a small part.
  */
 #ifndef PD_ROLE_PAYOFF_H
@@ -15,6 +15,7 @@
 
 struct payoff {
     bool active; /* false: always on, no costs learned */
+    bool rests;  /* speculation stops where it does not pay */
     bool on;
     int rest_tokens;            /* how long the next rest is */
     int tokens;                 /* in this spell */
@@ -23,8 +24,8 @@ struct payoff {
     double s0, s1, s2, sy, sxy; /* sums of the fit */
     int rows_seen;
 };
-/* `doubtful`: the machines' cores are shared, so start at rest. */
-void payoff_init(struct payoff *w, bool active, bool doubtful);
+/* active: learn what rows cost; rests: and whether speculation pays. */
+void payoff_init(struct payoff *w, bool active, bool rests);
 void payoff_begin(struct payoff *w);                 /* a request begins */
 void payoff_drafted(struct payoff *w);               /* a draft pass is over: the trial's clock may start */
 void payoff_token(struct payoff *w, int64_t now_ns); /* a token has come */

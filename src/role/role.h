@@ -338,7 +338,8 @@ struct drafter_options {
     const double *cost_ns;
     int cost_n;
     bool measure_alone;
-    /* without cost_ns: devices share cores, so speculation starts at rest until it is seen to pay */
+    /* without cost_ns: devices share cores, and what the draft computes the stages must wait for: `best` then drafts and
+     * verifies by turns, as `chain` does */
     bool doubtful;
 };
 /* With `measure_alone` the first tokens of the drafter's life travel as in pp, with the draft at rest, and their mean

@@ -122,6 +122,32 @@ static void chain(void **state)
     world_free(w);
 }
 
+/* Rows of a round by a chain that finds its own length. */
+static int chain_length(double round_ns, double token_ns, double chance)
+{
+    struct world *w = world_new((struct policy_options){.mode = PD_MODE_CHAIN});
+    policy_pace(&w->p, round_ns, token_ns);
+    while (expand(w))
+        draft(w, &chance, 1);
+    int n = submit(w);
+    assert_int_equal(submit(w), 0);
+    world_free(w);
+    return n;
+}
+
+/* A token is drafted while it brings more for its time than the round so far. */
+static void a_chain_finds_its_length(void **state)
+{
+    (void)state;
+    assert_int_equal(chain_length(0, 0, 0.9), 5);     /* nothing is known: four tokens */
+    assert_int_equal(chain_length(100, 200, 1), 1);   /* a drafted token takes longer than a round */
+    assert_int_equal(chain_length(100, 10, 0.01), 2); /* 0.85 x 100 > 10, then 0.0085 x 110 < 10.1 */
+    assert_int_equal(chain_length(100, 40, 0.5), 2);  /* 0.85 x 100 > 40, then 0.425 x 140 < 60 */
+    assert_int_equal(chain_length(1e4, 10, 1), 17);   /* rounds are dear: as long as it may be */
+    assert_true(chain_length(100, 10, 0.95) > chain_length(100, 10, 0.7));
+    assert_true(chain_length(100, 10, 0.9) > chain_length(100, 30, 0.9));
+}
+
 static void stpp(void **state)
 {
     (void)state;
@@ -462,13 +488,21 @@ static void invariants(void **state)
 int main(void)
 {
     const struct CMUnitTest tests[] = {
-        cmocka_unit_test(names),         cmocka_unit_test(pp),
-        cmocka_unit_test(chain),         cmocka_unit_test(stpp),
-        cmocka_unit_test(default_shape), cmocka_unit_test(rounds),
-        cmocka_unit_test(narrow_rounds), cmocka_unit_test(rounds_wait_for_a_pass_in_hand),
-        cmocka_unit_test(layer),         cmocka_unit_test(best),
-        cmocka_unit_test(best_limits),   cmocka_unit_test(worth),
-        cmocka_unit_test(roots_first),   cmocka_unit_test(invariants),
+        cmocka_unit_test(names),
+        cmocka_unit_test(pp),
+        cmocka_unit_test(a_chain_finds_its_length),
+        cmocka_unit_test(chain),
+        cmocka_unit_test(stpp),
+        cmocka_unit_test(default_shape),
+        cmocka_unit_test(rounds),
+        cmocka_unit_test(narrow_rounds),
+        cmocka_unit_test(rounds_wait_for_a_pass_in_hand),
+        cmocka_unit_test(layer),
+        cmocka_unit_test(best),
+        cmocka_unit_test(best_limits),
+        cmocka_unit_test(worth),
+        cmocka_unit_test(roots_first),
+        cmocka_unit_test(invariants),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
 }

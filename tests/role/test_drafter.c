@@ -287,6 +287,35 @@ static void what_a_request_asks_of_its_tokens(void **state)
     world_free(w);
 }
 
+/* Where the devices share cores `best` drafts and verifies by turns: nothing is drafted while rows are in the chain. */
+static void by_turns(void **state)
+{
+    (void)state;
+    struct world *w = mem_new(1, sizeof *w);
+    w->d = drafter_new(&(struct drafter_options){.n_stages = STAGES,
+                                                 .policy = {.mode = PD_MODE_BEST},
+                                                 .tree_nodes = 200,
+                                                 .live_rows_max = 100,
+                                                 .ctx = CTX,
+                                                 .draft_rows = 32,
+                                                 .chunk_rows = CHUNK_ROWS,
+                                                 .have_draft = true,
+                                                 .doubtful = true});
+    w->timer_ns = -1;
+    w->now_ns = 1000;
+    begin(w, 1, 0);
+    ready(w);
+    for (int i = 0; i < 4; i++) { /* nothing is known of their time yet */
+        assert_true(w->drafting && w->n_rows == 0);
+        drafted(w, 1);
+        ready(w);
+    }
+    assert_true(!w->drafting && w->n_rows == 5);
+    stage0_is_free(w);
+    assert_false(w->drafting);
+    world_free(w);
+}
+
 static void prompt_chunks(void **state)
 {
     (void)state;
@@ -646,6 +675,7 @@ int main(void)
 {
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(what_a_request_asks_of_its_tokens),
+        cmocka_unit_test(by_turns),
         cmocka_unit_test(prompt_chunks),
         cmocka_unit_test(chunks_do_not_pile_up),
         cmocka_unit_test(one_batch_in_hand),
