@@ -81,16 +81,36 @@ static uint64_t random_seed(void)
     return seed;
 }
 
+static int tokens_of(struct reply *r)
+{
+    pthread_mutex_lock(&r->lock);
+    const int n = r->n;
+    pthread_mutex_unlock(&r->lock);
+    return n;
+}
+
+/* Has each that is not over got a token since the last kill? One that dies three times without is taken for the reason. */
+static bool all_moved(struct reply *replies, const int *then)
+{
+    for (int i = 0; i < STREAMS; i++)
+        if (!reply_over(&replies[i]) && tokens_of(&replies[i]) == then[i])
+            return false;
+    return true;
+}
+
 /* The engine is killed each time that a random number of tokens has come, until all are over. */
 static int kill_on_the_way(struct reply *replies, const int *count, uint64_t seed)
 {
-    int kills = 0;
+    int kills = 0, then[STREAMS] = {0};
     for (int i = 0, due = 0; i < STREAMS;) {
         const int at = __atomic_load_n(count, __ATOMIC_RELAXED);
         if (!due)
             due = at + 1 + (int)(rng_u64(seed, (uint64_t)kills, 0, 0) % 50);
-        const pid_t pid = at >= due && kills < KILLS ? engine_pid() : 0;
+        const bool now = at >= due && kills < KILLS && (kills < 2 || all_moved(replies, then));
+        const pid_t pid = now ? engine_pid() : 0;
         if (pid > 0 && !kill(pid, SIGKILL)) {
+            for (int k = 0; k < STREAMS && kills > 0; k++)
+                then[k] = tokens_of(&replies[k]);
             kills++;
             due = 0;
         }
