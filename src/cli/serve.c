@@ -28,7 +28,9 @@ enum {
     KEY_CONNECTIONS,
     KEY_GRACE,
     KEY_JOURNAL,
-    KEY_NOTE
+    KEY_NOTE,
+    KEY_SPARE,
+    KEY_FEWER
 };
 enum {
     PARALLEL = 4,
@@ -42,8 +44,9 @@ enum {
 
 struct serve_args {
     struct cli_common common;
-    const char *host, *key_file, *tls_cert, *tls_key, *journal, *hosts, *note;
+    const char *host, *key_file, *tls_cert, *tls_key, *journal, *hosts, *spare, *note;
     int port, parallel, queue, connections, ranks;
+    bool allow_fewer;
     double grace_s;
     const char *engine[WORDS_MAX]; /* options that the engine gets, too */
     int n_engine;
@@ -77,6 +80,8 @@ static const struct argp_option options[] = {
     {"ranks", 'n', "N", 0,
      "run the engine over N ranks, one for the draft and one for each stage (-np is understood)", 2},
     {"hosts", 'H', "FILE", 0, "on the hosts of FILE (mpirun's hostfile)", 2},
+    {"spare", KEY_SPARE, "A:1,B:1,...", 0, "hosts that take the places of those that no longer answer", 2},
+    {"allow-fewer", KEY_FEWER, NULL, 0, "go on with fewer ranks when hosts no longer answer", 2},
     {0},
 };
 
@@ -142,12 +147,20 @@ static error_t parse(int key, char *arg, struct argp_state *state)
     case 'H':
         a->hosts = arg;
         return 0;
+    case KEY_SPARE:
+        a->spare = arg;
+        return 0;
+    case KEY_FEWER:
+        a->allow_fewer = true;
+        return 0;
     case ARGP_KEY_ARG:
         argp_error(state, "'%s': serve takes options only", arg);
         return 0;
     case ARGP_KEY_END:
         if (!a->tls_cert != !a->tls_key)
             argp_error(state, "--tls-cert and --tls-key belong together");
+        if ((a->spare || a->allow_fewer) && !a->hosts)
+            argp_error(state, "--spare and --allow-fewer need --hosts");
         return 0;
     default:
         return ARGP_ERR_UNKNOWN;
@@ -262,6 +275,12 @@ static enum pd_status open_backend(struct serve_args *a, struct pd_error *err)
             add(words, &n, "-H");
             add(words, &n, a->hosts);
         }
+        if (a->spare) {
+            add(words, &n, "--spare");
+            add(words, &n, a->spare);
+        }
+        if (a->allow_fewer)
+            add(words, &n, "--allow-fewer");
         add(words, &n, "--");
     }
     add(words, &n, "engine");

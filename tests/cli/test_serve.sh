@@ -13,6 +13,7 @@ refuse_all <<TABLE
 2 | which model                 | serve
 2 | takes options only          | serve -m "$model" x
 2 | belong together             | serve -m "$model" --tls-cert x
+2 | need --hosts                | serve -m "$model" --allow-fewer
 2 | --port                      | serve -m "$model" --port 70000
 2 | needs a draft               | serve -m "$model" --mode best
 3 | nothing.gguf                | serve -m nothing.gguf
