@@ -112,7 +112,7 @@ struct pd_engine_options {
     int tree_nodes; /* size of the prediction tree; 0: 4096 */
     enum pd_clock clock;
     const char *profile; /* device profile, by name or path; needed by the virtual clock, else emulated */
-    const char *chat_template; /* family by name; NULL: told by the model */
+    const char *chat_template; /* a family's name or a Jinja file; NULL: the model's own */
     const char *trace;         /* write a trace of all requests here (Chrome's JSON); NULL: none */
     const char *dump_tree;     /* write the tree at every submission here ("-": standard error); NULL: none */
     double spin_us;            /* wall clock: polling before sleeping; < 0: default */
@@ -147,7 +147,7 @@ void pd_engine_reset(struct pd_engine *e);
 
 struct pd_engine_info {
     size_t struct_size;                            /* set it before the call */
-    const char *model_name, *arch, *chat_template; /* chat_template NULL: unknown to us */
+    const char *model_name, *arch, *chat_template; /* chat_template: family, or "jinja"; NULL: none */
     const char *draft_name;                        /* NULL: none */
     int n_layer, n_vocab, ctx, ctx_train, stages, threads, draft_threads;
     uint64_t weights_bytes, draft_bytes;

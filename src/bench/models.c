@@ -15,7 +15,7 @@ struct bench {
     struct pd_engine_options engine;
     struct gguf *target, *draft;
     struct tokenizer *tokenizer;
-    enum chat_family family;
+    struct chat_template *chat;
     struct arena arena;
     struct model_info info, draft_info;
     struct compute base;                  /* one stage, and the draft */
@@ -65,17 +65,15 @@ static enum pd_status open_files(struct bench *b, struct pd_error *err)
         (s = model_describe(&b->info, b->target, &b->arena, err)) ||
         (b->draft && (s = model_describe(&b->draft_info, b->draft, &b->arena, err))))
         return s;
-    if (e->chat_template)
-        s = template_by_name(&b->family, e->chat_template, err);
-    else
-        s = template_detect(&b->family, gguf_cstr(b->target, "tokenizer.chat_template", NULL), err);
+    if ((s = chat_template_new(&b->chat, b->target, b->tokenizer, e->chat_template, err)))
+        return s;
     for (int32_t id = 0; id < tokenizer_vocab_size(b->tokenizer) && b->n_end_tokens < END_TOKENS_MAX; id++)
         if (tokenizer_is_end(b->tokenizer, id))
             b->end_tokens[b->n_end_tokens++] = id;
     if (!s)
         s = sample_check(&b->o->sample, b->info.n_vocab, err);
-    b->digest =
-        rng_u64(gguf_digest(b->target), b->draft ? gguf_digest(b->draft) : 0, b->engine.kv_type, b->family);
+    b->digest = rng_u64(gguf_digest(b->target), b->draft ? gguf_digest(b->draft) : 0, b->engine.kv_type,
+                        chat_template_digest(b->chat));
     return s;
 }
 
@@ -142,6 +140,7 @@ static void unload(struct bench *b, enum pd_status *status, struct pd_error *err
             free(b->full[i]);
         }
     compute_free(&b->base);
+    chat_template_free(b->chat);
     tokenizer_free(b->tokenizer);
     gguf_close(b->target);
     gguf_close(b->draft);
@@ -176,7 +175,7 @@ static enum pd_status make_prompt(struct bench *b, const struct question *q, int
     }
     out->count = 0;
     struct template_options o = {.generate = true};
-    enum pd_status s = chat_encode(b->tokenizer, b->family, msgs, n, &o, out, err);
+    enum pd_status s = chat_encode(b->tokenizer, b->chat, msgs, n, &o, out, err);
     free(msgs);
     return s;
 }

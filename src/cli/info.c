@@ -1,5 +1,6 @@
 /* pipedec info: what a GGUF file holds, and how it would be cut into stages. Reads the header only. */
 #include "cli/cli.h"
+#include "jinja/jinja.h"
 #include "kernel/kernel.h"
 #include "model/arch.h"
 #include "model/model.h"
@@ -104,6 +105,14 @@ static void gather_tensors(struct facts *f)
     }
 }
 
+static bool is_program(const char *template)
+{
+    struct jinja_template *t;
+    bool parsed = jinja_new(&t, template, strlen(template), NULL) == PD_OK;
+    jinja_free(t);
+    return parsed;
+}
+
 static enum pd_status gather(struct facts *f, const struct gguf *g, int stages, struct pd_error *err)
 {
     enum chat_family family;
@@ -118,7 +127,9 @@ static enum pd_status gather(struct facts *f, const struct gguf *g, int stages, 
     f->merges = gguf_array_count(g, "tokenizer.ggml.merges", GGUF_KIND_STRING);
     const char *template = gguf_cstr(g, "tokenizer.chat_template", NULL);
     if (template)
-        f->template = template_detect(&family, template, NULL) ? "unknown" : template_name(family);
+        f->template = template_detect(&family, template, NULL) == PD_OK ? template_name(family)
+                      : is_program(template)                            ? "jinja"
+                                                                        : "unknown";
     f->kv_bytes =
         4ull * (uint64_t)f->model.n_layer * (uint64_t)f->model.n_head_kv * (uint64_t)f->model.head_dim;
     if (!stages)

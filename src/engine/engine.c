@@ -231,13 +231,9 @@ static void find_end_tokens(struct pd_engine *e)
 
 static enum pd_status find_template(struct pd_engine *e, struct pd_error *err)
 {
-    if (e->o.chat_template) {
-        enum pd_status status = template_by_name(&e->family, e->o.chat_template, err);
-        e->have_family = status == PD_OK;
-        return status;
-    }
-    const char *text = gguf_cstr(e->target, "tokenizer.chat_template", NULL);
-    e->have_family = template_detect(&e->family, text, &e->family_error) == PD_OK;
+    if (e->o.chat_template)
+        return chat_template_new(&e->chat, NULL, e->tokenizer, e->o.chat_template, err);
+    chat_template_new(&e->chat, e->target, e->tokenizer, NULL, &e->chat_error);
     return PD_OK; /* only a conversation needs one */
 }
 
@@ -373,6 +369,7 @@ enum pd_status engine_close(struct pd_engine *e, struct pd_error *err)
     compute_free(&e->compute);
     enum pd_status status = trace_close(e->trace, err), dumped = close_dump(e, status ? NULL : err);
     status = status ? status : dumped;
+    chat_template_free(e->chat);
     tokenizer_free(e->tokenizer);
     gguf_close(e->target);
     gguf_close(e->draft);
@@ -405,7 +402,7 @@ void pd_engine_get_info(const struct pd_engine *e, struct pd_engine_info *out)
         .struct_size = PD_MIN(out->struct_size, sizeof all),
         .model_name = t->name,
         .arch = t->arch,
-        .chat_template = e->have_family ? template_name(e->family) : NULL,
+        .chat_template = e->chat ? chat_template_name(e->chat) : NULL,
         .draft_name = e->draft ? e->info.draft.name : NULL,
         .n_layer = t->n_layer,
         .n_vocab = t->n_vocab,

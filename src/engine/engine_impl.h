@@ -34,9 +34,8 @@ struct pd_engine {
     struct arena arena;
     struct gguf *target, *draft;
     struct tokenizer *tokenizer;
-    enum chat_family family;
-    bool have_family;
-    struct pd_error family_error; /* why there is none */
+    struct chat_template *chat; /* NULL: none, ... */
+    struct pd_error chat_error; /* ... and why */
     struct compute compute;
     struct compute_info info;
     struct driver *driver;

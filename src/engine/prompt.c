@@ -129,9 +129,8 @@ void prompt_remember(struct pd_stream *s)
 static enum pd_status encode_messages(struct pd_engine *e, const struct pd_request *r, struct token_list *out,
                                       struct pd_error *err)
 {
-    if (!e->have_family)
-        return error_set(err, PD_ERR_TEMPLATE, "%.400s; choose one with --chat-template",
-                         e->family_error.text);
+    if (!e->chat)
+        return error_set(err, PD_ERR_TEMPLATE, "%.400s; choose one with --chat-template", e->chat_error.text);
     struct template_options o = {.generate = true};
     enum pd_status status = PD_OK;
     pthread_mutex_lock(&e->lock);
@@ -145,7 +144,12 @@ static enum pd_status encode_messages(struct pd_engine *e, const struct pd_reque
     }
     pthread_mutex_unlock(&e->lock);
     if (!status)
-        status = chat_encode(e->tokenizer, e->family, r->messages, r->n_messages, &o, out, err);
+        status = chat_encode(e->tokenizer, e->chat, r->messages, r->n_messages, &o, out, err);
+    if (status == PD_ERR_MISMATCH && o.from) { /* the template writes earlier turns anew */
+        o = (struct template_options){.generate = true};
+        out->count = 0;
+        status = chat_encode(e->tokenizer, e->chat, r->messages, r->n_messages, &o, out, err);
+    }
     return status;
 }
 

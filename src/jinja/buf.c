@@ -65,6 +65,7 @@ void jj_write_float(struct buf *b, double f)
         buf_text(b, isnan(f) ? "nan" : f < 0 ? "-inf" : "inf");
         return;
     }
+    jj_step(b->r, 10);
     for (int precision = 0; precision < 17; precision++) {
         snprintf(digits, sizeof digits, "%.*e", precision, f);
         if (strtod(digits, NULL) == f)
@@ -314,7 +315,7 @@ static bool strippable(const char *c, size_t n, value chars)
     return false;
 }
 
-static size_t last_char(const char *s, size_t size)
+size_t jj_last_char(const char *s, size_t size)
 {
     for (size_t n = 2; n <= 4 && n <= size; n++)
         if (jj_char(s + size - n, n) == n)
@@ -333,7 +334,7 @@ value jj_strip(struct run *r, value s, value chars, int sides)
         s = jj_part(s, n, s.size - n);
     }
     while ((sides & 2) && s.size &&
-           (n = last_char(s.u.s.data, s.size), strippable(s.u.s.data + s.size - n, n, chars))) {
+           (n = jj_last_char(s.u.s.data, s.size), strippable(s.u.s.data + s.size - n, n, chars))) {
         jj_step(r, cost);
         s.size -= (uint32_t)n;
     }

@@ -31,21 +31,9 @@ static value f_capitalize(struct call *c)
     return jj_case(c->r, text_of(c), 'c');
 }
 
-/* Words begin behind blanks, hyphens and opening brackets, not as in str.title. */
 static value f_title(struct call *c)
 {
-    value s = text_of(c), part;
-    struct buf b = {.r = c->r};
-    bool begin = true;
-    for (size_t i = 0, n; i < s.size; i += n) {
-        n = jj_char(s.u.s.data + i, s.size - i);
-        part = jj_part(s, i, n);
-        bool cut =
-            strchr("-({[<", *part.u.s.data) ? *part.u.s.data != 0 : jj_space(jj_code(part.u.s.data, n));
-        buf_add(&b, cut ? part : jj_case(c->r, part, begin ? 'u' : 'l'));
-        begin = cut;
-    }
-    return buf_value(&b);
+    return jj_title_words(c->r, text_of(c));
 }
 
 static value f_string(struct call *c)

@@ -139,7 +139,8 @@ value jj_str(struct run *r, value v); /* as Python's str(); strings are given ba
 value jj_concat(struct run *r, value a, value b);
 
 /* Characters: of bytes that are no UTF-8 each counts as one. */
-size_t jj_char(const char *s, size_t size); /* bytes of the first one; size > 0 */
+size_t jj_char(const char *s, size_t size);      /* bytes of the first one; size > 0 */
+size_t jj_last_char(const char *s, size_t size); /* bytes of the last one */
 size_t jj_chars(struct run *r, value s);
 size_t jj_offset(value s, size_t chars);  /* bytes of the first so many, at most all */
 int32_t jj_code(const char *s, size_t n); /* of a character of n bytes; -1: not UTF-8 */
@@ -382,6 +383,7 @@ value jj_replace(struct run *r, value s, value old, value new, int64_t count);
 value jj_split(struct run *r, value s, value sep, int64_t max, bool from_right);
 value jj_split_lines(struct call *c);
 value jj_case(struct run *r, value s, char how); /* 'u'pper, 'l'ower, 'c'apitalize, 't'itle, 's'wap */
+value jj_title_words(struct run *r, value s);
 value jj_join(struct run *r, value sep, struct jinja_list items);
 
 #endif

@@ -25,6 +25,22 @@ static int32_t cased(int32_t code, char how, bool first, bool after_cased)
     return up ? utf8proc_toupper(code) : utf8proc_tolower(code);
 }
 
+/* One character as it is after `how`; true if it has two cases. */
+static bool put_cased(struct buf *b, value ch, char how, bool first, bool after_cased)
+{
+    int32_t code = jj_code(ch.u.s.data, ch.size), to = code < 0 ? -1 : cased(code, how, first, after_cased);
+    char mark = ch.u.s.mark ? *ch.u.s.mark : 0;
+    if (code == 0xdf && (how == 'u' || how == 's')) { /* the letter of Latin-1 that becomes two */
+        jj_put_code(b, 'S', mark);
+        jj_put_code(b, 'S', mark);
+    } else if (to == code) {
+        buf_add(b, ch);
+    } else {
+        jj_put_code(b, to, mark);
+    }
+    return is_cased(code);
+}
+
 value jj_case(struct run *r, value s, char how)
 {
     struct buf b = {.r = r};
@@ -32,15 +48,22 @@ value jj_case(struct run *r, value s, char how)
     jj_step(r, s.size / 8);
     for (size_t i = 0, n; i < s.size; i += n) {
         n = jj_char(s.u.s.data + i, s.size - i);
-        int32_t code = jj_code(s.u.s.data + i, n), to = code < 0 ? -1 : cased(code, how, i == 0, after_cased);
-        char mark = s.u.s.mark ? s.u.s.mark[i] : 0;
-        if (to == code)
-            buf_add(&b, jj_part(s, i, n));
-        else if (code == 0xdf && (how == 'u' || how == 's')) /* the one letter of Latin-1 that becomes two */
-            jj_put_code(&b, 'S', mark), jj_put_code(&b, 'S', mark);
-        else
-            jj_put_code(&b, to, mark);
-        after_cased = is_cased(code);
+        after_cased = put_cased(&b, jj_part(s, i, n), how, i == 0, after_cased);
+    }
+    return buf_value(&b);
+}
+
+/* As the filter title has it: words begin behind blanks, hyphens and opening brackets. */
+value jj_title_words(struct run *r, value s)
+{
+    struct buf b = {.r = r};
+    bool begin = true;
+    jj_step(r, s.size / 8);
+    for (size_t i = 0, n; i < s.size; i += n) {
+        n = jj_char(s.u.s.data + i, s.size - i);
+        char c = s.u.s.data[i];
+        put_cased(&b, jj_part(s, i, n), begin ? 'u' : 'l', false, false);
+        begin = n == 1 && c && strchr("-({[<", c) ? true : jj_space(jj_code(s.u.s.data + i, n));
     }
     return buf_value(&b);
 }
@@ -100,29 +123,51 @@ static void reverse(struct jinja_list *l)
     }
 }
 
+static bool blank_at(value s, size_t i, size_t n)
+{
+    return jj_space(jj_code(s.u.s.data + i, n));
+}
+
+/* Of text without blanks at its end: where the last word begins. */
+static size_t last_word(value s)
+{
+    size_t begin = s.size;
+    while (begin) {
+        size_t n = jj_last_char(s.u.s.data, begin);
+        if (blank_at(s, begin - n, n))
+            break;
+        begin -= n;
+    }
+    return begin;
+}
+
+/* Of text without blanks in front: where the first word ends. */
+static size_t first_word(value s)
+{
+    size_t end = 0;
+    while (end < s.size) {
+        size_t n = jj_char(s.u.s.data + end, s.size - end);
+        if (blank_at(s, end, n))
+            break;
+        end += n;
+    }
+    return end;
+}
+
 static value split_blanks(struct run *r, value s, int64_t max, bool from_right)
 {
     value list = jj_new_list(r, FORM_LIST), none = jinja_none();
     int side = from_right ? 2 : 1;
     jj_step(r, s.size / 8);
     for (s = jj_strip(r, s, none, side); s.size; s = jj_strip(r, s, none, side)) {
-        size_t begin = 0, end = 0, n;
-        bool blank = false;
         if (max-- == 0) {
             jj_append(r, list, s);
             break;
         }
-        for (size_t i = 0; i < s.size; i += n) { /* the first word, or the last */
-            n = jj_char(s.u.s.data + i, s.size - i);
-            blank = jj_space(jj_code(s.u.s.data + i, n));
-            if (blank && !from_right)
-                break;
-            end = i + n;
-            begin = blank ? end : begin;
-        }
-        jj_step(r, s.size / 64);
-        jj_append(r, list, jj_part(s, begin, end - begin));
-        s = from_right ? jj_part(s, 0, begin) : jj_part(s, end, s.size - end);
+        size_t cut = from_right ? last_word(s) : first_word(s);
+        value head = jj_part(s, 0, cut), tail = jj_part(s, cut, s.size - cut);
+        jj_append(r, list, from_right ? tail : head);
+        s = from_right ? head : tail;
     }
     if (from_right)
         reverse(list.u.list);

@@ -145,8 +145,7 @@ void route_props(struct front *f, struct exchange *x)
     yyjson_mut_obj_add_int(d, o, "stages", s->n_stages);
     const char *text = gguf_cstr(l->file, "tokenizer.chat_template", "");
     json_text_of(d, o, "chat_template", text, strlen(text));
-    yyjson_mut_obj_add_str(d, o, "chat_template_family",
-                           l->no_template.status ? "" : template_name(l->family));
+    yyjson_mut_obj_add_str(d, o, "chat_template_family", l->chat ? chat_template_name(l->chat) : "");
     put_piece(d, o, "bos_token", l, tokenizer_bos(l->tokenizer));
     put_piece(d, o, "eos_token", l, tokenizer_eos(l->tokenizer));
     v = json_add(d, o, "modalities");

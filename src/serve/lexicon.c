@@ -40,8 +40,8 @@ static enum pd_status describe(struct lexicon *l, const struct pd_engine_options
 static enum pd_status find_template(struct lexicon *l, const char *name, struct pd_error *err)
 {
     if (name)
-        return template_by_name(&l->family, name, err);
-    template_detect(&l->family, gguf_cstr(l->file, "tokenizer.chat_template", NULL), &l->no_template);
+        return chat_template_new(&l->chat, NULL, l->tokenizer, name, err);
+    chat_template_new(&l->chat, l->file, l->tokenizer, NULL, &l->no_template);
     return PD_OK; /* only a conversation needs one */
 }
 
@@ -66,6 +66,7 @@ enum pd_status lexicon_open(struct lexicon *l, const struct pd_engine_options *o
 
 void lexicon_close(struct lexicon *l)
 {
+    chat_template_free(l->chat);
     tokenizer_free(l->tokenizer);
     gguf_close(l->file);
     free(l->id);
@@ -108,13 +109,13 @@ enum pd_status lexicon_chat(const struct lexicon *l, const struct pd_message *ms
                             struct token_list *out, struct pd_error *err)
 {
     size_t bytes = 0;
-    if (l->no_template.status)
+    if (!l->chat)
         return error_set(err, l->no_template.status, "%.400s", l->no_template.text);
     for (size_t i = 0; i < n; i++)
         bytes += strlen(msgs[i].content);
     enum pd_status status = may_fit(l, bytes, err);
     if (!status)
-        status = chat_encode(l->tokenizer, l->family, msgs, n, &(struct template_options){.generate = true},
+        status = chat_encode(l->tokenizer, l->chat, msgs, n, &(struct template_options){.generate = true},
                              out, err);
     return status ? status : lexicon_fits(l, out->count, err);
 }

@@ -13,7 +13,7 @@
 struct lexicon {
     struct gguf *file;
     struct tokenizer *tokenizer;
-    enum chat_family family;
+    struct chat_template *chat;  /* NULL: none */
     struct pd_error no_template; /* status PD_OK: there is one */
     char *id;                    /* the file's name without folder and ".gguf": the model's id */
     char *name, *arch;           /* as the file says */

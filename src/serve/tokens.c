@@ -121,10 +121,10 @@ void route_detokenize(struct front *f, struct exchange *x)
 static enum pd_status apply(const struct lexicon *l, const struct api_request *r, struct text_buf *out,
                             struct pd_error *err)
 {
-    if (l->no_template.status)
+    if (!l->chat)
         return error_set(err, l->no_template.status, "%.400s", l->no_template.text);
-    return template_apply(l->family, r->messages, r->n_messages, &(struct template_options){.generate = true},
-                          out, NULL, err);
+    return chat_text(l->chat, r->messages, r->n_messages, &(struct template_options){.generate = true}, out,
+                     NULL, err);
 }
 
 void route_template(struct front *f, struct exchange *x)

@@ -335,19 +335,3 @@ enum pd_status template_apply(enum chat_family family, const struct pd_message *
         put(&r, t->generate);
     return r.status;
 }
-
-enum pd_status chat_encode(const struct tokenizer *t, enum chat_family family, const struct pd_message *msgs,
-                           size_t n, const struct template_options *o, struct token_list *out,
-                           struct pd_error *err)
-{
-    struct text_buf text = {0};
-    struct span_list literal = {0};
-    enum pd_status status = template_apply(family, msgs, n, o, &text, &literal, err);
-    unsigned flags = TOKENIZE_SPECIAL | (o->from == 0 ? TOKENIZE_BOS : 0);
-    if (!status)
-        status =
-            tokenizer_encode_literal(t, text.data ? text.data : "", text.size, flags, &literal, out, err);
-    text_buf_free(&text);
-    span_list_free(&literal);
-    return status;
-}

@@ -10,9 +10,9 @@
  *
  *     struct token_list ids = {0};
  *     tokenizer_new(&t, gguf, &err);
- *     template_detect(&family, gguf_cstr(gguf, "tokenizer.chat_template", NULL), &err);
+ *     chat_template_new(&chat, gguf, t, NULL, &err);
  *     struct pd_message msg = {"user", "Hello"};
- *     chat_encode(t, family, &msg, 1, &(struct template_options){.generate = true}, &ids, &err);
+ *     chat_encode(t, chat, &msg, 1, &(struct template_options){.generate = true}, &ids, &err);
  *     detok_init(&d, t, 0);  for each token:  detok_push(&d, id, &out, &err);  at the end:  detok_flush(&d, &out, &err);
  */
 #ifndef PD_TEXT_H
@@ -154,9 +154,29 @@ struct template_options {
 enum pd_status template_apply(enum chat_family family, const struct pd_message *msgs, size_t n,
                               const struct template_options *o, struct text_buf *out,
                               struct span_list *literal, struct pd_error *err);
-/* template_apply, then encode: control tokens from the template only, BOS if from is 0 and the model wants it. */
-enum pd_status chat_encode(const struct tokenizer *t, enum chat_family family, const struct pd_message *msgs,
-                           size_t n, const struct template_options *o, struct token_list *out,
-                           struct pd_error *err);
+/* ---- the template in use ---- */
+/* The model's own program (src/jinja), or a family's table: chosen by name, or because the program can't be run. */
+struct chat_template;
+
+/* `choice`: a family's name or else a file with a Jinja template; NULL: the model's own, from `g` (which is not needed
+ * otherwise). A program that can't be run is replaced by its family, with a warning through the log.
+ * PD_ERR_TEMPLATE: nothing to go by, or the file's program can't be run. The tokenizer is read here only. */
+enum pd_status chat_template_new(struct chat_template **out, const struct gguf *g, const struct tokenizer *t,
+                                 const char *choice, struct pd_error *err);
+void chat_template_free(struct chat_template *c);
+const char *chat_template_name(const struct chat_template *c); /* the family's, or "jinja" if it is of none */
+uint64_t chat_template_digest(const struct chat_template *c);
+/* As template_apply. With `from`, a program's text is that of the whole conversation behind the reply from - 1, whose
+ * end token is a part of it whatever `after` says; PD_ERR_MISMATCH: it writes earlier turns in another way than they
+ * went on (a reply's reasoning is left out, say), so that all must be rendered, from 0.
+ * PD_ERR_TEMPLATE also where the template itself refuses the messages, with its words. A system message that it refuses
+ * is put before the first user's. */
+enum pd_status chat_text(const struct chat_template *c, const struct pd_message *msgs, size_t n,
+                         const struct template_options *o, struct text_buf *out, struct span_list *literal,
+                         struct pd_error *err);
+/* chat_text, then encode: control tokens from the template only, BOS if from is 0 and the model wants it. */
+enum pd_status chat_encode(const struct tokenizer *t, const struct chat_template *c,
+                           const struct pd_message *msgs, size_t n, const struct template_options *o,
+                           struct token_list *out, struct pd_error *err);
 
 #endif

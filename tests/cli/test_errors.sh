@@ -119,6 +119,10 @@ refuse 2 "the prompt holds a NUL byte (its byte 4)" run -m "$model" -f "$tmp/nul
 refuse 2 "the prompt holds a NUL byte (its byte 4)" run -m "$model" --chat -f "$tmp/nul.txt"
 refuse 7 "context only 16" run -m "$model" --ctx 16 -p "$(printf 'one %.0s' {1..60})"
 refuse 8 "klingon" run -m "$model" --chat-template klingon -p hello
+printf '\n{%% for m in messages %%}\n' >"$tmp/open.jinja"
+refuse 8 "open.jinja: line 2.*endfor" run -m "$model" --chat-template "$tmp/open.jinja" -p hello
+printf '{{ raise_exception("not today") }}' >"$tmp/no.jinja"
+refuse 8 "not today" run -m "$model" --chat-template "$tmp/no.jinja" --chat -p hello
 refuse 9 "31 stages" run -m "$model" --stages 31 -p hello
 refuse 9 "99 stages" run -m "$model" --stages 99 -p hello
 refuse 6 "out of memory.*--ctx" run -m "$model" --ctx 60000000 -p hello

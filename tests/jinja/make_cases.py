@@ -285,6 +285,10 @@ s.split('o', 1)
 ' a  b   c '.split(' ')
 ' a  b   c '.split(none, 1)
 ' a  b   c '.rsplit(none, 1)
+' 　ä  b c\n'.rsplit(none, 1)
+' 　ä  b c\n'.split()
+(s * 20000)|title|length
+('ab ' * 100000).rsplit()|length
 'a,b,c'.rsplit(',', 1)
 'a,b,c'.split(',')[-1]
 'abc'.split('</think>')[-1].lstrip('\n')
@@ -1123,4 +1127,5 @@ def main():
     out.write("]}\n")
 
 
-main()
+if __name__ == "__main__":
+    main()

@@ -183,6 +183,7 @@ static void hostile_templates_end(void **state)
         "{% set s = ' ' * 1000000 %}{% for i in range(100000) %}{% if s.strip() %}{% endif %}{% endfor %}",
         "{% for i in [1] recursive %}{{ loop([1]) }}{% endfor %}",
         "{{ range(99999999999) }}",
+        "{% set s = 'ab ' * 100000 %}{% for i in range(1000) %}{% set x = s.rsplit() %}{% endfor %}",
         "{{ -9223372036854775807 - 2 }}",
         "{{ (-9223372036854775807 - 1) // -1 }}",
         "{{ '%099999d' % 'x' }}",

@@ -1,0 +1,350 @@
+/* The template in use: the model's own program, run by src/jinja, or a family's table. */
+#include "jinja/jinja.h"
+#include "text/internal.h"
+
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <time.h>
+
+enum { FILE_MAX = 512 * 1024 };
+
+struct chat_template {
+    struct jinja_template *program; /* NULL: the family's table */
+    bool have_family;
+    enum chat_family family;
+    bool drop_bos; /* the tokenizer writes it */
+    char *bos, *eos;
+    uint64_t digest;
+};
+
+/* ---- rendering ---- */
+
+static bool is_role(const struct pd_message *m, const char *role)
+{
+    return strcmp(m->role, role) == 0;
+}
+
+static enum pd_status check_roles(const struct pd_message *msgs, size_t n, struct pd_error *err)
+{
+    for (size_t i = 0; i < n; i++)
+        if (!is_role(&msgs[i], "system") && !is_role(&msgs[i], "user") && !is_role(&msgs[i], "assistant"))
+            return error_set(err, PD_ERR_TEMPLATE,
+                             "message %zu: no role is called \"%.40s\" (known: system, user, assistant)", i,
+                             msgs[i].role);
+    return PD_OK;
+}
+
+/* Local time as seconds, the way the template's clock wants it. */
+static int64_t local_now(void)
+{
+    time_t now = time(NULL);
+    struct tm tm = {0};
+    localtime_r(&now, &tm);
+    return (int64_t)now + tm.tm_gmtoff;
+}
+
+static struct jinja_value variables(const struct chat_template *c, struct arena *a,
+                                    const struct pd_message *msgs, size_t n, bool generate)
+{
+    struct jinja_value vars = jinja_dict(a), list = jinja_list(a);
+    for (size_t i = 0; i < n; i++) {
+        struct jinja_value m = jinja_dict(a);
+        jinja_set(a, m, "role", jinja_text(a, msgs[i].role, strlen(msgs[i].role), false));
+        jinja_set(a, m, "content", jinja_text(a, msgs[i].content, strlen(msgs[i].content), true));
+        jinja_add(a, list, m);
+    }
+    jinja_set(a, vars, "messages", list);
+    jinja_set(a, vars, "add_generation_prompt", jinja_bool(generate));
+    jinja_set(a, vars, "tools", jinja_none());
+    jinja_set(a, vars, "documents", jinja_none());
+    jinja_set(a, vars, "bos_token", jinja_text(a, c->bos, strlen(c->bos), false));
+    jinja_set(a, vars, "eos_token", jinja_text(a, c->eos, strlen(c->eos), false));
+    return vars;
+}
+
+static enum pd_status run_program(const struct chat_template *c, const struct pd_message *msgs, size_t n,
+                                  bool generate, struct jinja_result *out, struct pd_error *err)
+{
+    struct arena a = {0};
+    size_t bytes = 0;
+    for (size_t i = 0; i < n; i++) {
+        size_t size = strlen(msgs[i].content);
+        bytes += size;
+        if (size >= (size_t)1 << 28)
+            return error_set(err, PD_ERR_TEMPLATE, "message %zu has %zu bytes, too many for a template", i,
+                             size);
+    }
+    struct jinja_options o = {.now_s = local_now(),
+                              .steps = 2000000 + (uint64_t)bytes,
+                              .memory_bytes = ((size_t)32 << 20) + 16 * bytes,
+                              .output_bytes = ((size_t)8 << 20) + 2 * bytes};
+    enum pd_status status = jinja_render(c->program, variables(c, &a, msgs, n, generate), &o, out, err);
+    arena_free(&a);
+    return status;
+}
+
+/* A template that knows no system message (it refuses) gets its text before the first user's, as families do. */
+static enum pd_status run_merged(const struct chat_template *c, const struct pd_message *msgs, size_t n,
+                                 bool generate, struct jinja_result *out)
+{
+    size_t size = strlen(msgs[0].content) + strlen(msgs[1].content) + 3;
+    struct pd_message *merged = mem_new(n, sizeof *merged);
+    char *text = mem_new(size, 1);
+    snprintf(text, size, "%s\n\n%s", msgs[0].content, msgs[1].content);
+    memcpy(merged, msgs + 1, (n - 1) * sizeof *merged);
+    merged[0].content = text;
+    enum pd_status status = run_program(c, merged, n - 1, generate, out, NULL);
+    free(text);
+    free(merged);
+    return status;
+}
+
+static enum pd_status render(const struct chat_template *c, const struct pd_message *msgs, size_t n,
+                             bool generate, struct jinja_result *out, struct pd_error *err)
+{
+    struct pd_error why = {0};
+    enum pd_status status = run_program(c, msgs, n, generate, out, &why);
+    if (status && out->raised && n > 1 && is_role(&msgs[0], "system") && is_role(&msgs[1], "user") &&
+        run_merged(c, msgs, n, generate, out) == PD_OK)
+        return PD_OK;
+    if (!status)
+        return PD_OK;
+    return error_set(err, PD_ERR_TEMPLATE,
+                     out->raised ? "the chat template refuses these messages: %.300s"
+                                 : "the chat template cannot be run: %.300s",
+                     why.text);
+}
+
+/* The text from `begin` on with its spans, less a BOS at the very start that the tokenizer will write. */
+static enum pd_status append(const struct chat_template *c, const struct jinja_result *r, size_t begin,
+                             struct text_buf *out, struct span_list *literal, struct pd_error *err)
+{
+    size_t n_bos = strlen(c->bos), shift = out->size;
+    if (begin == 0 && c->drop_bos && n_bos && r->size >= n_bos && memcmp(r->data, c->bos, n_bos) == 0 &&
+        !(r->n_foreign && r->foreign[0].begin < n_bos))
+        begin = n_bos;
+    enum pd_status status = text_buf_add(out, r->data + begin, r->size - begin, err);
+    for (size_t i = 0; literal && i < r->n_foreign && !status; i++) {
+        struct jinja_span s = r->foreign[i];
+        if (s.end > begin)
+            status =
+                span_list_add(literal, PD_MAX(s.begin, begin) - begin + shift, s.end - begin + shift, err);
+    }
+    return status;
+}
+
+static bool is_blank(char ch)
+{
+    return ch == ' ' || (ch >= '\t' && ch <= '\r');
+}
+
+/* Where the reply `text` ends in the whole conversation, given that it begins at `at` (blanks around it may differ);
+ * SIZE_MAX: it is not there. */
+static size_t end_of_reply(const struct jinja_result *all, size_t at, const char *text)
+{
+    size_t size = strlen(text), blanks = 0;
+    while (size && is_blank(*text)) {
+        text++;
+        size--;
+    }
+    while (size && is_blank(text[size - 1])) {
+        size--;
+        blanks++;
+    }
+    while (size && at < all->size && is_blank(all->data[at]))
+        at++;
+    if (size > all->size - at || memcmp(all->data + at, text, size) != 0)
+        return SIZE_MAX;
+    at += size;
+    return all->size - at >= blanks && memcmp(all->data + at, text + size, blanks) == 0 ? at + blanks : at;
+}
+
+/* What follows the reply msgs[from - 1], as a part of the whole conversation's text. */
+static enum pd_status render_rest(const struct chat_template *c, const struct pd_message *msgs, size_t n,
+                                  const struct template_options *o, struct text_buf *out,
+                                  struct span_list *literal, struct pd_error *err)
+{
+    struct jinja_result before = {0}, all = {0};
+    enum pd_status status = render(c, msgs, o->from - 1, true, &before, err);
+    if (!status)
+        status = render(c, msgs, n, o->generate, &all, err);
+    size_t end = SIZE_MAX;
+    if (!status && all.size >= before.size && memcmp(all.data, before.data, before.size) == 0)
+        end = end_of_reply(&all, before.size, msgs[o->from - 1].content);
+    if (!status && end == SIZE_MAX)
+        status = error_set(err, PD_ERR_MISMATCH, "the chat template writes the earlier turns anew");
+    if (!status)
+        status = append(c, &all, end, out, literal, err);
+    jinja_result_free(&before);
+    jinja_result_free(&all);
+    return status;
+}
+
+enum pd_status chat_text(const struct chat_template *c, const struct pd_message *msgs, size_t n,
+                         const struct template_options *o, struct text_buf *out, struct span_list *literal,
+                         struct pd_error *err)
+{
+    if (!c->program)
+        return template_apply(c->family, msgs, n, o, out, literal, err);
+    enum pd_status status = check_roles(msgs, n, err);
+    if (status)
+        return status;
+    if (o->from)
+        return render_rest(c, msgs, n, o, out, literal, err);
+    struct jinja_result r;
+    status = render(c, msgs, n, o->generate, &r, err);
+    if (!status)
+        status = append(c, &r, 0, out, literal, err);
+    jinja_result_free(&r);
+    return status;
+}
+
+/* The model has written the reply's end token itself: what the template writes up to it goes. */
+static enum pd_status drop_end(const struct tokenizer *t, struct token_list *l, size_t from,
+                               struct pd_error *err)
+{
+    enum { NEAR = 4 }; /* blanks may stand before it */
+    for (size_t i = from; i < l->count && i < from + NEAR; i++)
+        if (tokenizer_is_end(t, l->ids[i])) {
+            memmove(l->ids + from, l->ids + i + 1, (l->count - i - 1) * sizeof *l->ids);
+            l->count -= i + 1 - from;
+            return PD_OK;
+        }
+    return error_set(err, PD_ERR_MISMATCH, "the chat template writes no end behind a reply");
+}
+
+enum pd_status chat_encode(const struct tokenizer *t, const struct chat_template *c,
+                           const struct pd_message *msgs, size_t n, const struct template_options *o,
+                           struct token_list *out, struct pd_error *err)
+{
+    struct text_buf text = {0};
+    struct span_list literal = {0};
+    const size_t before = out->count;
+    enum pd_status status = chat_text(c, msgs, n, o, &text, &literal, err);
+    unsigned flags = TOKENIZE_SPECIAL | (o->from == 0 ? TOKENIZE_BOS : 0);
+    if (!status)
+        status =
+            tokenizer_encode_literal(t, text.data ? text.data : "", text.size, flags, &literal, out, err);
+    if (!status && c->program && o->from && o->after == TEMPLATE_AFTER_REPLY)
+        status = drop_end(t, out, before, err);
+    text_buf_free(&text);
+    span_list_free(&literal);
+    return status;
+}
+
+/* ---- which one ---- */
+
+static char *token_text(const struct tokenizer *t, int32_t id)
+{
+    size_t size = 0;
+    const char *piece = id >= 0 ? tokenizer_piece(t, id, &size) : "";
+    char *text = mem_new(size + 1, 1);
+    if (size)
+        memcpy(text, piece, size);
+    return text;
+}
+
+/* The program must at least take a user's message; it may refuse it in words of its own. */
+static enum pd_status load_program(struct chat_template *c, const char *text, size_t size,
+                                   struct pd_error *err)
+{
+    static const struct pd_message hello = {"user", "Hello"};
+    struct jinja_result r = {0};
+    enum pd_status status = jinja_new(&c->program, text, size, err);
+    if (status)
+        return status;
+    status = run_program(c, &hello, 1, true, &r, err);
+    if (status && !r.raised) {
+        jinja_free(c->program);
+        c->program = NULL;
+    } else {
+        status = PD_OK;
+    }
+    c->digest = hash_bytes(c->digest, text, size);
+    jinja_result_free(&r);
+    return status;
+}
+
+static enum pd_status load_file(struct chat_template *c, FILE *f, const char *path, struct pd_error *err)
+{
+    struct pd_error why = {0};
+    char *text = mem_new(FILE_MAX + 1, 1);
+    size_t size = fread(text, 1, FILE_MAX + 1, f);
+    enum pd_status status = PD_OK;
+    if (ferror(f))
+        status = error_set(err, PD_ERR_FILE, "%.200s: cannot be read", path);
+    else if (load_program(c, text, size, &why))
+        status = error_set(err, PD_ERR_TEMPLATE, "%.200s: %.280s", path, why.text);
+    free(text);
+    return status;
+}
+
+static enum pd_status choose(struct chat_template *c, const char *choice, struct pd_error *err)
+{
+    enum pd_status status = template_by_name(&c->family, choice, err);
+    if (!status) {
+        c->have_family = true;
+        return PD_OK;
+    }
+    FILE *f = fopen(choice, "r");
+    if (!f)
+        return error_set(err, status, "no chat template is called \"%.100s\", and no file (known: %s)",
+                         choice, template_names());
+    status = load_file(c, f, choice, err);
+    fclose(f);
+    return status;
+}
+
+static enum pd_status own_template(struct chat_template *c, const struct gguf *g, struct pd_error *err)
+{
+    struct pd_error why = {0};
+    const char *text = gguf_cstr(g, "tokenizer.chat_template", NULL);
+    enum pd_status status = template_detect(&c->family, text, err);
+    c->have_family = status == PD_OK;
+    if (!text || !*text || load_program(c, text, strlen(text), &why) == PD_OK)
+        return text && *text ? PD_OK : status;
+    if (!c->have_family)
+        return error_set(
+            err, PD_ERR_TEMPLATE,
+            "the model's chat template cannot be run (%.200s); choose one with --chat-template: %s", why.text,
+            template_names());
+    log_msg(LOG_WARN, "the model's chat template cannot be run (%.200s): the family %s is used instead",
+            why.text, template_name(c->family));
+    return PD_OK;
+}
+
+enum pd_status chat_template_new(struct chat_template **out, const struct gguf *g, const struct tokenizer *t,
+                                 const char *choice, struct pd_error *err)
+{
+    struct chat_template *c = mem_new(1, sizeof *c);
+    c->bos = token_text(t, tokenizer_bos(t));
+    c->eos = token_text(t, tokenizer_eos(t));
+    c->drop_bos = tokenizer_adds_bos(t);
+    enum pd_status status = choice ? choose(c, choice, err) : own_template(c, g, err);
+    *out = status ? NULL : c;
+    if (status)
+        chat_template_free(c);
+    return status;
+}
+
+void chat_template_free(struct chat_template *c)
+{
+    if (!c)
+        return;
+    jinja_free(c->program);
+    free(c->bos);
+    free(c->eos);
+    free(c);
+}
+
+const char *chat_template_name(const struct chat_template *c)
+{
+    return c->have_family ? template_name(c->family) : "jinja";
+}
+
+uint64_t chat_template_digest(const struct chat_template *c)
+{
+    const char *name = chat_template_name(c);
+    return hash_bytes(c->digest, name, strlen(name));
+}
