@@ -104,7 +104,7 @@ static bool printable(int32_t code)
 static void escape_code(struct buf *b, int32_t code, unsigned char byte)
 {
     char text[16];
-    if (code < 0 || code < 0x100)
+    if (code < 0x100) /* -1 too: a byte that is no UTF-8 */
         snprintf(text, sizeof text, "\\x%02x", code < 0 ? byte : (unsigned)code);
     else
         snprintf(text, sizeof text, code < 0x10000 ? "\\u%04x" : "\\U%08x", (unsigned)code);
@@ -142,9 +142,9 @@ static void write_list(struct buf *b, const struct jinja_list *l)
     buf_text(b, open[l->form]);
     if (l->form == FORM_RANGE) { /* the first and what would be next tell it */
         int64_t first = l->count ? l->items[0].u.i : 0, step = l->count > 1 ? l->items[1].u.i - first : 1;
+        const int64_t next = first + l->count * step;
         char text[80];
-        int n =
-            snprintf(text, sizeof text, "%lld, %lld", (long long)first, (long long)(first + l->count * step));
+        int n = snprintf(text, sizeof text, "%lld, %lld", (long long)first, (long long)next);
         if (step != 1)
             snprintf(text + n, sizeof text - (size_t)n, ", %lld", (long long)step);
         buf_text(b, text);

@@ -68,6 +68,7 @@ static enum pd_status run_program(const struct chat_template *c, const struct pd
 {
     struct arena a = {0};
     size_t bytes = 0;
+    *out = (struct jinja_result){0};
     for (size_t i = 0; i < n; i++) {
         size_t size = strlen(msgs[i].content);
         bytes += size;
