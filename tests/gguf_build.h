@@ -194,16 +194,21 @@ struct test_model_options {
     int n_layer, n_embd, n_head, n_head_kv, head_dim, n_ff; /* [4, 64, 4, 2, 16, 128] */
     int n_vocab;                                            /* [320]; at least 280 */
     int n_ctx;                                              /* [2048] positions trained for */
-    enum ggml_type type;   /* of the matrices [f32]; where a row is no multiple of its block, f16 */
-    uint64_t seed;         /* of the weights */
-    bool tied;             /* no output.weight */
-    bool bias;             /* q, k, v biases (llama: also attention output and ffn) */
-    bool fused;            /* attn_qkv in place of attn_q, attn_k, attn_v: the same numbers */
-    bool output_bias;      /* qwen2 only */
-    bool rope_freqs;       /* llama only: rope_freqs.weight */
-    float yarn_factor;     /* [none] */
-    const char *name;      /* [tiny random model] */
-    const char *extra_key; /* [none] "ARCH." is put before it */
+    enum ggml_type type;         /* of the matrices [f32]; where a row is no multiple of its block, f16 */
+    uint64_t seed;               /* of the weights */
+    bool tied;                   /* no output.weight */
+    bool bias;                   /* q, k, v biases (llama: also attention output and ffn) */
+    bool fused;                  /* attn_qkv in place of attn_q, attn_k, attn_v: the same numbers */
+    bool output_bias;            /* qwen2 only */
+    bool rope_freqs;             /* llama only: rope_freqs.weight */
+    int n_expert;                /* [qwen3moe: 8; others: none] experts in place of the feed-forward */
+    int n_expert_used;           /* [2] */
+    int n_ff_exp;                /* [n_ff / 2] of each expert; qwen3moe only, others have n_ff */
+    bool flat_router;            /* all experts are equally good */
+    int said_experts, said_used; /* [as it is] what the keys say */
+    float yarn_factor;           /* [none] */
+    const char *name;            /* [tiny random model] */
+    const char *extra_key;       /* [none] "ARCH." is put before it */
     float extra_value;
     const char *spoiled; /* [none] the tensor whose last number is `spoil` (f32 or f16) */
     float spoil;
@@ -252,6 +257,19 @@ static inline void tm_put(struct test_model_writer *w, const char *name, enum gg
     gb_tensor(&w->parts[w->next], name, type, ne1 ? 2 : 1, (const int64_t[]){ne0, ne1}, data, bytes);
     w->next = (w->next + 1) % w->n_parts;
     w->tensors++;
+}
+
+/* A matrix for each expert. */
+static inline void tm_stack(struct test_model_writer *w, const char *name, int64_t ne0, int64_t ne1)
+{
+    enum ggml_type type;
+    size_t bytes;
+    const int64_t n = w->o->n_expert;
+    void *data = tm_numbers(w->o, name, ne0, ne1 * n, 1.5f / sqrtf((float)ne0), 0, &type, &bytes);
+    gb_tensor(&w->parts[w->next], name, type, 3, (const int64_t[]){ne0, ne1, n}, data, bytes);
+    w->next = (w->next + 1) % w->n_parts;
+    w->tensors++;
+    free(data);
 }
 
 static inline void tm_tensor(struct test_model_writer *w, const char *name, int64_t ne0, int64_t ne1,
@@ -367,8 +385,9 @@ static inline void tm_key_f32(struct gguf_build *b, const char *arch, const char
     gb_f32(b, key, v);
 }
 
-static inline struct test_model_options tm_defaults(const struct test_model_options *o)
+static inline struct test_model_options tm_defaults(const char *arch, const struct test_model_options *o)
 {
+    const bool moe = strcmp(arch, "qwen3moe") == 0;
     struct test_model_options r = o ? *o : (struct test_model_options){0};
 #define TM_DEFAULT(field, value) r.field = r.field ? r.field : (value)
     TM_DEFAULT(n_layer, 4);
@@ -380,6 +399,9 @@ static inline struct test_model_options tm_defaults(const struct test_model_opti
     TM_DEFAULT(n_vocab, 320);
     TM_DEFAULT(n_ctx, 2048);
     TM_DEFAULT(n_parts, 1);
+    TM_DEFAULT(n_expert, moe ? 8 : 0);
+    TM_DEFAULT(n_expert_used, 2);
+    TM_DEFAULT(n_ff_exp, moe ? r.n_ff / 2 : r.n_ff);
 #undef TM_DEFAULT
     PD_ASSERT(r.n_vocab >= 280 && r.n_parts <= 16);
     return r;
@@ -406,9 +428,33 @@ static inline void tm_metadata(struct gguf_build *b, const char *arch, const str
         tm_key_f32(b, arch, "rope.scaling.factor", o->yarn_factor);
         tm_key_u32(b, arch, "rope.scaling.original_context_length", o->n_ctx / 2);
     }
+    if (o->n_expert) {
+        tm_key_u32(b, arch, "expert_count", o->said_experts ? o->said_experts : o->n_expert);
+        tm_key_u32(b, arch, "expert_used_count", o->said_used ? o->said_used : o->n_expert_used);
+        if (strcmp(arch, "qwen3moe") == 0)
+            tm_key_u32(b, arch, "expert_feed_forward_length", o->n_ff_exp);
+    }
     if (o->extra_key)
         tm_key_f32(b, arch, o->extra_key, o->extra_value);
     tm_tokenizer(b, arch, o->n_vocab, o->chat_template);
+}
+
+static inline void tm_experts(struct test_model_writer *w, int layer)
+{
+    const struct test_model_options *o = w->o;
+    struct test_model_options f32 = *o;
+    char name[64];
+    snprintf(name, sizeof name, "blk.%d.ffn_gate_inp.weight", layer);
+    f32.type = GGML_TYPE_F32;
+    w->o = &f32;
+    tm_tensor(w, name, o->n_embd, o->n_expert, o->flat_router ? 0 : 3.0f / sqrtf((float)o->n_embd), 0);
+    w->o = o;
+    snprintf(name, sizeof name, "blk.%d.ffn_gate_exps.weight", layer);
+    tm_stack(w, name, o->n_embd, o->n_ff_exp);
+    snprintf(name, sizeof name, "blk.%d.ffn_up_exps.weight", layer);
+    tm_stack(w, name, o->n_embd, o->n_ff_exp);
+    snprintf(name, sizeof name, "blk.%d.ffn_down_exps.weight", layer);
+    tm_stack(w, name, o->n_ff_exp, o->n_embd);
 }
 
 static inline void tm_layer(struct test_model_writer *w, const char *arch, int layer)
@@ -430,15 +476,15 @@ static inline void tm_layer(struct test_model_writer *w, const char *arch, int l
         {"attn_k.bias", kv, 0, o->bias && !o->fused},
         {"attn_v.bias", kv, 0, o->bias && !o->fused},
         {"attn_output.bias", o->n_embd, 0, o->bias && llama},
-        {"attn_q_norm.weight", o->head_dim, 0, strcmp(arch, "qwen3") == 0},
-        {"attn_k_norm.weight", o->head_dim, 0, strcmp(arch, "qwen3") == 0},
+        {"attn_q_norm.weight", o->head_dim, 0, strncmp(arch, "qwen3", 5) == 0},
+        {"attn_k_norm.weight", o->head_dim, 0, strncmp(arch, "qwen3", 5) == 0},
         {"ffn_norm.weight", o->n_embd, 0, true},
-        {"ffn_gate.weight", o->n_embd, o->n_ff, true},
-        {"ffn_up.weight", o->n_embd, o->n_ff, true},
-        {"ffn_down.weight", o->n_ff, o->n_embd, true},
-        {"ffn_gate.bias", o->n_ff, 0, o->bias && llama},
-        {"ffn_up.bias", o->n_ff, 0, o->bias && llama},
-        {"ffn_down.bias", o->n_embd, 0, o->bias && llama},
+        {"ffn_gate.weight", o->n_embd, o->n_ff, !o->n_expert},
+        {"ffn_up.weight", o->n_embd, o->n_ff, !o->n_expert},
+        {"ffn_down.weight", o->n_ff, o->n_embd, !o->n_expert},
+        {"ffn_gate.bias", o->n_ff, 0, o->bias && llama && !o->n_expert},
+        {"ffn_up.bias", o->n_ff, 0, o->bias && llama && !o->n_expert},
+        {"ffn_down.bias", o->n_embd, 0, o->bias && llama && !o->n_expert},
     };
     for (size_t i = 0; i < PD_COUNT(list); i++) {
         char name[64];
@@ -448,18 +494,20 @@ static inline void tm_layer(struct test_model_writer *w, const char *arch, int l
             tm_tensor(w, name, list[i].ne0, list[i].ne1,
                       list[i].ne1 ? 1.5f / sqrtf((float)list[i].ne0) : 0.1f, norm ? 1 : 0);
     }
+    if (o->n_expert)
+        tm_experts(w, layer);
     if (o->fused)
         tm_fused(w, layer, "weight", o->n_embd, 1.5f / sqrtf((float)o->n_embd));
     if (o->fused && o->bias)
         tm_fused(w, layer, "bias", 0, 0.1f);
 }
 
-/* Write a tiny model of `arch` ("llama", "qwen2", "qwen3"; any other name gets llama's tensors). Aborts if the file
+/* Write a tiny model of `arch` ("llama", "qwen2", "qwen3", "qwen3moe"; any other name gets llama's tensors). Aborts if the file
  * cannot be written. With n_parts the siblings' names are derived from `path`. */
 static inline void test_build_model(const char *arch, const struct test_model_options *options,
                                     const char *path)
 {
-    struct test_model_options o = tm_defaults(options);
+    struct test_model_options o = tm_defaults(arch, options);
     struct test_model_writer *w = mem_new(1, sizeof *w);
     w->n_parts = o.n_parts;
     w->o = &o;

@@ -139,6 +139,15 @@ static enum pd_status gather(struct facts *f, const struct gguf *g, int stages, 
     return model_cut(&f->model, stages, f->first, err);
 }
 
+/* What a token reads of a stage: what its time goes by. */
+static uint64_t stage_load(const struct facts *f, int stage)
+{
+    uint64_t sum = stage == f->stages - 1 ? f->model.head_bytes : 0;
+    for (int i = f->first[stage]; i < f->first[stage + 1]; i++)
+        sum += f->model.layer_read_bytes[i];
+    return sum;
+}
+
 static uint64_t stage_bytes(const struct facts *f, int stage)
 {
     uint64_t sum = stage == f->stages - 1 ? f->model.head_bytes : 0;
@@ -177,6 +186,10 @@ static void print_model(struct facts *f)
            (double)f->parameters / (f->parameters < 1e9 ? 1e6 : 1e9),
            f->parameters < 1e9 ? "million" : "billion", gguf_tensor_count(f->g));
     printf("%-15s %d of width %d, feed-forward %d\n", "layers", m->n_layer, m->n_embd, m->n_ff);
+    if (m->n_expert)
+        printf("%-15s %d, of which a token takes %d, feed-forward %d each; it reads %s of %s\n", "experts",
+               m->n_expert, m->n_expert_used, m->n_ff_exp, human(m->read_bytes, "B"),
+               human(m->weights_bytes, "B"));
     printf("%-15s %d heads of %d, %d for keys and values\n", "attention", m->n_head, m->head_dim,
            m->n_head_kv);
     printf("%-15s base %g, %d dimensions%s%s\n", "rotation", (double)p->rope_base, p->n_rot,
@@ -241,8 +254,8 @@ static void print_cut(const struct facts *f)
 {
     uint64_t largest = 0, all = 0;
     for (int s = 0; s < f->stages; s++) {
-        largest = PD_MAX(largest, stage_bytes(f, s));
-        all += stage_bytes(f, s);
+        largest = PD_MAX(largest, stage_load(f, s));
+        all += stage_load(f, s);
     }
     printf("\n%-6s %-10s %10s %8s\n", "stage", "layers", "bytes", "load");
     for (int s = 0; s < f->stages; s++) {
@@ -250,10 +263,10 @@ static void print_cut(const struct facts *f)
         snprintf(span, sizeof span, f->first[s + 1] - f->first[s] > 1 ? "%d-%d" : "%d", f->first[s],
                  f->first[s + 1] - 1);
         printf("%-6d %-10s %10s %7.0f%%%s%s\n", s, span, human(stage_bytes(f, s), "B"),
-               100.0 * (double)stage_bytes(f, s) / (double)largest, s == 0 ? "  + embedding" : "",
+               100.0 * (double)stage_load(f, s) / (double)largest, s == 0 ? "  + embedding" : "",
                s == f->stages - 1 ? "  with the head" : "");
     }
-    printf("The largest stage sets the step: %s, %.2f times the mean.\n", human(largest, "B"),
+    printf("The largest stage sets the step: %s a token, %.2f times the mean.\n", human(largest, "B"),
            (double)largest * f->stages / (double)all);
 }
 
@@ -274,6 +287,9 @@ static void json_model(yyjson_mut_doc *d, yyjson_mut_val *o, struct facts *f)
     yyjson_mut_obj_add_int(d, o, "n_layer", m->n_layer);
     yyjson_mut_obj_add_int(d, o, "n_embd", m->n_embd);
     yyjson_mut_obj_add_int(d, o, "n_ff", m->n_ff);
+    yyjson_mut_obj_add_int(d, o, "n_expert", m->n_expert);
+    yyjson_mut_obj_add_int(d, o, "n_expert_used", m->n_expert_used);
+    yyjson_mut_obj_add_int(d, o, "n_ff_exp", m->n_ff_exp);
     yyjson_mut_obj_add_int(d, o, "n_head", m->n_head);
     yyjson_mut_obj_add_int(d, o, "n_head_kv", m->n_head_kv);
     yyjson_mut_obj_add_int(d, o, "head_dim", m->head_dim);
@@ -283,6 +299,7 @@ static void json_model(yyjson_mut_doc *d, yyjson_mut_val *o, struct facts *f)
     yyjson_mut_obj_add_uint(d, o, "kv_bytes_per_position", f->kv_bytes);
     yyjson_mut_obj_add_bool(d, o, "tied_head", m->tied_head);
     yyjson_mut_obj_add_uint(d, o, "weights_bytes", m->weights_bytes);
+    yyjson_mut_obj_add_uint(d, o, "bytes_per_token", m->read_bytes);
     yyjson_mut_obj_add_uint(d, o, "embed_bytes", m->embed_bytes);
     yyjson_mut_obj_add_uint(d, o, "head_bytes", m->head_bytes);
     yyjson_mut_obj_add_val(d, o, "layer_bytes",
@@ -325,6 +342,7 @@ static void json_lists(yyjson_mut_doc *d, yyjson_mut_val *o, const struct facts 
         yyjson_mut_obj_add_int(d, e, "layer_first", f->first[s]);
         yyjson_mut_obj_add_int(d, e, "layer_count", f->first[s + 1] - f->first[s]);
         yyjson_mut_obj_add_uint(d, e, "bytes", stage_bytes(f, s));
+        yyjson_mut_obj_add_uint(d, e, "bytes_per_token", stage_load(f, s));
     }
 }
 

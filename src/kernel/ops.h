@@ -59,6 +59,10 @@ struct ops {
     void (*norm)(const float *x, const float *weight, int n, float eps, float *out);
     /* x[n] += y */
     void (*add)(float *x, const float *y, int n);
+    /* x[n] += y * by, the product rounded first */
+    void (*add_scaled)(float *x, const float *y, float by, int n);
+    /* x[n] to e^(x - the largest) / their sum; x has room for n rounded up to a multiple of 16. */
+    void (*softmax)(float *x, int n);
     /* x[n_rot] turned by the angles whose cosines and sines [n_rot / 2] are given. far: pairs are (i, i + n_rot / 2),
      * else (2 i, 2 i + 1). */
     void (*rotate)(float *x, const float *cosine, const float *sine, int n_rot, bool far);

@@ -56,6 +56,12 @@ static void add(float *x, const float *y, int n)
         x[i] += y[i];
 }
 
+static void add_scaled(float *x, const float *y, float by, int n)
+{
+    for (int i = 0; i < n; i++)
+        x[i] += y[i] * by;
+}
+
 static void rotate(float *x, const float *cosine, const float *sine, int n_rot, bool far)
 {
     const int step = far ? 1 : 2, other = far ? n_rot / 2 : 1;
@@ -284,7 +290,7 @@ LANE_INLINE void score_tail(enum kv_form form, const struct attention *a, int he
 }
 
 /* Scores to weights; returns their sum. */
-static float softmax(float *score, int n)
+static float to_weights(float *score, int n)
 {
     vf top[H], sum[H];
     const int padded = (n + LANES - 1) / LANES * LANES;
@@ -307,6 +313,13 @@ static float softmax(float *score, int n)
             sum[h] += e;
         }
     return join_sum(sum);
+}
+
+static void softmax(float *x, int n)
+{
+    const float total = to_weights(x, n);
+    for (int i = 0; i < n; i++)
+        x[i] /= total;
 }
 
 /* Output elements d .. d + 16 C - 1 of G vectors, as far as the first `shared` slots go. */
@@ -399,7 +412,7 @@ LANE_INLINE void attend_group(enum kv_form form, struct group *s)
     WITH_SIZE(SCORE)
     for (int g = 0; g < s->n; g++) {
         score_tail(form, s->a, s->head, s->shared, &s->v[g]);
-        total[g] = softmax(s->v[g].score, s->v[g].n);
+        total[g] = to_weights(s->v[g].score, s->v[g].n);
     }
     WITH_SIZE(MIX)
     for (int g = 0; g < s->n; g++)
@@ -453,6 +466,8 @@ static void attend(const struct attention *a, int first, int end, void *scratch)
 
 const struct ops PD_OPS = {.norm = norm,
                            .add = add,
+                           .add_scaled = add_scaled,
+                           .softmax = softmax,
                            .rotate = rotate,
                            .silu_mul = silu_mul,
                            .gelu_mul = gelu_mul,

@@ -5,37 +5,44 @@
 #include <stdio.h>
 #include <string.h>
 
-#define BIT(id) (1u << (id))
-_Static_assert(ARCH_TENSOR_COUNT <= 32, "the masks have 32 bits");
+#define BIT(id) ((uint64_t)1 << (id))
+_Static_assert(ARCH_TENSOR_COUNT <= 64, "the masks have 64 bits");
 
-enum {
-    GLOBAL = BIT(ARCH_TOKEN_EMBD) | BIT(ARCH_OUTPUT_NORM),
-    ATTENTION =
-        BIT(ARCH_ATTN_NORM) | BIT(ARCH_ATTN_Q) | BIT(ARCH_ATTN_K) | BIT(ARCH_ATTN_V) | BIT(ARCH_ATTN_OUT),
-    FFN = BIT(ARCH_FFN_NORM) | BIT(ARCH_FFN_GATE) | BIT(ARCH_FFN_UP) | BIT(ARCH_FFN_DOWN),
-    QK_NORM = BIT(ARCH_ATTN_Q_NORM) | BIT(ARCH_ATTN_K_NORM),
-    QKV_BIAS = BIT(ARCH_ATTN_Q_BIAS) | BIT(ARCH_ATTN_K_BIAS) | BIT(ARCH_ATTN_V_BIAS),
-    FUSED = BIT(ARCH_ATTN_QKV) | BIT(ARCH_ATTN_QKV_BIAS),
-    OTHER_BIAS =
-        BIT(ARCH_ATTN_OUT_BIAS) | BIT(ARCH_FFN_GATE_BIAS) | BIT(ARCH_FFN_UP_BIAS) | BIT(ARCH_FFN_DOWN_BIAS),
-};
+#define GLOBAL (BIT(ARCH_TOKEN_EMBD) | BIT(ARCH_OUTPUT_NORM))
+#define ATTENTION                                                                                            \
+    (BIT(ARCH_ATTN_NORM) | BIT(ARCH_ATTN_Q) | BIT(ARCH_ATTN_K) | BIT(ARCH_ATTN_V) | BIT(ARCH_ATTN_OUT))
+#define COMMON   (GLOBAL | ATTENTION | BIT(ARCH_FFN_NORM))
+#define FFN      (BIT(ARCH_FFN_GATE) | BIT(ARCH_FFN_UP) | BIT(ARCH_FFN_DOWN))
+#define FFN_BIAS (BIT(ARCH_FFN_GATE_BIAS) | BIT(ARCH_FFN_UP_BIAS) | BIT(ARCH_FFN_DOWN_BIAS))
+#define EXPERT_FFN                                                                                           \
+    (BIT(ARCH_FFN_ROUTER) | BIT(ARCH_FFN_GATE_EXPS) | BIT(ARCH_FFN_UP_EXPS) | BIT(ARCH_FFN_DOWN_EXPS))
+#define QK_NORM  (BIT(ARCH_ATTN_Q_NORM) | BIT(ARCH_ATTN_K_NORM))
+#define QKV_BIAS (BIT(ARCH_ATTN_Q_BIAS) | BIT(ARCH_ATTN_K_BIAS) | BIT(ARCH_ATTN_V_BIAS))
+#define FUSED    (BIT(ARCH_ATTN_QKV) | BIT(ARCH_ATTN_QKV_BIAS))
 
 static const struct arch entries[] = {
     {.name = "llama",
      .rope_neox = false,
      .act = ARCH_ACT_SILU,
-     .required = GLOBAL | ATTENTION | FFN,
-     .optional = BIT(ARCH_OUTPUT) | BIT(ARCH_ROPE_FREQS) | FUSED | QKV_BIAS | OTHER_BIAS},
+     .every = {COMMON, BIT(ARCH_OUTPUT) | BIT(ARCH_ROPE_FREQS) | FUSED | QKV_BIAS | BIT(ARCH_ATTN_OUT_BIAS)},
+     .dense = {FFN, FFN_BIAS},
+     .experts = {EXPERT_FFN, 0}},
     {.name = "qwen2",
      .rope_neox = true,
      .act = ARCH_ACT_SILU,
-     .required = GLOBAL | ATTENTION | FFN,
-     .optional = BIT(ARCH_OUTPUT) | BIT(ARCH_OUTPUT_BIAS) | FUSED | QKV_BIAS},
+     .every = {COMMON, BIT(ARCH_OUTPUT) | BIT(ARCH_OUTPUT_BIAS) | FUSED | QKV_BIAS},
+     .dense = {FFN, 0}},
     {.name = "qwen3",
      .rope_neox = true,
      .act = ARCH_ACT_SILU,
-     .required = GLOBAL | ATTENTION | FFN | QK_NORM,
-     .optional = BIT(ARCH_OUTPUT) | FUSED | QKV_BIAS},
+     .every = {COMMON | QK_NORM, BIT(ARCH_OUTPUT) | FUSED | QKV_BIAS},
+     .dense = {FFN, 0}},
+    {.name = "qwen3moe",
+     .rope_neox = true,
+     .act = ARCH_ACT_SILU,
+     .every = {COMMON | QK_NORM, BIT(ARCH_OUTPUT) | FUSED | QKV_BIAS},
+     .experts = {EXPERT_FFN, 0},
+     .expert_length = true},
 };
 
 const struct arch *arch_find(const char *name)
@@ -48,19 +55,19 @@ const struct arch *arch_find(const char *name)
 
 const char *arch_known(void)
 {
-    return "llama, qwen2, qwen3";
+    return "llama, qwen2, qwen3, qwen3moe";
 }
 
 /* ---- tensors ---- */
 
-enum dim { ONE, EMBD, VOCAB, Q, KV, QKV, HEAD, FF, ROT_HALF };
+enum dim { ONE, EMBD, VOCAB, Q, KV, QKV, HEAD, FF, ROT_HALF, EXPERTS, FF_EXP };
 
 static const struct slot {
     const char *name;
     bool per_layer;
-    enum dim d0, d1;
+    enum dim d[3];
 } slots[ARCH_TENSOR_COUNT] = {
-#define SLOT(id, name, per_layer, d0, d1) [id] = {name, per_layer, d0, d1},
+#define SLOT(id, name, per_layer, d0, d1, d2) [id] = {name, per_layer, {d0, d1, d2}},
     ARCH_TENSOR_LIST(SLOT)
 #undef SLOT
 };
@@ -86,8 +93,17 @@ static int64_t dim_value(const struct arch_params *p, enum dim d)
         return p->n_ff;
     case ROT_HALF:
         return p->n_rot / 2;
+    case EXPERTS:
+        return p->n_expert;
+    case FF_EXP:
+        return p->n_ff_exp;
     }
     return 0;
+}
+
+int arch_tensor_dims(enum arch_tensor_id id)
+{
+    return slots[id].d[1] == ONE ? 1 : slots[id].d[2] == ONE ? 2 : 3;
 }
 
 void arch_tensor_name(char text[64], enum arch_tensor_id id, int layer)
@@ -150,6 +166,29 @@ static bool usable_matrix(int type)
                                      ggml_get_type_traits((enum ggml_type)type)->to_float != NULL);
 }
 
+/* What must or may be there in this layer, or outside of layers. */
+static struct arch_tensors tensors_of(const struct arch_params *p, int layer)
+{
+    const struct arch *a = p->arch;
+    const struct arch_tensors *ffn = p->layers[layer].ffn == ARCH_FFN_EXPERTS ? &a->experts : &a->dense;
+    return (struct arch_tensors){a->every.required | ffn->required, a->every.optional | ffn->optional};
+}
+
+static enum pd_status check_shape(const struct arch_params *p, const struct gguf *g, enum arch_tensor_id id,
+                                  const struct gguf_tensor *t, struct pd_error *err)
+{
+    int64_t d[3];
+    for (int i = 0; i < 3; i++)
+        d[i] = dim_value(p, slots[id].d[i]);
+    if (t->ne[0] == d[0] && t->ne[1] == d[1] && t->ne[2] == d[2] && t->ne[3] == 1)
+        return PD_OK;
+    return error_set(err, PD_ERR_FORMAT,
+                     "%s: the tensor '%s' has shape [%lld, %lld, %lld, %lld]; the hyperparameters ask for "
+                     "[%lld, %lld, %lld]",
+                     gguf_path(g), t->name, (long long)t->ne[0], (long long)t->ne[1], (long long)t->ne[2],
+                     (long long)t->ne[3], (long long)d[0], (long long)d[1], (long long)d[2]);
+}
+
 static enum pd_status check_tensor(const struct arch_params *p, const struct gguf *g, enum arch_tensor_id id,
                                    int layer, struct pd_error *err)
 {
@@ -158,30 +197,28 @@ static enum pd_status check_tensor(const struct arch_params *p, const struct ggu
     const struct gguf_tensor *t = gguf_tensor(g, name);
     enum arch_tensor_id fused = fused_of(id);
     bool in_fused = fused < ARCH_TENSOR_COUNT && arch_tensor(g, fused, layer);
+    const struct arch_tensors fit = tensors_of(p, layer);
     if (t && in_fused)
         return error_set(err, PD_ERR_FORMAT,
                          "%s: the tensor '%s' is there twice: a fused attn_qkv holds it too", gguf_path(g),
                          name);
-    if (!t && !in_fused && (p->arch->required & BIT(id)))
+    if (!t && !in_fused && (fit.required & BIT(id)))
         return error_set(err, PD_ERR_FORMAT, "%s: the tensor '%s' is missing", gguf_path(g), name);
     if (!t)
         return PD_OK;
-    if (!((p->arch->required | p->arch->optional) & BIT(id)))
-        return error_set(err, PD_ERR_UNSUPPORTED, "%s: the tensor '%s' is not supported in architecture '%s'",
-                         gguf_path(g), name, p->arch->name);
-    int64_t d0 = dim_value(p, slots[id].d0), d1 = dim_value(p, slots[id].d1);
-    if (t->ne[0] != d0 || t->ne[1] != d1 || t->ne[2] != 1 || t->ne[3] != 1)
-        return error_set(
-            err, PD_ERR_FORMAT,
-            "%s: the tensor '%s' has shape [%lld, %lld, %lld, %lld]; the hyperparameters ask for "
-            "[%lld, %lld]",
-            gguf_path(g), name, (long long)t->ne[0], (long long)t->ne[1], (long long)t->ne[2],
-            (long long)t->ne[3], (long long)d0, (long long)d1);
-    if (slots[id].d1 == ONE ? t->type != GGML_TYPE_F32 : !usable_matrix(t->type))
+    if (!((fit.required | fit.optional) & BIT(id)))
+        return error_set(err, PD_ERR_UNSUPPORTED,
+                         "%s: the tensor '%s' is not supported in architecture '%s'%s", gguf_path(g), name,
+                         p->arch->name, p->layers[layer].ffn == ARCH_FFN_EXPERTS ? " with experts" : "");
+    enum pd_status status = check_shape(p, g, id, t, err);
+    if (status)
+        return status;
+    bool vector = arch_tensor_dims(id) == 1;
+    if (vector ? t->type != GGML_TYPE_F32 : !usable_matrix(t->type))
         return error_set(err, PD_ERR_UNSUPPORTED, "%s: the tensor '%s' has type %s%s", gguf_path(g), name,
                          ggml_type_name((enum ggml_type)t->type),
-                         slots[id].d1 == ONE ? "; only f32 is supported for norms and biases"
-                                             : ", which cannot be multiplied with");
+                         vector ? "; only f32 is supported for norms and biases"
+                                : ", which cannot be multiplied with");
     return PD_OK;
 }
 
@@ -333,11 +370,36 @@ static void read_rope(struct reader *r, struct arch_params *p)
 static void refuse_variants(struct reader *r)
 {
     static const char *const scales[] = {"logit_scale", "residual_scale", "embedding_scale"};
-    if (find_key(r, "expert_count") && gguf_u32(r->g, r->key, 1) != 0)
-        refuse(r, PD_ERR_UNSUPPORTED, "is not zero: mixtures of experts are not supported");
     for (size_t i = 0; i < PD_COUNT(scales); i++)
         if (find_key(r, scales[i]) && gguf_f32(r->g, r->key, 0) != 1 && gguf_f32(r->g, r->key, 1) != 0)
             refuse(r, PD_ERR_UNSUPPORTED, "is not 1, which is not supported");
+}
+
+/* How many experts, how many of them a row takes, and how wide they are. */
+static void read_experts(struct reader *r, struct arch_params *p)
+{
+    enum { EXPERTS_MAX = 1024, USED_MAX = 64 };
+    const bool none = !find_key(r, "expert_count") || gguf_u32(r->g, r->key, 1) == 0;
+    if (none && !p->arch->dense.required)
+        refuse(r, PD_ERR_FORMAT, "must be there and not zero: the architecture is one of experts");
+    if (!none && !p->arch->experts.required)
+        refuse(r, PD_ERR_UNSUPPORTED, "is not zero: experts are not supported in this architecture");
+    if (none || r->status)
+        return;
+    p->n_expert = read_int(r, "expert_count", EXPERTS_MAX, -1);
+    p->n_expert_used = read_int(r, "expert_used_count", USED_MAX, -1);
+    if (p->n_expert_used > p->n_expert)
+        refuse(r, PD_ERR_FORMAT, "is more than there are experts");
+    p->n_ff_exp = p->n_ff;
+    if (p->arch->expert_length)
+        p->n_ff_exp =
+            read_int(r, "expert_feed_forward_length", 1 << 22, PD_MAX(p->n_ff / p->n_expert_used, 1));
+}
+
+static void plan_layers(struct arch_params *p)
+{
+    for (int l = 0; l < p->n_layer; l++)
+        p->layers[l].ffn = p->n_expert ? ARCH_FFN_EXPERTS : ARCH_FFN_DENSE;
 }
 
 /* The embedding has a row for each token, and may have more (padding). */
@@ -371,13 +433,15 @@ enum pd_status arch_read(struct arch_params *p, const struct gguf *g, struct pd_
         return error_set(err, PD_ERR_UNSUPPORTED, "%s: architecture '%.60s' is not supported (known: %s)",
                          gguf_path(g), name, arch_known());
     struct reader r = {.g = g, .arch = p->arch->name, .err = err};
-    p->n_layer = read_int(&r, "block_count", 1024, -1);
+    p->n_layer = read_int(&r, "block_count", ARCH_LAYERS_MAX, -1);
     p->n_embd = read_int(&r, "embedding_length", 1 << 18, -1);
-    p->n_ff = read_int(&r, "feed_forward_length", 1 << 22, -1);
+    p->n_ff = read_int(&r, "feed_forward_length", 1 << 22, p->arch->expert_length ? 1 : -1);
     p->ctx_train = read_int(&r, "context_length", 1 << 30, -1);
     read_attention(&r, p);
     read_rope(&r, p);
     refuse_variants(&r);
+    read_experts(&r, p);
+    plan_layers(p);
     read_vocab(&r, p);
     return r.status;
 }

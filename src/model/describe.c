@@ -24,6 +24,26 @@ static int layer_of(const char *name)
     return strncmp(name, "blk.", 4) == 0 ? atoi(name + 4) : -1;
 }
 
+/* Of a layer's experts those that a token does not take. */
+static uint64_t idle_bytes(const struct arch_params *p, const struct gguf *g, int layer)
+{
+    uint64_t bytes = 0;
+    for (int id = 0; id < ARCH_TENSOR_COUNT; id++) {
+        const bool stack = arch_tensor_dims((enum arch_tensor_id)id) == 3;
+        const struct gguf_tensor *t = stack ? arch_tensor(g, (enum arch_tensor_id)id, layer) : NULL;
+        if (t)
+            bytes += t->bytes / (uint64_t)p->n_expert * (uint64_t)(p->n_expert - p->n_expert_used);
+    }
+    return bytes;
+}
+
+static uint64_t head_bytes(const struct gguf *g)
+{
+    const struct gguf_tensor *bias = arch_tensor(g, ARCH_OUTPUT_BIAS, 0);
+    return arch_tensor(g, ARCH_OUTPUT, 0)->bytes + arch_tensor(g, ARCH_OUTPUT_NORM, 0)->bytes +
+           (bias ? bias->bytes : 0);
+}
+
 enum pd_status model_describe(struct model_info *info, const struct gguf *g, struct arena *a,
                               struct pd_error *err)
 {
@@ -32,6 +52,7 @@ enum pd_status model_describe(struct model_info *info, const struct gguf *g, str
     if (st || (st = arch_check(&p, g, err)))
         return st;
     uint64_t *layer_bytes = arena_take(a, (size_t)p.n_layer * sizeof *layer_bytes);
+    uint64_t *read_bytes = arena_take(a, (size_t)p.n_layer * sizeof *read_bytes);
     uint64_t all = 0;
     for (size_t i = 0; i < gguf_tensor_count(g); i++) {
         const struct gguf_tensor *t = gguf_tensor_at(g, i);
@@ -40,7 +61,8 @@ enum pd_status model_describe(struct model_info *info, const struct gguf *g, str
             layer_bytes[layer] += t->bytes;
         all += t->bytes;
     }
-    const struct gguf_tensor *bias = arch_tensor(g, ARCH_OUTPUT_BIAS, 0);
+    for (int l = 0; l < p.n_layer; l++)
+        read_bytes[l] = layer_bytes[l] - idle_bytes(&p, g, l);
     *info = (struct model_info){
         .arch = p.arch->name,
         .name = model_name(g, a),
@@ -50,22 +72,28 @@ enum pd_status model_describe(struct model_info *info, const struct gguf *g, str
         .n_head_kv = p.n_head_kv,
         .head_dim = p.head_dim,
         .n_ff = p.n_ff,
+        .n_expert = p.n_expert,
+        .n_expert_used = p.n_expert_used,
+        .n_ff_exp = p.n_ff_exp,
         .n_vocab = p.n_vocab,
         .ctx_train = p.ctx_train,
         .tied_head = arch_tensor(g, ARCH_OUTPUT, 0) == arch_tensor(g, ARCH_TOKEN_EMBD, 0),
         .weights_bytes = all,
         .embed_bytes = arch_tensor(g, ARCH_TOKEN_EMBD, 0)->bytes,
-        .head_bytes = arch_tensor(g, ARCH_OUTPUT, 0)->bytes + arch_tensor(g, ARCH_OUTPUT_NORM, 0)->bytes +
-                      (bias ? bias->bytes : 0),
+        .head_bytes = head_bytes(g),
         .layer_bytes = layer_bytes,
+        .layer_read_bytes = read_bytes,
     };
+    info->read_bytes = info->head_bytes;
+    for (int l = 0; l < p.n_layer; l++)
+        info->read_bytes += read_bytes[l];
     return PD_OK;
 }
 
 /* What layer i costs; the head goes wherever the last layer goes. */
 static uint64_t cost(const struct model_info *info, int i)
 {
-    return info->layer_bytes[i] + (i == info->n_layer - 1 ? info->head_bytes : 0);
+    return info->layer_read_bytes[i] + (i == info->n_layer - 1 ? info->head_bytes : 0);
 }
 
 /* How many stages a greedy cut needs so that none exceeds `cap`; INT32_MAX if a single layer does. */

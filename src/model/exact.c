@@ -1,28 +1,11 @@
 /* The exact form of the operations: each computes at once, its work shared out among a team of threads. What is too
  * small to share stays with the caller. Between two operations the batch may be stopped. */
-#include "model/model_impl.h"
+#include "model/exact.h"
 
 #include <stdlib.h>
 #include <string.h>
 
-enum {
-    PIECE = 16384,      /* elements of cheap work that are worth handing to another thread */
-    TILE_BYTES = 32768, /* of weights */
-};
-
-/* A batch, or hidden states for the head, on their way through the operations. */
-struct run {
-    struct model *m;
-    struct exact *e;
-    struct team *team;
-    const struct batch *b; /* NULL in the head */
-    int n;                 /* rows */
-    const float *hidden;
-    struct pd_error *err;
-    enum pd_status status;
-};
-
-static int width_of(const struct model *m, enum reg r)
+int exact_width(const struct model *m, enum reg r)
 {
     const struct arch_params *p = &m->p;
     switch (r) {
@@ -35,6 +18,13 @@ static int width_of(const struct model *m, enum reg r)
     case REG_GATE:
     case REG_UP:
         return p->n_ff;
+    case REG_ROUTER:
+        return p->n_expert;
+    case REG_EXP_GATE:
+    case REG_EXP_UP:
+        return p->n_expert_used * p->n_ff_exp;
+    case REG_EXP_OUT:
+        return p->n_expert_used * p->n_embd;
     case REG_LOGITS:
         return p->n_vocab;
     default:
@@ -42,28 +32,27 @@ static int width_of(const struct model *m, enum reg r)
     }
 }
 
-static float *row_of(const struct run *r, enum reg reg, int row)
+float *exact_row(const struct run *r, enum reg reg, int row)
 {
-    return r->e->reg[reg] + (size_t)row * (size_t)width_of(r->m, reg);
+    return r->e->reg[reg] + (size_t)row * (size_t)exact_width(r->m, reg);
 }
 
-static bool go_on(struct run *r)
+bool exact_go_on(struct run *r)
 {
     if (r->m->stop && r->m->stop(r->m->stop_user))
         r->status = error_set(r->err, PD_ERR_CANCELLED, "the batch was stopped");
     return !r->status;
 }
 
-/* Items that a thread takes at least, where one costs `cost` elements of cheap work. */
-static int grain(int cost)
+int exact_grain(int cost)
 {
     return PD_MAX(PIECE / PD_MAX(cost, 1), 1);
 }
 
 static const float *vector(const struct run *r, int layer, enum arch_tensor_id id)
 {
-    const struct weight *w = model_weight(r->m, layer, id);
-    return w->tensor ? w->tensor->data : NULL;
+    const struct weight *w = id == ARCH_NO_TENSOR ? NULL : model_weight(r->m, layer, id);
+    return w && w->tensor ? w->tensor->data : NULL;
 }
 
 /* ---- input ---- */
@@ -85,10 +74,10 @@ static bool exact_input(void *self)
     struct run *r = self;
     if (r->b && r->m->o.embed)
         for (int i = 0; i < r->n; i++)
-            embed_row(r->m, r->b->rows[i].token, row_of(r, REG_X, i));
+            embed_row(r->m, r->b->rows[i].token, exact_row(r, REG_X, i));
     else
         memcpy(r->e->reg[REG_X], r->hidden, (size_t)r->n * (size_t)r->m->p.n_embd * sizeof(float));
-    return go_on(r);
+    return exact_go_on(r);
 }
 
 /* ---- norms, activation, sums ---- */
@@ -104,16 +93,16 @@ static void norm_rows(void *user, int first, int end, int thread)
     (void)thread;
     const struct norm_job *j = user;
     for (int i = first; i < end; i++)
-        j->r->e->ops->norm(row_of(j->r, j->in, i), j->weight, width_of(j->r->m, j->in), j->r->m->p.rms_eps,
-                           row_of(j->r, j->out, i));
+        j->r->e->ops->norm(exact_row(j->r, j->in, i), j->weight, exact_width(j->r->m, j->in),
+                           j->r->m->p.rms_eps, exact_row(j->r, j->out, i));
 }
 
 static bool exact_norm(void *self, int layer, enum reg out, enum reg in, enum arch_tensor_id weight)
 {
     struct run *r = self;
     struct norm_job j = {r, out, in, vector(r, layer, weight)};
-    team_for(r->team, r->n, grain(width_of(r->m, in)), norm_rows, &j);
-    return go_on(r);
+    team_for(r->team, r->n, exact_grain(exact_width(r->m, in)), norm_rows, &j);
+    return exact_go_on(r);
 }
 
 /* Element by element, so that the batch's matrix can be cut anywhere. */
@@ -136,10 +125,10 @@ static void pair_items(void *user, int first, int end, int thread)
 static bool by_pairs(struct run *r, enum reg to, enum reg from, void (*fn)(float *, const float *, int),
                      int cost)
 {
-    struct pair_job j = {r->e->reg[to], r->e->reg[from], (size_t)r->n * (size_t)width_of(r->m, to), fn};
+    struct pair_job j = {r->e->reg[to], r->e->reg[from], (size_t)r->n * (size_t)exact_width(r->m, to), fn};
     int items = (int)((j.n + PAIR_ITEM - 1) / PAIR_ITEM);
-    team_for(r->team, items, grain(PAIR_ITEM * cost), pair_items, &j);
-    return go_on(r);
+    team_for(r->team, items, exact_grain(PAIR_ITEM * cost), pair_items, &j);
+    return exact_go_on(r);
 }
 
 static bool exact_activate(void *self, enum reg gate, enum reg up)
@@ -158,20 +147,26 @@ static bool exact_add(void *self, enum reg to, enum reg x)
 /* ---- products ---- */
 
 struct act_job {
-    const struct run *r;
+    const struct exact *e;
     enum kernel_act act;
-    enum reg in;
+    int cols;
+    const float *x;
 };
 
 static void quantise_rows(void *user, int first, int end, int thread)
 {
     (void)thread;
     const struct act_job *j = user;
-    const int cols = width_of(j->r->m, j->in);
-    const size_t bytes = kernel_act_bytes(j->act, cols);
+    const size_t bytes = kernel_act_bytes(j->act, j->cols);
     for (int i = first; i < end; i++)
-        kernel_quantise(j->r->e->kernel, j->act, cols, row_of(j->r, j->in, i),
-                        (char *)j->r->e->acts[j->act] + (size_t)i * bytes);
+        kernel_quantise(j->e->kernel, j->act, j->cols, j->x + (size_t)i * (size_t)j->cols,
+                        (char *)j->e->acts[j->act] + (size_t)i * bytes);
+}
+
+void exact_quantise(const struct run *r, enum kernel_act act, int cols, const float *x, int n)
+{
+    struct act_job j = {r->e, act, cols, x};
+    team_for(r->team, n, exact_grain(cols * 2), quantise_rows, &j);
 }
 
 /* The tiles of all products of one input, one matrix after the other. */
@@ -216,7 +211,7 @@ static bool multiply_other(struct run *r, const struct weight *w, enum reg in, e
 {
     r->status = backend_product(&r->m->exact, w->tensor, r->e->reg[in], r->n, r->e->reg[out], r->err);
     for (int i = 0; !r->status && bias && i < r->n; i++)
-        r->e->ops->add(row_of(r, out, i), bias, width_of(r->m, out));
+        r->e->ops->add(exact_row(r, out, i), bias, exact_width(r->m, out));
     return !r->status;
 }
 
@@ -234,10 +229,10 @@ static bool exact_linear(void *self, int layer, enum reg in, const struct linear
                 return false;
             continue;
         }
-        struct act_job act = {r, kernel_act_of(w->packed.type), in};
-        if (!have[act.act])
-            team_for(r->team, r->n, grain(width_of(r->m, in) * 2), quantise_rows, &act);
-        have[act.act] = true;
+        const enum kernel_act act = kernel_act_of(w->packed.type);
+        if (!have[act])
+            exact_quantise(r, act, exact_width(r->m, in), r->e->reg[in], r->n);
+        have[act] = true;
         j.w[j.n] = &w->packed;
         j.bias[j.n] = bias;
         j.out[j.n] = r->e->reg[to[i].out];
@@ -250,7 +245,7 @@ static bool exact_linear(void *self, int layer, enum reg in, const struct linear
         team_for(r->team, tiles, (int)PD_MAX((size_t)TILE_BYTES * (size_t)tiles / bytes, 1), multiply_tiles,
                  &j);
     }
-    return go_on(r);
+    return exact_go_on(r);
 }
 
 /* ---- attention ---- */
@@ -270,7 +265,7 @@ static void rotate_rows(void *user, int first, int end, int thread)
     const struct exact *e = j->r->e;
     for (int i = first; i < end; i++) {
         const size_t at = (size_t)i * (size_t)e->rope.n_pairs;
-        float *x = row_of(j->r, j->reg, i);
+        float *x = exact_row(j->r, j->reg, i);
         for (int h = 0; h < j->n_heads; h++, x += p->head_dim) {
             if (j->head_norm)
                 e->ops->norm(x, j->head_norm, p->head_dim, p->rms_eps, x);
@@ -283,8 +278,8 @@ static bool exact_rotate(void *self, int layer, enum reg x, int n_heads, enum ar
 {
     struct run *r = self;
     struct rotate_job j = {r, x, n_heads, vector(r, layer, head_norm)};
-    team_for(r->team, r->n, grain(width_of(r->m, x) * 2), rotate_rows, &j);
-    return go_on(r);
+    team_for(r->team, r->n, exact_grain(exact_width(r->m, x) * 2), rotate_rows, &j);
+    return exact_go_on(r);
 }
 
 struct store_job {
@@ -299,7 +294,8 @@ static void store_rows(void *user, int first, int end, int thread)
     (void)thread;
     const struct store_job *j = user;
     for (int i = j->at + first; i < j->at + end; i++)
-        j->r->e->ops->store(j->kv, (int)j->r->b->slots[i], row_of(j->r, REG_K, i), row_of(j->r, REG_V, i));
+        j->r->e->ops->store(j->kv, (int)j->r->b->slots[i], exact_row(j->r, REG_K, i),
+                            exact_row(j->r, REG_V, i));
 }
 
 static bool exact_store(void *self, int layer)
@@ -307,9 +303,9 @@ static bool exact_store(void *self, int layer)
     struct run *r = self;
     for (int i = 0, at = 0; i < r->b->n_spans; at += r->b->spans[i++].n) {
         struct store_job j = {r, &r->b->spans[i].kv->own[layer], at};
-        team_for(r->team, r->b->spans[i].n, grain(width_of(r->m, REG_K) * 8), store_rows, &j);
+        team_for(r->team, r->b->spans[i].n, exact_grain(exact_width(r->m, REG_K) * 8), store_rows, &j);
     }
-    return go_on(r);
+    return exact_go_on(r);
 }
 
 struct attend_job {
@@ -334,8 +330,8 @@ static void attend_span(struct run *r, int layer, const struct model_span *span,
                                  .scale = r->m->p.attn_scale,
                                  .n_rows = span->n,
                                  .rows = e->rows + at,
-                                 .q = row_of(r, REG_Q, at),
-                                 .out = row_of(r, REG_MIX, at)}};
+                                 .q = exact_row(r, REG_Q, at),
+                                 .out = exact_row(r, REG_MIX, at)}};
     j.scratch = (attention_scratch_bytes(&j.a) + 63) / 64 * 64;
     const int vectors = span->n * r->m->p.n_head, threads = team_threads(r->team);
     size_t most = 0;
@@ -343,7 +339,7 @@ static void attend_span(struct run *r, int layer, const struct model_span *span,
         most = PD_MAX(most, (size_t)e->rows[i].prefix + (size_t)e->rows[i].n_tail);
     /* Vectors of one K/V head share their walk over the slots, so as many together as threads leave. */
     int together = PD_MIN((vectors + threads - 1) / threads, 8);
-    int least = grain((int)PD_MIN(most * (size_t)r->m->p.head_dim / 4, (size_t)PIECE));
+    int least = exact_grain((int)PD_MIN(most * (size_t)r->m->p.head_dim / 4, (size_t)PIECE));
     team_for(r->team, vectors, PD_MAX(together, least), attend_vectors, &j);
 }
 
@@ -352,7 +348,7 @@ static bool exact_attend(void *self, int layer)
     struct run *r = self;
     for (int i = 0, at = 0; i < r->b->n_spans; at += r->b->spans[i++].n)
         attend_span(r, layer, &r->b->spans[i], at);
-    return go_on(r);
+    return exact_go_on(r);
 }
 
 static const struct form exact_form = {
@@ -364,6 +360,9 @@ static const struct form exact_form = {
     .attend = exact_attend,
     .activate = exact_activate,
     .add = exact_add,
+    .route = exact_route,
+    .experts = exact_experts,
+    .join = exact_join,
 };
 
 /* ---- a batch ---- */
@@ -416,7 +415,7 @@ enum pd_status exact_run(struct model *m, const struct batch *b, struct pd_error
     enum pd_status status = prepare(&r);
     if (status || (status = team_borrow(&r.team, m->o.threads, err)))
         return status;
-    layers_run(&m->p, m->o.layer_count, &exact_form, &r);
+    layers_run(&m->p, m->p.layers + m->o.layer_first, m->o.layer_count, &exact_form, &r);
     team_return(r.team);
     m->out = m->own.reg[REG_X];
     return r.status;
@@ -445,7 +444,10 @@ static void act_room(const struct model *m, const struct weight *w, size_t bytes
         if (w[id].packed.packed) {
             enum kernel_act act = kernel_act_of(w[id].packed.type);
             size_t row = kernel_act_bytes(act, w[id].packed.cols);
-            bytes[act] = PD_MAX(bytes[act], row * (size_t)m->o.batch_rows);
+            size_t rows = (size_t)m->o.batch_rows;
+            if (id == ARCH_FFN_DOWN_EXPS)
+                rows *= (size_t)m->p.n_expert_used;
+            bytes[act] = PD_MAX(bytes[act], row * rows);
         }
 }
 
@@ -456,7 +458,7 @@ static bool allocate(struct model *m)
     size_t acts[KERNEL_ACTS] = {0};
     bool good = true;
     for (int r = 0; r < REG_LOGITS; r++)
-        good &= (e->reg[r] = mem_try(rows * (size_t)width_of(m, (enum reg)r), sizeof(float))) != NULL;
+        good &= (e->reg[r] = mem_try(rows * (size_t)exact_width(m, (enum reg)r), sizeof(float))) != NULL;
     for (int l = 0; l < m->o.layer_count; l++)
         act_room(m, m->layers[l].w, acts);
     act_room(m, m->w, acts);
@@ -465,7 +467,7 @@ static bool allocate(struct model *m)
     good &= (e->cosine = mem_try(rows * (size_t)e->rope.n_pairs, sizeof(float))) != NULL;
     good &= (e->sine = mem_try(rows * (size_t)e->rope.n_pairs, sizeof(float))) != NULL;
     good &= (e->rows = mem_try(rows, sizeof *e->rows)) != NULL;
-    return good;
+    return good && (!m->p.n_expert || routed_new(&e->routed, &m->p, rows));
 }
 
 enum pd_status exact_new(struct model *m, struct pd_error *err)

@@ -1,4 +1,4 @@
-/* form: the dozen operations that models are written in (layers.c). There are two forms of them: ggml's builds the
+/* form: the operations that models are written in (layers.c). There are two forms of them: ggml's builds the
  * nodes of a graph (graph.c), for any device and any type of weights; the exact one computes at once on our kernels and
  * threads (exact.c), with bits that are the same on every machine.
  *
@@ -22,13 +22,22 @@ enum reg {
     REG_OUT,  /* [n_embd] of attention or feed-forward */
     REG_GATE, /* [n_ff] */
     REG_UP,
-    REG_LOGITS, /* [n_vocab] */
+    REG_ROUTER,   /* [n_expert] */
+    REG_EXP_GATE, /* [n_ff_exp, n_expert_used] of each expert that the row takes */
+    REG_EXP_UP,
+    REG_EXP_OUT, /* [n_embd, n_expert_used] */
+    REG_LOGITS,  /* [n_vocab] */
     REG_COUNT
 };
 
 struct linear {
     enum reg out;
     enum arch_tensor_id weight, bias;
+};
+
+struct expert_linear {
+    enum reg out;
+    enum arch_tensor_id weight;
 };
 
 struct form {
@@ -46,10 +55,17 @@ struct form {
     /* gate = activation(gate) * up */
     bool (*activate)(void *self, enum reg gate, enum reg up);
     bool (*add)(void *self, enum reg to, enum reg x);
+    /* From REG_ROUTER, each row's experts and their weights: the best by softmax, the first of equals, best first. */
+    bool (*route)(void *self);
+    /* n products of one input with the matrices of each row's experts; an input that is no REG_EXP_x goes to them all. */
+    bool (*experts)(void *self, int layer, enum reg in, const struct expert_linear *to, int n);
+    /* out = the sum of REG_EXP_OUT by the experts' weights, best first. */
+    bool (*join)(void *self, enum reg out);
 };
 
-/* All layers of a stage, REG_X at the end; norm and head, from REG_X to REG_LOGITS. */
-bool layers_run(const struct arch_params *p, int layers, const struct form *f, void *self);
+/* A stage's layers, by their plans, REG_X at the end; norm and head, from REG_X to REG_LOGITS. */
+bool layers_run(const struct arch_params *p, const struct arch_layer *plans, int layers, const struct form *f,
+                void *self);
 bool layers_head(const struct form *f, void *self);
 
 #endif

@@ -4,11 +4,12 @@
 
 #include <stdlib.h>
 
-enum { NODES_PER_LAYER = 48, NODES_BESIDE = 16 };
+enum { NODES_PER_LAYER = 56, NODES_PER_EXPERT = 2, NODES_BESIDE = 16 };
 
 size_t graph_run_nodes(const struct model *m)
 {
-    return (size_t)m->o.layer_count * NODES_PER_LAYER + NODES_BESIDE;
+    const size_t layer = NODES_PER_LAYER + (size_t)m->p.n_expert_used * NODES_PER_EXPERT;
+    return (size_t)m->o.layer_count * layer + NODES_BESIDE;
 }
 
 enum pd_status graph_new(struct graph *g, size_t max_nodes, struct pd_error *err)
@@ -71,11 +72,13 @@ struct build {
     struct graph *g;
     const struct kv *kv; /* NULL for the head */
     struct ggml_tensor *reg[REG_COUNT];
+    struct ggml_tensor *chosen; /* [n_expert_used, n_rows]    i32  experts of each row, best first */
+    struct ggml_tensor *shares; /* [1, n_expert_used, n_rows] f32 */
 };
 
 static struct ggml_tensor *weight(const struct build *b, int layer, enum arch_tensor_id id)
 {
-    return model_weight(b->m, layer, id)->tensor;
+    return id == ARCH_NO_TENSOR ? NULL : model_weight(b->m, layer, id)->tensor;
 }
 
 static struct ggml_tensor *norm_by(const struct build *b, struct ggml_tensor *x, struct ggml_tensor *w)
@@ -182,6 +185,47 @@ static bool build_add(void *self, enum reg to, enum reg x)
     return true;
 }
 
+static bool build_route(void *self)
+{
+    struct build *b = self;
+    struct ggml_context *c = b->g->ctx;
+    const int64_t used = b->m->p.n_expert_used, n_rows = b->g->n_rows;
+    struct ggml_tensor *all = ggml_soft_max(c, b->reg[REG_ROUTER]);
+    b->chosen = ggml_argsort_top_k(c, all, (int)used);
+    struct ggml_tensor *best =
+        ggml_get_rows(c, ggml_reshape_3d(c, all, 1, b->m->p.n_expert, n_rows), b->chosen);
+    best = ggml_reshape_2d(c, best, used, n_rows);
+    b->shares = ggml_reshape_3d(c, ggml_div(c, best, ggml_sum_rows(c, best)), 1, used, n_rows);
+    return true;
+}
+
+/* in   [width, n_rows], or [width, n_expert_used, n_rows]
+ * out  [rows of an expert's matrix, n_expert_used, n_rows] */
+static bool build_experts(void *self, int layer, enum reg in, const struct expert_linear *to, int n)
+{
+    struct build *b = self;
+    struct ggml_tensor *x = b->reg[in];
+    if (in != REG_EXP_GATE)
+        x = ggml_reshape_3d(b->g->ctx, x, x->ne[0], 1, x->ne[1]);
+    for (int i = 0; i < n; i++)
+        b->reg[to[i].out] = ggml_mul_mat_id(b->g->ctx, weight(b, layer, to[i].weight), x, b->chosen);
+    return true;
+}
+
+static bool build_join(void *self, enum reg out)
+{
+    struct build *b = self;
+    struct ggml_context *c = b->g->ctx;
+    struct ggml_tensor *all = ggml_mul(c, b->reg[REG_EXP_OUT], b->shares), *sum = NULL;
+    for (int i = 0; i < b->m->p.n_expert_used; i++) {
+        struct ggml_tensor *one =
+            ggml_view_2d(c, all, all->ne[0], all->ne[2], all->nb[2], (size_t)i * all->nb[1]);
+        sum = sum ? ggml_add(c, sum, one) : one;
+    }
+    b->reg[out] = sum;
+    return true;
+}
+
 static const struct form ggml_form = {
     .input = build_input,
     .norm = build_norm,
@@ -191,6 +235,9 @@ static const struct form ggml_form = {
     .attend = build_attend,
     .activate = build_activate,
     .add = build_add,
+    .route = build_route,
+    .experts = build_experts,
+    .join = build_join,
 };
 
 static struct ggml_tensor *build_layers(struct model *m, const struct kv *kv, int n_rows, int n_kv)
@@ -204,7 +251,7 @@ static struct ggml_tensor *build_layers(struct model *m, const struct kv *kv, in
     g->slots = input(g, "slots", GGML_TYPE_I64, n_rows, 1);
     g->mask = input(g, "mask", GGML_TYPE_F16, n_kv, n_rows);
     struct build b = {.m = m, .g = g, .kv = kv};
-    layers_run(&m->p, m->o.layer_count, &ggml_form, &b);
+    layers_run(&m->p, m->p.layers + m->o.layer_first, m->o.layer_count, &ggml_form, &b);
     PD_ASSERT(b.reg[REG_X]->ne[0] == m->p.n_embd && b.reg[REG_X]->ne[1] == n_rows);
     return b.reg[REG_X];
 }

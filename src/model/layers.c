@@ -15,7 +15,7 @@ static bool attention(const struct arch_params *p, int layer, const struct form 
            f->attend(self, layer) && f->linear(self, layer, REG_MIX, &out, 1) && f->add(self, REG_X, REG_OUT);
 }
 
-static bool feed_forward(int layer, const struct form *f, void *self)
+static bool dense(int layer, const struct form *f, void *self)
 {
     static const struct linear in[] = {{REG_GATE, ARCH_FFN_GATE, ARCH_FFN_GATE_BIAS},
                                        {REG_UP, ARCH_FFN_UP, ARCH_FFN_UP_BIAS}};
@@ -25,11 +25,30 @@ static bool feed_forward(int layer, const struct form *f, void *self)
            f->add(self, REG_X, REG_OUT);
 }
 
-bool layers_run(const struct arch_params *p, int layers, const struct form *f, void *self)
+static bool experts(int layer, const struct form *f, void *self)
+{
+    static const struct linear router = {REG_ROUTER, ARCH_FFN_ROUTER, ARCH_NO_TENSOR};
+    static const struct expert_linear in[] = {{REG_EXP_GATE, ARCH_FFN_GATE_EXPS},
+                                              {REG_EXP_UP, ARCH_FFN_UP_EXPS}};
+    static const struct expert_linear out = {REG_EXP_OUT, ARCH_FFN_DOWN_EXPS};
+    return f->norm(self, layer, REG_NORM, REG_X, ARCH_FFN_NORM) &&
+           f->linear(self, layer, REG_NORM, &router, 1) && f->route(self) &&
+           f->experts(self, layer, REG_NORM, in, 2) && f->activate(self, REG_EXP_GATE, REG_EXP_UP) &&
+           f->experts(self, layer, REG_EXP_GATE, &out, 1) && f->join(self, REG_OUT) &&
+           f->add(self, REG_X, REG_OUT);
+}
+
+static bool feed_forward(const struct arch_layer *plan, int layer, const struct form *f, void *self)
+{
+    return plan->ffn == ARCH_FFN_EXPERTS ? experts(layer, f, self) : dense(layer, f, self);
+}
+
+bool layers_run(const struct arch_params *p, const struct arch_layer *plans, int layers, const struct form *f,
+                void *self)
 {
     bool on = f->input(self);
     for (int l = 0; l < layers && on; l++)
-        on = attention(p, l, f, self) && feed_forward(l, f, self);
+        on = attention(p, l, f, self) && feed_forward(&plans[l], l, f, self);
     return on;
 }
 

@@ -28,7 +28,7 @@ static struct placed *collect(struct model *m, const struct gguf *g, struct weig
     slot->tensor = ggml_new_tensor(m->weights, (enum ggml_type)t->type, t->n_dims, t->ne);
     ggml_set_name(slot->tensor, t->name);
     PD_ASSERT(ggml_nbytes(slot->tensor) == t->bytes);
-    *next = (struct placed){slot->tensor, t, t->n_dims == 2 && id != ARCH_TOKEN_EMBD};
+    *next = (struct placed){slot->tensor, t, arch_tensor_dims(id) == 2 && id != ARCH_TOKEN_EMBD};
     return next + 1;
 }
 
@@ -38,7 +38,7 @@ static struct placed *collect_all(struct model *m, const struct gguf *g, struct 
         enum arch_tensor_id id;
         bool layer;
     } all[] = {
-#define ENTRY(id, name, per_layer, d0, d1) {id, per_layer},
+#define ENTRY(id, name, per_layer, d0, d1, d2) {id, per_layer},
         ARCH_TENSOR_LIST(ENTRY)
 #undef ENTRY
     };

@@ -28,19 +28,22 @@
 
 /* What an architecture and its file say of the whole model. */
 struct model_info {
-    const char *arch; /* "llama", "qwen2", "qwen3" */
+    const char *arch; /* "llama", "qwen2", ... */
     const char *name; /* general.name, or the file's name */
     int32_t n_layer, n_embd, n_head, n_head_kv, head_dim, n_ff, n_vocab;
+    int32_t n_expert, n_expert_used, n_ff_exp;       /* 0: none; n_ff_exp: of each */
     int32_t ctx_train;                               /* context length the model was trained for */
     bool tied_head;                                  /* the output head is the embedding matrix */
     uint64_t weights_bytes, embed_bytes, head_bytes; /* head_bytes counts the tied matrix too */
-    const uint64_t *layer_bytes;                     /* [n_layer]; lives as long as the gguf */
+    const uint64_t *layer_bytes;                     /* [n_layer]; lives as long as the arena */
+    const uint64_t *layer_read_bytes; /* [n_layer] what a token reads of them: of experts those it takes */
+    uint64_t read_bytes;              /* what a token reads, of the layers and the head */
 };
 /* Check that the file holds a model we can compute, all tensors with the right shapes; fill `info`. */
 enum pd_status model_describe(struct model_info *info, const struct gguf *g, struct arena *a,
                               struct pd_error *err);
 
-/* Cut n_layer layers into n_stages runs, balanced by bytes; the embedding counts for the first stage as the rows
+/* Cut n_layer layers into n_stages runs, balanced by the bytes that a token reads; the embedding counts for the first stage as the rows
  * it reads (nothing), the head for the last. first[n_stages + 1]; every stage gets at least one layer.
  * PD_ERR_STAGES if n_stages is not in 1..n_layer. Pure. */
 enum pd_status model_cut(const struct model_info *info, int n_stages, int *first, struct pd_error *err);

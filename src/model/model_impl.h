@@ -5,6 +5,7 @@
  * layers.c   what a layer computes, written once in the operations of form.h
  * graph.c    these as nodes of ggml's graphs
  * exact.c    these on our own kernels
+ * experts.c  and of them those of experts
  * pack.c     weights in the layout of our kernels
  * finite.c   numbers that are none: noticed, and traced to their layer
  * used.c     what a loaded model computes with
@@ -62,11 +63,24 @@ struct graph {
 
 struct weight {
     struct ggml_tensor *tensor;  /* in the map; NULL: the model has none */
-    struct kernel_matrix packed; /* packed.packed NULL: ggml multiplies with it */
+    struct kernel_matrix packed; /* packed.packed NULL: ggml multiplies with it. The first expert's, */
+    size_t expert_bytes;         /* and from one's to the next */
 };
 
 struct layer {
     struct weight w[ARCH_TENSOR_COUNT];
+};
+
+/* Which experts the rows of a batch take. A pair is a row with one of its experts: row * n_expert_used + rank. */
+struct routed {
+    float *scores;   /* [n_expert rounded up to 16, batch_rows] */
+    int32_t *chosen; /* [pairs] the expert */
+    float *shares;   /* [pairs] its weight */
+    int *pairs;      /* [pairs] by expert, in order within each */
+    int *rows;       /* [pairs] their rows */
+    int *first;      /* [n_expert + 1] where an expert's pairs begin in `pairs` */
+    int *active;     /* [n_active] experts that have any */
+    int n_active;
 };
 
 /* What the exact form keeps between batches. */
@@ -79,6 +93,7 @@ struct exact {
     float *reg[REG_COUNT]; /* [width, batch_rows]; the logits are the caller's */
     void *acts[KERNEL_ACTS];
     float *cosine, *sine;       /* [n_rot / 2, batch_rows] */
+    struct routed routed;       /* of the layer that is computed */
     struct attention_row *rows; /* [batch_rows] */
     int32_t *tail;              /* slots of the rows' tails, one after the other */
     size_t tail_room;
@@ -127,6 +142,9 @@ enum pd_status exact_new(struct model *m, struct pd_error *err);
 void exact_free(struct model *m);
 enum pd_status exact_run(struct model *m, const struct batch *b, struct pd_error *err);
 enum pd_status exact_head(struct model *m, const float *hidden, int n, float *logits, struct pd_error *err);
+/* Room for batches of so many rows; false if there is no memory. */
+bool routed_new(struct routed *t, const struct arch_params *p, size_t batch_rows);
+void routed_free(struct routed *t);
 enum pd_status pack_weights(struct model *m, struct pd_error *err);
 /* out [ne[1], n] = w * x [ne[0], n] by ggml's reference kernels. */
 enum pd_status backend_product(struct backend *b, struct ggml_tensor *w, const float *x, int n, float *out,

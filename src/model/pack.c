@@ -5,37 +5,48 @@
 #include <stdlib.h>
 #include <sys/mman.h>
 
-/* A matrix that has a packed form. The embedding is read by rows, from the file. */
-static bool packable(const struct weight *w, enum arch_tensor_id id)
+/* Bytes of one matrix, each expert's on its own; 0 if it has no packed form. The embedding is read by rows, from the
+ * file. */
+static size_t packed_bytes(const struct weight *w, enum arch_tensor_id id)
 {
-    return w->tensor && ggml_n_dims(w->tensor) == 2 && id != ARCH_TOKEN_EMBD &&
-           kernel_packed_bytes((int)w->tensor->type, w->tensor->ne[0], w->tensor->ne[1]) > 0;
+    if (!w->tensor || arch_tensor_dims(id) == 1 || id == ARCH_TOKEN_EMBD)
+        return 0;
+    return kernel_packed_bytes((int)w->tensor->type, w->tensor->ne[0], w->tensor->ne[1]);
 }
 
 struct pack_job {
     const struct kernel_matrix *w;
     void *packed;
     const void *file;
+    size_t packed_bytes, file_bytes; /* from one expert to the next */
 };
 
 static void pack_tiles(void *user, int first, int end, int thread)
 {
     (void)thread;
     const struct pack_job *j = user;
-    kernel_pack(j->w, j->packed, j->file, first, end);
+    const int tiles = kernel_tiles(j->w->rows);
+    for (int stop; first < end; first = stop) {
+        const int expert = first / tiles, begin = expert * tiles;
+        stop = PD_MIN(end, begin + tiles);
+        kernel_pack(j->w, (char *)j->packed + (size_t)expert * j->packed_bytes,
+                    (const char *)j->file + (size_t)expert * j->file_bytes, first - begin, stop - begin);
+    }
 }
 
 /* The weights of a layer, or those outside of layers. */
 static void pack_all(struct model *m, struct weight *w, struct team *team, char **at)
 {
     for (int id = 0; id < ARCH_TENSOR_COUNT; id++) {
-        if (!packable(&w[id], (enum arch_tensor_id)id))
+        const size_t bytes = packed_bytes(&w[id], (enum arch_tensor_id)id);
+        if (!bytes)
             continue;
         const struct ggml_tensor *t = w[id].tensor;
+        w[id].expert_bytes = bytes;
         w[id].packed = (struct kernel_matrix){(int)t->type, (int)t->ne[0], (int)t->ne[1], *at};
-        struct pack_job j = {&w[id].packed, *at, t->data};
-        team_for(team, kernel_tiles(t->ne[1]), 4, pack_tiles, &j);
-        *at += kernel_packed_bytes((int)t->type, t->ne[0], t->ne[1]);
+        struct pack_job j = {&w[id].packed, *at, t->data, bytes, t->nb[2]};
+        team_for(team, kernel_tiles(t->ne[1]) * (int)t->ne[2], 4, pack_tiles, &j);
+        *at += bytes * (size_t)t->ne[2];
         gguf_release(m->file, t->data, ggml_nbytes(t));
         if (m->o.on_pack)
             m->o.on_pack(m->o.on_pack_user,
@@ -47,8 +58,8 @@ static size_t packed_size(const struct weight *w)
 {
     size_t bytes = 0;
     for (int id = 0; id < ARCH_TENSOR_COUNT; id++)
-        if (packable(&w[id], (enum arch_tensor_id)id))
-            bytes += kernel_packed_bytes((int)w[id].tensor->type, w[id].tensor->ne[0], w[id].tensor->ne[1]);
+        if (w[id].tensor)
+            bytes += packed_bytes(&w[id], (enum arch_tensor_id)id) * (size_t)w[id].tensor->ne[2];
     return bytes;
 }
 
@@ -86,6 +97,7 @@ void exact_free(struct model *m)
     if (e->packed)
         munmap(e->packed, e->packed_bytes);
     rope_deinit(&e->rope);
+    routed_free(&e->routed);
     for (int r = 0; r < REG_COUNT; r++)
         free(e->reg[r]);
     for (int a = 0; a < KERNEL_ACTS; a++)

@@ -9,7 +9,8 @@
 static bool multiplied_by_ggml(const struct weight *w)
 {
     for (int id = 0; id < ARCH_TENSOR_COUNT; id++)
-        if (id != ARCH_TOKEN_EMBD && w[id].tensor && ggml_n_dims(w[id].tensor) == 2 && !w[id].packed.packed)
+        if (id != ARCH_TOKEN_EMBD && w[id].tensor && arch_tensor_dims((enum arch_tensor_id)id) > 1 &&
+            !w[id].packed.packed)
             return true;
     return false;
 }

@@ -94,5 +94,15 @@ awk '/"stages"/ { stages = 1 }
      stages && /"layer_count"/ { gsub(/[^0-9]/, ""); count += $0 }
      END { exit !(want > 0 && got == want && count == 30) }' "$tmp/out" || fail "the stages do not add up"
 
+# Experts: the stages' loads are what a token reads.
+"$PD_BUILD_DIR/cli_prog_tiny" qwen3moe "$tmp/tiny.gguf" || fail "no tiny model"
+"$PIPEDEC" info --stages 2 "$tmp/tiny.gguf" >"$tmp/out" || fail "experts: exit code $?"
+has '^architecture +qwen3moe$'
+has '^experts +8, of which a token takes 2, feed-forward 64 each; it reads 683 kB of 1\.94 MB$'
+"$PIPEDEC" info --json --stages 2 "$tmp/tiny.gguf" >"$tmp/out" || fail "experts, --json: exit code $?"
+has '"n_expert": 8'
+awk '/"bytes_per_token"/ { gsub(/[^0-9]/, ""); if (!n++) want = $0; else got += $0 }
+     END { exit !(want > 0 && got == want && n == 3) }' "$tmp/out" || fail "the loads do not add up"
+
 [ $failures -eq 0 ] && echo "ok"
 exit $((failures > 0))

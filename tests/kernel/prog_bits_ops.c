@@ -35,7 +35,7 @@ static void print(const char *name, uint64_t h)
 static void hash_rows(const struct ops *o)
 {
     static float x[1024], y[1024], z[1024];
-    uint64_t norm = 0, add = 0, silu = 0, gelu = 0;
+    uint64_t norm = 0, add = 0, silu = 0, gelu = 0, softmax = 0, scaled = 0;
     for (int n = 1; n <= LENGTHS + 1; n++) {
         const int length = n <= LENGTHS ? n : 1000;
         fill(x, length, false);
@@ -51,11 +51,19 @@ static void hash_rows(const struct ops *o)
         memcpy(z, y, sizeof z);
         o->gelu_mul(z, x, length);
         gelu = hash_floats(gelu, z, length);
+        memcpy(z, x, sizeof z);
+        o->softmax(z, length);
+        softmax = hash_floats(softmax, z, length);
+        memcpy(z, x, sizeof z);
+        o->add_scaled(z, y, 0.3f, length);
+        scaled = hash_floats(scaled, z, length);
     }
     print("norm", norm);
     print("add", add);
     print("silu", silu);
     print("gelu", gelu);
+    print("softmax", softmax);
+    print("add_scaled", scaled);
 }
 
 static void hash_rotation(const struct ops *o)

@@ -68,12 +68,14 @@ static void same(const float *a, const float *b, int n, const char *what, int v,
                      kernel_name((enum kernel_variant)v), i, (double)b[i], (double)a[i]);
 }
 
-static void rows_of(const struct ops *o, int n, bool with_special, float out[6][ROW])
+enum { KINDS = 8 };
+
+static void rows_of(const struct ops *o, int n, bool with_special, float out[KINDS][ROW])
 {
     float x[ROW], y[ROW];
     fill(x, ROW, 1, with_special);
     fill(y, ROW, 2, with_special);
-    memset(out, 0, 6 * sizeof out[0]);
+    memset(out, 0, KINDS * sizeof out[0]);
     o->norm(x, y, n, 1e-5f, out[0]);
     memcpy(out[1], x, (size_t)n * sizeof *x);
     o->add(out[1], y, n);
@@ -85,13 +87,19 @@ static void rows_of(const struct ops *o, int n, bool with_special, float out[6][
     memcpy(out[5], x, sizeof out[5]);
     o->rotate(out[4], y, y + 100, n / 2 * 2, true);
     o->rotate(out[5], y, y + 100, n / 2 * 2, false);
+    memcpy(out[6], x, (size_t)n * sizeof *x);
+    o->softmax(out[6], n);
+    memset(out[6] + n, 0, (size_t)(ROW - n) * sizeof *x); /* scratch */
+    memcpy(out[7], x, (size_t)n * sizeof *x);
+    o->add_scaled(out[7], y, 0.3f, n);
 }
 
 static void test_rows_same(void **state)
 {
     (void)state;
-    static const char *const names[] = {"norm", "add", "silu", "gelu", "far rotation", "near rotation"};
-    static float wanted[6][ROW], out[6][ROW];
+    static const char *const names[] = {"norm",         "add",           "silu",    "gelu",
+                                        "far rotation", "near rotation", "softmax", "scaled sum"};
+    static float wanted[KINDS][ROW], out[KINDS][ROW];
     for (int n = 1; n < 190; n += n < 40 ? 1 : 17)
         for (int with_special = 0; with_special < 2; with_special++) {
             rows_of(ops_of(KERNEL_PLAIN), n, with_special, wanted);
@@ -99,7 +107,7 @@ static void test_rows_same(void **state)
                 if (!variant(v))
                     continue;
                 rows_of(variant(v), n, with_special, out);
-                for (int k = 0; k < 6; k++)
+                for (int k = 0; k < KINDS; k++)
                     same(wanted[k], out[k], ROW, names[k], v, n);
             }
         }
@@ -109,13 +117,15 @@ static void test_rows_right(void **state)
 {
     (void)state;
     enum { N = 187 };
-    static float out[6][ROW], x[ROW], y[ROW];
+    static float out[KINDS][ROW], x[ROW], y[ROW];
     fill(x, ROW, 1, false);
     fill(y, ROW, 2, false);
     rows_of(ops_of(KERNEL_PLAIN), N, false, out);
-    double squares = 0;
-    for (int i = 0; i < N; i++)
+    double squares = 0, weights = 0;
+    for (int i = 0; i < N; i++) {
         squares += (double)x[i] * x[i];
+        weights += exp((double)x[i]);
+    }
     double scale = 1 / sqrt(squares / N + 1e-5);
     for (int i = 0; i < N; i++) {
         assert_true(fabs(out[0][i] - x[i] * scale * y[i]) <= 1e-6 * fabs(x[i] * scale * y[i]));
@@ -123,6 +133,9 @@ static void test_rows_right(void **state)
         assert_true(fabs(out[2][i] - silu) <= 1e-6 * fabs(silu));
         double gelu = 0.5 * x[i] * (1 + tanh(sqrt(2 / M_PI) * (x[i] + 0.044715 * pow(x[i], 3)))) * y[i];
         assert_true(fabs(out[3][i] - gelu) <= 1e-5 * fabs(gelu) + 1e-6);
+        const double share = exp((double)x[i]) / weights;
+        assert_true(fabs(out[6][i] - share) <= 1e-5 * share + 1e-30);
+        assert_true(fabs(out[7][i] - (x[i] + 0.3 * y[i])) <= 1e-6 * (fabs(x[i]) + fabs(y[i])));
     }
     for (int i = 0; i < N / 2; i++) {
         double c = y[i], s = y[100 + i];

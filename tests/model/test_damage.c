@@ -95,12 +95,12 @@ static void expect_line(const struct pd_error *err, enum pd_status st, uint64_t 
         fail_msg("PD_SEED=%d: %s: \"%s\"", (int)seed, pd_status_name(st), err->text);
 }
 
-static void small_file(unsigned char **data, size_t *size, size_t *header)
+static void small_file(const char *arch, unsigned char **data, size_t *size, size_t *header)
 {
     struct test_model_options o = {
         .n_layer = 2, .n_embd = 32, .n_head = 2, .n_head_kv = 1, .n_ff = 32, .n_vocab = 280};
     struct gguf *g;
-    test_build_model("qwen3", &o, path);
+    test_build_model(arch, &o, path);
     *data = read_all(size);
     MUST(gguf_open_memory(&g, *data, *size, &err));
     *header = *size;
@@ -110,15 +110,14 @@ static void small_file(unsigned char **data, size_t *size, size_t *header)
     MUST(use(*data, *size, &err));
 }
 
-static void test_damaged_headers(void **state)
+static void damage_headers(const char *arch)
 {
-    (void)state;
     enum { ROUNDS = 500 };
     unsigned char *good, *bad;
     size_t size, header;
     uint64_t first = getenv("PD_SEED") ? strtoull(getenv("PD_SEED"), NULL, 10) : 0;
     int refused = 0;
-    small_file(&good, &size, &header);
+    small_file(arch, &good, &size, &header);
     bad = mem_new(size, 1);
     for (uint64_t seed = first; seed < first + ROUNDS; seed++) {
         struct pd_error err = {0};
@@ -143,12 +142,19 @@ static void test_damaged_headers(void **state)
     free(bad);
 }
 
+static void test_damaged_headers(void **state)
+{
+    (void)state;
+    damage_headers("qwen3");
+    damage_headers("qwen3moe");
+}
+
 static void test_truncated_files(void **state)
 {
     (void)state;
     unsigned char *good;
     size_t size, header;
-    small_file(&good, &size, &header);
+    small_file("qwen3moe", &good, &size, &header);
     for (uint64_t seed = 0; seed < 100; seed++) {
         struct pd_error err = {0};
         size_t n = (size_t)(rng_u64(seed, 9, 0, 0) % (seed & 1 ? size : header));
@@ -195,19 +201,23 @@ static void test_not_finite(void **state)
         const char *tensor, *says;
         float number;
         enum ggml_type type;
+        int experts;
     } cases[] = {
-        {"blk.0.attn_k.weight", "layer 0: 'blk.0.attn_k.weight'", NAN, GGML_TYPE_F32},
-        {"blk.1.ffn_down.weight", "layer 1: 'blk.1.ffn_down.weight'", INFINITY, GGML_TYPE_F16},
-        {"blk.2.attn_norm.weight", "layer 2: 'blk.2.attn_norm.weight'", -INFINITY, GGML_TYPE_F16},
-        {"blk.3.ffn_down.weight", "layer 3: 'blk.3.ffn_down.weight'", NAN, GGML_TYPE_F16},
-        {"blk.2.ffn_norm.weight", "layer 2 computes", 3e38f, GGML_TYPE_F32}, /* overflows */
-        {"token_embd.weight", "embedding of token 319", NAN, GGML_TYPE_F32},
-        {"output_norm.weight", "output layer", NAN, GGML_TYPE_F32},
-        {"output.weight", "output layer", INFINITY, GGML_TYPE_F32},
+        {"blk.0.attn_k.weight", "layer 0: 'blk.0.attn_k.weight'", NAN, GGML_TYPE_F32, 0},
+        {"blk.1.ffn_down.weight", "layer 1: 'blk.1.ffn_down.weight'", INFINITY, GGML_TYPE_F16, 0},
+        {"blk.2.attn_norm.weight", "layer 2: 'blk.2.attn_norm.weight'", -INFINITY, GGML_TYPE_F16, 0},
+        {"blk.3.ffn_down.weight", "layer 3: 'blk.3.ffn_down.weight'", NAN, GGML_TYPE_F16, 0},
+        {"blk.2.ffn_norm.weight", "layer 2 computes", 3e38f, GGML_TYPE_F32, 0}, /* overflows */
+        {"token_embd.weight", "embedding of token 319", NAN, GGML_TYPE_F32, 0},
+        {"output_norm.weight", "output layer", NAN, GGML_TYPE_F32, 0},
+        {"output.weight", "output layer", INFINITY, GGML_TYPE_F32, 0},
+        {"blk.1.ffn_up_exps.weight", "layer 1: 'blk.1.ffn_up_exps.weight'", NAN, GGML_TYPE_F16, 2},
+        {"blk.2.ffn_gate_inp.weight", "layer 2: 'blk.2.ffn_gate_inp.weight'", NAN, GGML_TYPE_F32, 9},
     };
     for (size_t i = 0; i < 2 * PD_COUNT(cases); i++) {
         struct test_model_options o = {
             .type = cases[i / 2].type, .spoiled = cases[i / 2].tensor, .spoil = cases[i / 2].number};
+        o.n_expert = cases[i / 2].experts;
         struct pd_error err = {0};
         enum pd_status st = run_row(&o, 319, i & 1, &err);
         if (st != PD_ERR_FORMAT || !strstr(err.text, cases[i / 2].says))

@@ -42,7 +42,7 @@ static enum pd_status describe(struct model_info *info, struct arch_params *p, s
 static void test_every_architecture(void **state)
 {
     (void)state;
-    static const char *const archs[] = {"llama", "qwen2", "qwen3"};
+    static const char *const archs[] = {"llama", "qwen2", "qwen3", "qwen3moe"};
     static const enum ggml_type types[] = {GGML_TYPE_F32, GGML_TYPE_F16, GGML_TYPE_BF16, GGML_TYPE_Q4_0,
                                            GGML_TYPE_Q8_0};
     for (size_t i = 0; i < PD_COUNT(archs) * PD_COUNT(types) * 4; i++) {
@@ -209,7 +209,8 @@ static void test_refused_hyperparameters(void **state)
         {{"llama.rope.scaling.factor", f, .f = 0}, PD_ERR_FORMAT},
         {{"llama.rope.scaling.factor", f, .f = NAN}, PD_ERR_FORMAT},
         {{"llama.rope.scaling.type", s, .s = "longrope"}, PD_ERR_UNSUPPORTED},
-        {{"llama.expert_count", u, .u = 8}, PD_ERR_UNSUPPORTED},
+        {{"llama.expert_count", u, .u = 1025}, PD_ERR_FORMAT},
+        {{"llama.expert_count", s, .s = "8"}, PD_ERR_FORMAT},
         {{"llama.logit_scale", f, .f = 2}, PD_ERR_UNSUPPORTED},
         {{"llama.vocab_size", u, .u = 17}, PD_ERR_FORMAT},
     };
@@ -233,7 +234,7 @@ static void test_ignored_keys(void **state)
                                        "rope.scaling.yarn_beta_fast",
                                        "rope.scaling.yarn_beta_slow",
                                        "rope.scaling.yarn_log_multiplier"};
-    for (const char *arch = "llama\0qwen2\0qwen3\0"; *arch; arch += strlen(arch) + 1)
+    for (const char *arch = "llama\0qwen2\0qwen3\0qwen3moe\0"; *arch; arch += strlen(arch) + 1)
         for (size_t i = 0; i <= PD_COUNT(keys); i++) {
             struct test_model_options o = {.yarn_factor = 4, .n_layer = 1};
             static struct arch_params plain;
@@ -258,10 +259,97 @@ static void test_refused_architecture(void **state)
 {
     (void)state;
     write_changed(&(struct pair){"general.architecture", GGUF_KIND_STRING, .s = "mamba\x1b[1m"}, NULL, NULL);
-    expect(PD_ERR_UNSUPPORTED, "'mamba?[1m' is not supported (known: llama, qwen2, qwen3)");
-    for (const char *name = "llama\0qwen2\0qwen3\0"; *name; name += strlen(name) + 1)
+    expect(PD_ERR_UNSUPPORTED, "'mamba?[1m' is not supported (known: llama, qwen2, qwen3, qwen3moe)");
+    for (const char *name = "llama\0qwen2\0qwen3\0qwen3moe\0"; *name; name += strlen(name) + 1)
         assert_true(arch_find(name) && strstr(arch_known(), name));
     assert_null(arch_find("lama"));
+}
+
+static void test_experts(void **state)
+{
+    (void)state;
+    for (int i = 0; i < 4; i++) {
+        struct test_model_options o = {.n_expert = 6, .n_expert_used = 3, .n_layer = 3};
+        const char *arch = i % 2 ? "qwen3moe" : "llama";
+        const uint64_t matrix = 64 * (uint64_t)(i % 2 ? 64 : 128);
+        struct arena a = {0};
+        struct model_info info;
+        struct arch_params p;
+        struct pd_error err = {0};
+        o.type = i / 2 ? GGML_TYPE_Q8_0 : GGML_TYPE_F32;
+        test_build_model(arch, &o, path);
+        if (describe(&info, &p, &a, &err))
+            fail_msg("%s", err.text);
+        assert_string_equal(info.arch, arch);
+        assert_int_equal(info.n_expert, 6);
+        assert_int_equal(info.n_expert_used, 3);
+        assert_int_equal(info.n_ff_exp, i % 2 ? 64 : 128);
+        uint64_t read = info.head_bytes;
+        for (int l = 0; l < 3; l++) {
+            assert_int_equal(p.layers[l].ffn, ARCH_FFN_EXPERTS);
+            const uint64_t idle = i / 2 ? matrix / 32 * 34 : matrix * 4;
+            assert_int_equal(info.layer_bytes[l] - info.layer_read_bytes[l], 3 * 3 * idle);
+            read += info.layer_read_bytes[l];
+        }
+        assert_int_equal(info.read_bytes, read);
+        arena_free(&a);
+    }
+}
+
+static void test_refused_experts(void **state)
+{
+    (void)state;
+    static const struct {
+        const char *arch, *text;
+        int experts, said_experts, said_used;
+        enum pd_status status;
+    } list[] = {
+        {"qwen3moe", "'qwen3moe.expert_used_count' is more than", 4, 0, 5, PD_ERR_FORMAT},
+        {"llama", "'llama.expert_used_count' must be", 4, 0, 65, PD_ERR_FORMAT},
+        {"llama", "'llama.expert_count' must be", 4, -1, 0, PD_ERR_FORMAT},
+        {"qwen3moe", "'qwen3moe.expert_count' must be", 4, 1 << 20, 0, PD_ERR_FORMAT},
+        {"qwen3moe", "'blk.0.ffn_gate_inp.weight' has shape [64, 4, 1, 1]", 4, 5, 0, PD_ERR_FORMAT},
+        {"llama", "'blk.0.ffn_gate_inp.weight' has shape", 4, 3, 0, PD_ERR_FORMAT},
+        {"qwen2", "'qwen2.expert_count' is not zero", 4, 0, 0, PD_ERR_UNSUPPORTED},
+    };
+    for (size_t i = 0; i < PD_COUNT(list); i++) {
+        struct test_model_options o = {.n_layer = 1,
+                                       .n_expert = list[i].experts,
+                                       .said_experts = list[i].said_experts,
+                                       .said_used = list[i].said_used};
+        test_build_model(list[i].arch, &o, path);
+        expect(list[i].status, list[i].text);
+    }
+    /* Tensors of the other kind of layer. */
+    write_changed(NULL, NULL, "blk.0.ffn_gate_inp.weight");
+    expect(PD_ERR_UNSUPPORTED, "'blk.0.ffn_gate_inp.weight' is not supported in architecture 'llama'");
+    write_changed(&(struct pair){"general.architecture", GGUF_KIND_STRING, .s = "qwen3moe"}, NULL, NULL);
+    expect(PD_ERR_FORMAT, "'qwen3moe.");
+    write_changed(&(struct pair){"llama.expert_count", GGUF_KIND_U32, .u = 4}, NULL, NULL);
+    expect(PD_ERR_FORMAT, "'llama.expert_used_count' is missing");
+    write_changed(&(struct pair){"llama.expert_count", GGUF_KIND_U32, .u = 0}, NULL, NULL);
+    expect(PD_OK, "");
+}
+
+static void test_stack_shape(void **state)
+{
+    (void)state;
+    struct test_model_options o = {.n_layer = 1};
+    struct pd_error err = {0};
+    struct arch_params p;
+    struct gguf *g;
+    test_build_model("qwen3moe", &o, path);
+    assert_int_equal(gguf_open(&g, path, &err), PD_OK);
+    assert_int_equal(arch_read(&p, g, &err), PD_OK);
+    assert_int_equal(arch_check(&p, g, &err), PD_OK);
+    struct gguf_tensor *t = (struct gguf_tensor *)gguf_tensor(g, "blk.0.ffn_down_exps.weight");
+    t->ne[2] = 7;
+    assert_int_equal(arch_check(&p, g, &err), PD_ERR_FORMAT);
+    assert_non_null(strstr(err.text, "'blk.0.ffn_down_exps.weight' has shape [64, 64, 7, 1]; the hyper"));
+    t->ne[2] = 8;
+    t->type = GGML_TYPE_I32;
+    assert_int_equal(arch_check(&p, g, &err), PD_ERR_UNSUPPORTED);
+    gguf_close(g);
 }
 
 static void test_refused_tensors(void **state)
@@ -339,11 +427,11 @@ static uint64_t naive(const struct model_info *m, int layer, int stages)
     uint64_t best = UINT64_MAX, sum = 0;
     if (stages == 1) {
         for (int i = layer; i < m->n_layer; i++)
-            sum += m->layer_bytes[i];
+            sum += m->layer_read_bytes[i];
         return sum + m->head_bytes;
     }
     for (int end = layer + 1; end <= m->n_layer - stages + 1; end++) {
-        sum += m->layer_bytes[end - 1];
+        sum += m->layer_read_bytes[end - 1];
         uint64_t rest = naive(m, end, stages - 1);
         best = PD_MIN(best, PD_MAX(sum, rest));
     }
@@ -357,7 +445,7 @@ static void test_cut_is_best(void **state)
         uint64_t bytes[10];
         int first[11], n = 1 + (int)(rng_u64(seed, 0, 0, 0) % 10);
         struct model_info m = {
-            .n_layer = n, .layer_bytes = bytes, .head_bytes = rng_u64(seed, 1, 0, 0) % 300};
+            .n_layer = n, .layer_read_bytes = bytes, .head_bytes = rng_u64(seed, 1, 0, 0) % 300};
         for (int i = 0; i < n; i++)
             bytes[i] = rng_u64(seed, 2, (uint64_t)i, 0) % 100;
         for (int stages = 1; stages <= n; stages++) {
@@ -383,7 +471,7 @@ static void test_cut_is_even(void **state)
     (void)state;
     uint64_t bytes[30];
     int first[31];
-    struct model_info m = {.n_layer = 30, .layer_bytes = bytes};
+    struct model_info m = {.n_layer = 30, .layer_read_bytes = bytes};
     for (int i = 0; i < 30; i++)
         bytes[i] = 100;
     assert_int_equal(model_cut(&m, 14, first, NULL), PD_OK);
@@ -400,7 +488,7 @@ static void test_cut_refused(void **state)
     (void)state;
     uint64_t bytes[4] = {1, 1, 1, 1};
     int first[8];
-    struct model_info m = {.n_layer = 4, .layer_bytes = bytes};
+    struct model_info m = {.n_layer = 4, .layer_read_bytes = bytes};
     struct pd_error err = {0};
     assert_int_equal(model_cut(&m, 0, first, &err), PD_ERR_STAGES);
     assert_int_equal(model_cut(&m, -1, first, &err), PD_ERR_STAGES);
@@ -439,6 +527,9 @@ int main(void)
         cmocka_unit_test(test_refused_hyperparameters),
         cmocka_unit_test(test_ignored_keys),
         cmocka_unit_test(test_refused_architecture),
+        cmocka_unit_test(test_experts),
+        cmocka_unit_test(test_refused_experts),
+        cmocka_unit_test(test_stack_shape),
         cmocka_unit_test(test_refused_tensors),
         cmocka_unit_test(test_more_tokens_than_rows),
         cmocka_unit_test(test_refused_types),

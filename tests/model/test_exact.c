@@ -327,6 +327,34 @@ static void test_trees_tiny(void **state)
     }
 }
 
+/* Experts: rows that share some of theirs and rows that share none, in trees and in batches. */
+static struct gguf *tiny_experts(size_t i, enum ggml_type type)
+{
+    struct test_model_options o = {
+        .type = type, .seed = i, .n_layer = 2, .n_embd = 256, .n_ff = 256, .head_dim = 64};
+    o.n_expert = i % 2 ? 11 : 4;
+    o.n_expert_used = i % 3 ? 3 : 1;
+    o.n_ff_exp = 256;
+    return tiny(i % 2 ? "qwen3moe" : "llama", &o);
+}
+
+static void test_trees_experts(void **state)
+{
+    (void)state;
+    static const enum ggml_type types[] = {GGML_TYPE_F32,  GGML_TYPE_Q8_0,  GGML_TYPE_Q4_K,
+                                           GGML_TYPE_Q4_0, GGML_TYPE_TQ2_0, GGML_TYPE_MXFP4};
+    uint64_t seed = seed_base();
+    for (size_t i = 0; i < PD_COUNT(types); i++) {
+        struct gguf *g = tiny_experts(i + 1, types[i]);
+        struct tree_case t = {
+            .prefix = 5, .steps = 14, .max_rows = 36, .tree_rows = 60, .threads = 1 + (int)i % 2};
+        t.stages = 1 + (int)(i / 2) % 2;
+        t.kv = (enum pd_kv_type[]){PD_KV_F16, PD_KV_F32, PD_KV_Q8_0}[i % 3];
+        run_tree(g, seed + i, &t);
+        gguf_close(g);
+    }
+}
+
 /* Rows of several caches in one batch: each as it is alone. The third cache begins with a copy of the first's positions. */
 enum { CROWD = 3, CROWD_ROWS = 6 };
 
@@ -355,16 +383,16 @@ static void fill_crowd(struct model *m, struct kv **kv, const struct row *rows,
 static void test_spans(void **state)
 {
     (void)state;
-    for (int k = 0; k < 6; k++) {
+    for (int k = 0; k < 12; k++) {
         struct test_model_options mo = {.type = k % 2 ? GGML_TYPE_Q4_K : GGML_TYPE_Q8_0,
                                         .n_layer = 2,
                                         .n_embd = 256,
-                                        .n_ff = 256,
+                                        .n_ff = 512,
                                         .head_dim = 64};
-        struct gguf *g = tiny("qwen2", &mo);
+        struct gguf *g = tiny(k < 6 ? "qwen2" : "qwen3moe", &mo);
         struct model_options o = {
             .layer_count = 2, .embed = true, .threads = 1 + k % 2, .ctx = 64, .tree_rows = 32};
-        o.kv_type = (enum pd_kv_type[]){PD_KV_F16, PD_KV_F32, PD_KV_Q8_0}[k / 2];
+        o.kv_type = (enum pd_kv_type[]){PD_KV_F16, PD_KV_F32, PD_KV_Q8_0}[k / 2 % 3];
         float *out[2];
         for (int together = 0; together < 2; together++) {
             struct model *m;
@@ -504,7 +532,12 @@ static void check_prefill(bool ours)
             compare_prefill(g, tiny_cases, PD_COUNT(tiny_cases), kv, ggml_type_name(weight_types[i]));
         gguf_close(g);
     }
-    print_message("other chunks gave other bits for %d of %zu\n", differing, PD_COUNT(weight_types));
+    for (size_t i = 0; i < 4; i++) {
+        struct gguf *g = tiny_experts(i, i < 2 ? GGML_TYPE_Q8_0 : GGML_TYPE_Q4_K);
+        differing += compare_prefill(g, tiny_cases, PD_COUNT(tiny_cases), PD_KV_F16, "experts");
+        gguf_close(g);
+    }
+    print_message("other chunks gave other bits for %d of %zu\n", differing, PD_COUNT(weight_types) + 4);
     assert_true(!ours || differing == 0);
     const char *path = test_model(MODEL_SMALL);
     if (!path)
@@ -611,6 +644,12 @@ static void test_variants(void **state)
         struct gguf *g = tiny(archs[i % 3], &o);
         check_variants(g, ggml_type_name(weight_types[i]), 0.05);
         gguf_close(g);
+    }
+    for (size_t i = 0; i < PD_COUNT(weight_types);
+         i++) { /* ggml may choose another expert where two are close */
+        struct gguf *experts = tiny_experts(i, weight_types[i]);
+        check_variants(experts, ggml_type_name(weight_types[i]), 0.3);
+        gguf_close(experts);
     }
     const char *path = test_model(MODEL_SMALL);
     struct gguf *g;
@@ -747,6 +786,7 @@ int main(void)
         cmocka_unit_test(test_fast),
         cmocka_unit_test(test_trees_tiny),
         cmocka_unit_test(test_trees_small),
+        cmocka_unit_test(test_trees_experts),
         cmocka_unit_test(test_cuts),
         cmocka_unit_test(test_prefill),
         cmocka_unit_test(test_spans),
@@ -755,6 +795,7 @@ int main(void)
         cmocka_unit_test_setup_teardown(test_variants, unforced, unforced),
         cmocka_unit_test_setup_teardown(test_prefill_ggml, forced_ggml, unforced),
         cmocka_unit_test_setup_teardown(test_trees_small, forced_ggml, unforced),
+        cmocka_unit_test_setup_teardown(test_trees_experts, forced_ggml, unforced),
         cmocka_unit_test_setup_teardown(test_stop, forced_ggml, unforced),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);

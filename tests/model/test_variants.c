@@ -86,11 +86,45 @@ static void test_output_bias(void **state)
     free(bias);
 }
 
+/* Of experts that are equally good the first are taken: the last one's weights make no difference. */
+static void test_equal_experts(void **state)
+{
+    (void)state;
+    struct test_model_options o = {.n_layer = 2, .n_expert = 5, .n_expert_used = 4, .flat_router = true};
+    int n;
+    setenv("PD_KERNELS", "plain", 1);
+    float *as_is = logits_of("qwen3moe", &o, false, &n);
+    o.spoiled = "blk.1.ffn_down_exps.weight";
+    o.spoil = 1000;
+    float *spoiled = logits_of("qwen3moe", &o, false, &n);
+    assert_memory_equal(as_is, spoiled, (size_t)n * ROWS * sizeof *as_is);
+    o.n_expert_used = 5; /* now it counts */
+    float *all = logits_of("qwen3moe", &o, false, &n);
+    assert_memory_not_equal(all, spoiled, (size_t)n * ROWS * sizeof *as_is);
+    unsetenv("PD_KERNELS");
+    free(as_is);
+    free(spoiled);
+    free(all);
+}
+
+/* One expert, whose matrices have a third dimension of 1. */
+static void test_single_expert(void **state)
+{
+    (void)state;
+    struct test_model_options o = {.n_layer = 2, .n_expert = 1, .n_expert_used = 1};
+    int n;
+    float *expert = logits_of("llama", &o, false, &n);
+    assert_true(isfinite(expert[0]));
+    free(expert);
+}
+
 int main(void)
 {
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(test_fused_qkv),
         cmocka_unit_test(test_output_bias),
+        cmocka_unit_test(test_equal_experts),
+        cmocka_unit_test(test_single_expert),
     };
     return cmocka_run_group_tests(tests, setup, teardown);
 }
