@@ -155,6 +155,7 @@ static void settings(const struct launch *l)
     /* All on this machine: Open MPI's own files go with ours, also if it is killed, and no name server has to be waited
      * for. */
     setenv("OMPI_MCA_orte_tmpdir_base", l->dir, 0);
+    setenv("PRTE_MCA_prte_tmpdir_base", l->dir, 0); /* 5.0's name for it */
     setenv("RES_OPTIONS", "timeout:1 attempts:1", 0);
 }
 
@@ -605,23 +606,50 @@ static bool begin(struct job *j)
     return true;
 }
 
+/* The rank whose death the others' followed from: launchers end those that are left with SIGTERM. */
+static int first_killed(const struct job *j)
+{
+    int first = 0;
+    for (int i = 1; i < j->n_ranks; i++) {
+        const struct life *r = &j->rank[i], *best = &j->rank[first];
+        if (r->ended && r->killed && r->code != SIGTERM &&
+            (!best->killed || best->code == SIGTERM || r->ended_ms < best->ended_ms))
+            first = i;
+    }
+    return first;
+}
+
+/* Rank 0's exit code, if it is pipedec's: who has joined says so before. Open MPI 5 may end it by itself when a connection
+ * breaks, with one of MPI's error classes. */
+static int own_code(const struct job *j)
+{
+    const struct life *r = &j->rank[0];
+    if (j->told_code >= 0)
+        return j->told_code;
+    return r->ended && !r->killed && r->state != JOINED ? r->code : -1;
+}
+
 /* What the start has come to: rank 0's own code, if it has one. */
 static void judge(struct job *j)
 {
     struct outcome *o = j->out;
     const struct life *r = &j->rank[0];
+    const int dead = first_killed(j);
     const int mpirun = WIFEXITED(j->state) ? WEXITSTATUS(j->state) : 128 + WTERMSIG(j->state);
     if (o->code) /* our own output failed */
         return;
-    const int own = j->told_code >= 0 ? j->told_code : r->ended && !r->killed ? r->code : -1;
+    const int own = own_code(j);
     /* "Cancelled" by us, who have found a fault, is not what the user wanted. */
     if (own >= 0 && !(own == PD_ERR_CANCELLED && o->text[0] && !launch_signals)) {
         o->code = own;
     } else {
         o->code = PD_ERR_PEER;
-        if (r->ended && !o->text[0] && !launch_signals)
-            snprintf(o->text, sizeof o->text, "rank 0 on host %s was ended by SIG%s", r->host,
-                     signal_name(r->code));
+        if (j->rank[dead].killed && !o->text[0] && !launch_signals)
+            snprintf(o->text, sizeof o->text, "rank %d on host %s was ended by SIG%s", dead,
+                     j->rank[dead].host, signal_name(j->rank[dead].code));
+        else if (r->ended && !o->text[0] && !launch_signals)
+            snprintf(o->text, sizeof o->text, "rank 0 on host %s was ended by MPI, with code %d", r->host,
+                     r->code);
         else if (!o->text[0] && r->state == AWAITED && mpirun == 127)
             o->code = PD_ERR_FILE; /* there is no mpirun; it has been said */
         else if (!o->text[0] && !launch_signals)

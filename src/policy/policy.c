@@ -156,13 +156,13 @@ static bool round_open(const struct policy *p, const struct tree *t)
 }
 
 /* A chain grows while the next token brings more for its time than the chain so far: a token is worth the probability
- * that all before it are right. */
+ * that all before it are right. There is always one, or nothing would be learned of what it takes. */
 static bool chain_pays(const struct policy *p, const struct tree *t, int end)
 {
     enum { DEPTH_UNKNOWN = 4 };
     const double right = 0.85; /* a first choice, in the mean */
     double sum = 1, root = t->nodes[t->root].path;
-    if (!p->adapts)
+    if (!p->adapts || end == t->root)
         return true;
     if (p->round_ns <= 0 || p->token_ns <= 0)
         return p->passes < DEPTH_UNKNOWN;

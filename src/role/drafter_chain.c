@@ -12,12 +12,15 @@ static struct msg_rows *send_rows(struct drafter *d, struct effects *out)
 
 /* ---- prompts ---- */
 
-/* So many rows a chunk that the prompt is through soonest: (chunks + stages - 1) x the time of one. */
+/* So many rows a chunk that the prompt is through soonest: (chunks + stages - 1) x the time of one. What is learned of
+ * costs is of few rows only, so without a profile chunks are full. */
 static int best_chunk(struct drafter *d, int rows)
 {
     struct policy_cost cost = step_cost(d);
     int best = PD_MIN(rows, CHUNK_ROWS);
     double least = INFINITY;
+    if (!d->o.cost_ns)
+        return best;
     for (int c = 1; c <= PD_MIN(rows, CHUNK_ROWS) && c <= cost.n; c++) {
         const int chunks = (rows + c - 1) / c;
         double took = (double)(chunks + d->o.n_stages - 1) * cost.rows_ns[c - 1];

@@ -87,7 +87,7 @@ for _ in $(seq 400); do
     [ "$(grep -c '^token' "$work/out")" -le 20 ] || break
     sleep 0.05
 done
-pkill -INT -P "$(pgrep -P $running -x timeout || echo $running)" -x mpirun || fail "no mpirun to interrupt"
+pkill -INT -P "$(pgrep -P $running -x timeout || echo $running)" -x 'mpirun|prterun' || fail "no mpirun to interrupt"
 wait $running || true
 grep -q '^request 0: .*, cancelled' "$work/out" || fail "Ctrl-C: no statistics"
 ! grep '^pipedec:' "$work/err" || fail "Ctrl-C: taken for a fault"

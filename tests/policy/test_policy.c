@@ -139,8 +139,9 @@ static int chain_length(double round_ns, double token_ns, double chance)
 static void a_chain_finds_its_length(void **state)
 {
     (void)state;
-    assert_int_equal(chain_length(0, 0, 0.9), 5);     /* nothing is known: four tokens */
-    assert_int_equal(chain_length(100, 200, 1), 1);   /* a drafted token takes longer than a round */
+    assert_int_equal(chain_length(0, 0, 0.9), 5); /* nothing is known: four tokens */
+    assert_int_equal(chain_length(100, 300, 1),
+                     2); /* a drafted token takes longer than a round: one is tried */
     assert_int_equal(chain_length(100, 10, 0.01), 2); /* 0.85 x 100 > 10, then 0.0085 x 110 < 10.1 */
     assert_int_equal(chain_length(100, 40, 0.5), 2);  /* 0.85 x 100 > 40, then 0.425 x 140 < 60 */
     assert_int_equal(chain_length(1e4, 10, 1), 17);   /* rounds are dear: as long as it may be */

@@ -316,6 +316,25 @@ static void by_turns(void **state)
     world_free(w);
 }
 
+/* Costs that are learned are of few rows at first: prompts don't go by them. */
+static void prompt_chunks_without_a_profile(void **state)
+{
+    (void)state;
+    struct world *w = mem_new(1, sizeof *w);
+    w->d = drafter_new(&(struct drafter_options){.n_stages = STAGES,
+                                                 .policy = {.mode = PD_MODE_BEST},
+                                                 .tree_nodes = 200,
+                                                 .live_rows_max = 100,
+                                                 .ctx = CTX,
+                                                 .draft_rows = 32,
+                                                 .have_draft = true});
+    w->timer_ns = -1;
+    w->now_ns = 1000;
+    begin(w, 151, 0);
+    assert_true(w->n_chunks == 2 && w->chunk_n[0] == CHUNK_ROWS && w->chunk_n[1] == CHUNK_ROWS);
+    world_free(w);
+}
+
 static void prompt_chunks(void **state)
 {
     (void)state;
@@ -676,6 +695,7 @@ int main(void)
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(what_a_request_asks_of_its_tokens),
         cmocka_unit_test(by_turns),
+        cmocka_unit_test(prompt_chunks_without_a_profile),
         cmocka_unit_test(prompt_chunks),
         cmocka_unit_test(chunks_do_not_pile_up),
         cmocka_unit_test(one_batch_in_hand),
