@@ -1,6 +1,8 @@
 /* One question at one point, on a driver of its own. */
 #include "bench/bench.h"
 
+#include "compute/compute.h"
+
 #include <inttypes.h>
 #include <stdlib.h>
 #include <string.h>
@@ -102,10 +104,13 @@ enum pd_status bench_driver_open(struct bench_driver *out, const struct bench_se
                                  const struct bench_point *point, int lanes, const struct compute *compute,
                                  struct pd_error *err)
 {
+    const struct compute_info *info = compute_info(compute); /* NULL: nothing is computed */
     *out = (struct bench_driver){0};
     struct driver_options o = {.drafter = setup->drafter,
                                .observer = setup->observer,
                                .n_embd = setup->n_embd,
+                               .threads = info ? info->threads : 0,
+                               .draft_threads = info ? PD_MAX(info->draft_threads, info->threads) : 0,
                                .spin_us = -1,
                                .disturb.seed = setup->seed};
     o.drafter.n_stages = point->stages;
