@@ -3,6 +3,7 @@
 
 #include "bench/bench.h"
 #include "compute/compute.h"
+#include "compute/lane_rows.h"
 
 #include <errno.h>
 #include <math.h>
@@ -292,7 +293,7 @@ enum pd_status acceptance_load(struct acceptance_set *set, const char *path, str
 
 struct playback {
     const struct acceptance_set *set;
-    int tree_rows[LANES_MAX];
+    struct lane_rows tree_rows;
 };
 
 void playback_tokens(const struct acceptance *a, int32_t *out)
@@ -346,8 +347,7 @@ static enum pd_status playback_draft(void *self, const struct draft_job *job, st
         return PD_ERR_CANCELLED;
     if (job->prefill)
         return PD_OK;
-    for (int i = 0; i < job->n; i++)
-        p->tree_rows[job->rows[i].lane]++;
+    lane_rows_add(&p->tree_rows, job->rows, job->n);
     for (int i = job->n_behind; i < job->n; i++) {
         size_t at = (size_t)(i - job->n_behind);
         job->count[at] = candidates(p, &job->rows[i], job->k, job->tokens + at * (size_t)job->k,
@@ -359,15 +359,14 @@ static enum pd_status playback_draft(void *self, const struct draft_job *job, st
 static void playback_kv(void *self, const struct kv_job *job)
 {
     struct playback *p = self;
-    p->tree_rows[job->lane] -= job->n_commit + job->n_drop;
-    PD_ASSERT(p->tree_rows[job->lane] >= 0);
+    lane_rows_kv(&p->tree_rows, job);
 }
 
 static void playback_keep(void *self, int lane, int keep)
 {
     struct playback *p = self;
     (void)keep;
-    p->tree_rows[lane] = 0;
+    p->tree_rows.n[lane] = 0;
 }
 
 static void playback_copy(void *self, int lane, int from, int keep)
@@ -379,10 +378,7 @@ static void playback_copy(void *self, int lane, int from, int keep)
 static int playback_tree_rows(void *self)
 {
     const struct playback *p = self;
-    int n = 0;
-    for (int i = 0; i < LANES_MAX; i++)
-        n += p->tree_rows[i];
-    return n;
+    return lane_rows_all(&p->tree_rows);
 }
 
 /* The target: a text's first token says which it is. */

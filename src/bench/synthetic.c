@@ -123,14 +123,21 @@ static void job_init(struct job *j, const struct synthetic_options *o, int index
     j->ask.sample.seed = o->seed;
 }
 
+/* What is behind request `index`; a load has one for all of its requests. */
+static enum pd_status compute_of(struct compute *out, const struct synthetic_options *o, int index,
+                                 int stages, struct pd_error *err)
+{
+    struct oracle_options oracle = o->source->oracle;
+    oracle.seed = rng_u64(o->seed, (uint64_t)index, 2, 0);
+    return o->source->recording.n ? playback_new(out, &o->source->recording, stages, err)
+                                  : oracle_new(out, &oracle, stages, err);
+}
+
 static enum pd_status job_measure(const struct job *j, const struct bench_point *p, struct bench_run *run,
                                   struct pd_error *err)
 {
     struct compute c;
-    struct oracle_options oracle = j->o->source->oracle;
-    oracle.seed = rng_u64(j->o->seed, (uint64_t)j->index, 2, 0);
-    enum pd_status s = j->trace ? playback_new(&c, &j->o->source->recording, p->stages, err)
-                                : oracle_new(&c, &oracle, p->stages, err);
+    enum pd_status s = compute_of(&c, j->o, j->index, p->stages, err);
     if (s)
         return s;
     s = bench_measure(&j->o->setup, p, &c, &j->ask, run, err);
@@ -186,15 +193,6 @@ enum pd_status synthetic_bench(const struct synthetic_options *o, struct run_set
 
 /* ---- many requests at once ---- */
 
-static enum pd_status load_compute(struct compute *out, const struct synthetic_options *o, int stages,
-                                   struct pd_error *err)
-{
-    struct oracle_options oracle = o->source->oracle;
-    oracle.seed = rng_u64(o->seed, 0, 2, 0);
-    return o->source->recording.n ? playback_new(out, &o->source->recording, stages, err)
-                                  : oracle_new(out, &oracle, stages, err);
-}
-
 /* Those of the recording that are chosen, or so many of an oracle. */
 static int load_jobs(const struct synthetic_options *o, struct job *out)
 {
@@ -230,7 +228,7 @@ enum pd_status synthetic_load(const struct synthetic_options *o, const struct lo
         struct compute c;
         if (o->on_progress)
             o->on_progress(o->progress_user, pd_mode_name(plan->points[i].at.mode), i, plan->n);
-        if ((s = load_compute(&c, o, plan->points[i].at.stages, err)))
+        if ((s = compute_of(&c, o, 0, plan->points[i].at.stages, err)))
             break;
         s = load_measure(set, &l, &c, &plan->points[i], err);
         compute_free(&c);

@@ -1,6 +1,6 @@
 /* Oracle: a synthetic target and a draft of stated accuracy, in place of the models. The target's next token is a
  * hash of the tokens before it; the draft names it at a rank drawn, by hash too, from the stated chances. */
-#include "compute/ops.h"
+#include "compute/lane_rows.h"
 
 #include <math.h>
 #include <stdlib.h>
@@ -14,7 +14,7 @@ struct oracle {
 };
 struct oracle_stage {
     struct oracle *oracle;
-    int tree_rows[LANES_MAX]; /* live, by lane */
+    struct lane_rows tree_rows;
 };
 
 /* `history` ends with the newest token, at position pos. */
@@ -48,23 +48,21 @@ static enum pd_status stage_run(void *self, const struct stage_job *job, struct 
     (void)err;
     if (job->stop && job->stop(job->stop_user))
         return PD_ERR_CANCELLED;
-    for (int i = job->n_prompt; i < job->n; i++)
-        s->tree_rows[job->rows[i].lane]++;
+    lane_rows_add(&s->tree_rows, job->rows + job->n_prompt, job->n - job->n_prompt);
     return PD_OK;
 }
 
 static void stage_kv(void *self, const struct kv_job *job)
 {
     struct oracle_stage *s = self;
-    s->tree_rows[job->lane] -= job->n_commit + job->n_drop;
-    PD_ASSERT(s->tree_rows[job->lane] >= 0);
+    lane_rows_kv(&s->tree_rows, job);
 }
 
 static void stage_keep(void *self, int lane, int keep)
 {
     struct oracle_stage *s = self;
     (void)keep;
-    s->tree_rows[lane] = 0;
+    s->tree_rows.n[lane] = 0;
 }
 
 static void stage_copy(void *self, int lane, int from, int keep)
@@ -76,10 +74,7 @@ static void stage_copy(void *self, int lane, int from, int keep)
 static int stage_tree_rows(void *self)
 {
     const struct oracle_stage *s = self;
-    int n = 0;
-    for (int i = 0; i < LANES_MAX; i++)
-        n += s->tree_rows[i];
-    return n;
+    return lane_rows_all(&s->tree_rows);
 }
 
 /* Of the truth, and of others that are named for the look of it. */
@@ -128,8 +123,7 @@ static enum pd_status draft_run(void *self, const struct draft_job *job, struct 
         return PD_ERR_CANCELLED;
     if (job->prefill)
         return PD_OK;
-    for (int i = 0; i < job->n; i++)
-        s->tree_rows[job->rows[i].lane]++;
+    lane_rows_add(&s->tree_rows, job->rows, job->n);
     for (int at = 0; at < job->n - job->n_behind; at++)
         name_candidates(s->oracle, job, at);
     return PD_OK;

@@ -287,10 +287,9 @@ static void what_a_request_asks_of_its_tokens(void **state)
     world_free(w);
 }
 
-/* Where the devices share cores `best` drafts and verifies by turns: nothing is drafted while rows are in the chain. */
-static void by_turns(void **state)
+/* Mode best with nothing known of what rows cost. */
+static struct world *world_new_learning(int chunk_rows, bool doubtful)
 {
-    (void)state;
     struct world *w = mem_new(1, sizeof *w);
     w->d = drafter_new(&(struct drafter_options){.n_stages = STAGES,
                                                  .policy = {.mode = PD_MODE_BEST},
@@ -298,11 +297,19 @@ static void by_turns(void **state)
                                                  .live_rows_max = 100,
                                                  .ctx = CTX,
                                                  .draft_rows = 32,
-                                                 .chunk_rows = CHUNK_ROWS,
+                                                 .chunk_rows = chunk_rows,
                                                  .have_draft = true,
-                                                 .doubtful = true});
+                                                 .doubtful = doubtful});
     w->timer_ns = -1;
     w->now_ns = 1000;
+    return w;
+}
+
+/* Where the devices share cores `best` drafts and verifies by turns: nothing is drafted while rows are in the chain. */
+static void by_turns(void **state)
+{
+    (void)state;
+    struct world *w = world_new_learning(CHUNK_ROWS, true);
     begin(w, 1, 0);
     ready(w);
     for (int i = 0; i < 4; i++) { /* nothing is known of their time yet */
@@ -320,16 +327,7 @@ static void by_turns(void **state)
 static void prompt_chunks_without_a_profile(void **state)
 {
     (void)state;
-    struct world *w = mem_new(1, sizeof *w);
-    w->d = drafter_new(&(struct drafter_options){.n_stages = STAGES,
-                                                 .policy = {.mode = PD_MODE_BEST},
-                                                 .tree_nodes = 200,
-                                                 .live_rows_max = 100,
-                                                 .ctx = CTX,
-                                                 .draft_rows = 32,
-                                                 .have_draft = true});
-    w->timer_ns = -1;
-    w->now_ns = 1000;
+    struct world *w = world_new_learning(0, false);
     begin(w, 151, 0);
     assert_true(w->n_chunks == 2 && w->chunk_n[0] == CHUNK_ROWS && w->chunk_n[1] == CHUNK_ROWS);
     world_free(w);
