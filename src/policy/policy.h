@@ -52,8 +52,6 @@ struct policy {
     struct policy_options o;
     int passes;  /* round-based modes: draft passes done for this root */
     bool adapts; /* chain: its length is by what tokens and rounds take */
-    bool
-        alone; /* round-based modes: the draft has not read the prompt yet, so the root does not wait for it */
     double round_ns, token_ns;
 };
 void policy_init(struct policy *p, const struct policy_options *o);

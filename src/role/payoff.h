@@ -4,8 +4,8 @@
  * A row's cost: times of the slowest stage's batches fitted as a + b x rows, with old ones forgotten. Widths are
  * tried upwards, doubling, so that one dear batch does not stall the pipeline.
  *
- * Whether it pays: the time of a token with speculation is held against that without. Where it does not,
- * speculation rests, and is tried again after ever longer spells, so that what the
+ * Whether it pays: the time of a token with speculation is held against that without. Where it does not, speculation
+ * rests, and is tried again after ever longer spells, so that what the
  * trials cost stays a small part.
  */
 #ifndef PD_ROLE_PAYOFF_H
