@@ -28,6 +28,8 @@ static enum pd_status check(const struct backend_options *o, struct pd_error *er
         return error_set(err, PD_ERR_USAGE, "restarts %d: negative", o->restarts);
     if (!(o->silence_s >= 0 && o->silence_s <= 1e6))
         return error_set(err, PD_ERR_USAGE, "silence_s %g: give seconds", o->silence_s);
+    if (!(o->retry_s >= 0 && o->retry_s <= 1e6))
+        return error_set(err, PD_ERR_USAGE, "retry_s %g: give seconds", o->retry_s);
     return PD_OK;
 }
 
@@ -170,8 +172,8 @@ static enum pd_status admit(struct backend *b, struct pd_error *err)
 {
     if (b->ending)
         return error_set(err, PD_ERR_CANCELLED, "the server is ending");
-    if (b->phase == PHASE_FAILED)
-        return error_set(err, PD_ERR_PEER, "%s", b->status.what);
+    if (b->given_up)
+        return error_set(err, PD_ERR_PEER, "%s", b->failure);
     if (b->live.n >= b->o.parallel + b->o.queue)
         return error_set(err, PD_ERR_BUSY, "%d requests wait already: try again later", b->n_waiting);
     return PD_OK;
@@ -256,7 +258,7 @@ void backend_found_free(struct backend_found *f)
 
 static enum backend_state state_of(const struct backend *b)
 {
-    if (b->phase == PHASE_FAILED)
+    if (b->given_up)
         return BACKEND_FAILED;
     if (b->ending)
         return BACKEND_ENDING;
@@ -271,6 +273,13 @@ void backend_get_status(struct backend *b, struct backend_status *out)
     const struct message_stats *s = &b->stats;
     *out = b->status;
     out->state = state_of(b);
+    if (b->given_up) {
+        const int64_t left_ms = b->start_ms - child_clock_ms();
+        memcpy(out->what, b->failure, sizeof out->what);
+        out->retry_s = !b->was_ready || b->ending ? -1
+                       : b->phase == PHASE_FAILED ? (double)PD_MAX(left_ms, 1) / 1e3
+                                                  : 0;
+    }
     out->running = b->n_running;
     out->waiting = b->n_waiting;
     out->rows += s->rows;
@@ -281,6 +290,18 @@ void backend_get_status(struct backend *b, struct backend_status *out)
     for (size_t i = 0; i < s->n_stages; i++)
         out->stages[i] = s->stages[i];
     pthread_mutex_unlock(&b->lock);
+}
+
+bool backend_retry(struct backend *b)
+{
+    pthread_mutex_lock(&b->lock);
+    const bool may = b->given_up && b->was_ready && !b->ending;
+    if (may && b->phase == PHASE_FAILED)
+        b->start_ms = child_clock_ms();
+    pthread_mutex_unlock(&b->lock);
+    if (may)
+        backend_wake(b);
+    return may;
 }
 
 size_t backend_lanes(struct backend *b, struct backend_lane *out, size_t max)

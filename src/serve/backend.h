@@ -24,8 +24,9 @@ enum backend_state {
     BACKEND_LOADING,    /* the first start */
     BACKEND_READY,      /* requests run */
     BACKEND_RESTARTING, /* the engine has died, and is started again; requests wait */
-    BACKEND_FAILED,     /* it cannot be started: the status' text says why; requests end with that error */
-    BACKEND_ENDING      /* no new requests; those that run go on */
+    BACKEND_FAILED, /* it cannot be started: the status' text says why; requests end with that error. One that has
+                         * been ready is tried again now and then, and is READY when that succeeds */
+    BACKEND_ENDING /* no new requests; those that run go on */
 };
 
 struct backend_options {
@@ -35,6 +36,7 @@ struct backend_options {
     int parallel, queue; /* requests that run, and that may wait beyond those */
     int restarts;     /* starts in a row that may fail, or die within a minute: one more, and it has FAILED */
     double silence_s; /* an engine that says nothing for so long is started again; 0: 60 */
+    double retry_s;   /* how long after it has FAILED another start is tried; 0: 60 */
 };
 
 /* One generation. The prompt is tokens: templates and tokenizer are the front's. */
@@ -118,6 +120,7 @@ struct backend_status {
     enum backend_state state;
     char what[BACKEND_TEXT]; /* what it is loading, or why it failed */
     int64_t done, total;     /* progress of that */
+    double retry_s;          /* FAILED: until the next try; 0: it runs now; below 0: there is none */
     int starts;              /* of the engine, the first included */
     double load_s;           /* of the last start */
     /* Once it has been ready: */
@@ -134,6 +137,8 @@ struct backend_status {
     struct backend_stage stages[BACKEND_STAGES];
 };
 void backend_get_status(struct backend *b, struct backend_status *out);
+/* Try again at once. False: it has not FAILED (or never been ready): nothing is done. */
+bool backend_retry(struct backend *b);
 /* Requests that run or wait, oldest first; returns how many were written. */
 size_t backend_lanes(struct backend *b, struct backend_lane *out, size_t max);
 

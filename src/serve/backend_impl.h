@@ -65,7 +65,7 @@ enum phase {
     PHASE_LOADING, /* until it says that it is ready */
     PHASE_READY,
     PHASE_ENDING, /* it was told to, or has hung up */
-    PHASE_FAILED  /* none is started any more */
+    PHASE_FAILED  /* none is started, before start_ms or at all */
 };
 
 struct backend {
@@ -93,6 +93,8 @@ struct backend {
     uint64_t last_id;
     enum phase phase;
     bool was_ready, ending, closing;
+    bool given_up;                /* it has FAILED, and is perhaps being tried again */
+    char failure[BACKEND_TEXT];   /* why */
     bool look;                    /* something has changed that the thread has to look at */
     bool telling;                 /* a request is out of the list, and its sink has not been told yet */
     struct backend_status status; /* sums and names; without the newest stats */

@@ -24,6 +24,7 @@ enum {
     KILL_MS = 3000,     /* after it has misbehaved */
     LEAVE_MS = 5000,    /* from its hanging up to its end, unasked */
     EXPIRE_MS = 60000,  /* how often requests that have ended are looked through */
+    RETRY_MS = 60000,   /* of an engine that is given up, if the options say nothing */
     IDLE_MS = 1000
 };
 
@@ -86,9 +87,9 @@ static struct job *next_to_end(struct backend *b, struct message_end *end)
             *end = end_with(PD_REASON_CANCELLED);
             if (!j->cancelled)
                 job_leave(b, j);
-        } else if (b->phase == PHASE_FAILED) {
+        } else if (b->given_up) {
             *end = end_with(PD_REASON_FAULT);
-            error_set(&end->err, PD_ERR_PEER, "%s", b->status.what);
+            error_set(&end->err, PD_ERR_PEER, "%s", b->failure);
         } else {
             continue;
         }
@@ -178,9 +179,10 @@ static void send_cancels(struct backend *b)
 static void fail(struct backend *b, const char *why)
 {
     b->phase = PHASE_FAILED;
-    put_text(b->status.what, sizeof b->status.what, "%s", why);
-    log_msg(LOG_ERROR, "%s", why);
-    b->look = true;
+    b->start_ms = child_clock_ms() + (b->o.retry_s > 0 ? (int64_t)(b->o.retry_s * 1000) : RETRY_MS);
+    put_text(b->failure, sizeof b->failure, "%s", why);
+    log_msg(b->given_up ? LOG_WARN : LOG_ERROR, "%s", why);
+    b->given_up = b->look = true;
 }
 
 /* It misbehaves: away with it. */
@@ -312,6 +314,7 @@ static void start(struct backend *b)
     b->begun_ms = b->heard_ms = now_ms;
     put_text(b->status.what, sizeof b->status.what, "starting");
     b->status.done = b->status.total = 0;
+    b->phase = PHASE_NONE;
     if (child_start(&b->child, b->o.command, b->folder, b->status.starts, &err))
         count_failure(b, false, err.text);
     else
@@ -344,6 +347,9 @@ static void on_ready(struct backend *b, const struct message_ready *r)
     s->load_s = (double)(b->ready_ms - b->begun_ms) / 1e3;
     s->what[0] = 0;
     s->done = s->total = 0;
+    if (b->given_up)
+        b->failures = b->barren = 0;
+    b->given_up = false;
     b->phase = PHASE_READY;
     b->was_ready = b->look = true;
     pthread_mutex_unlock(&b->lock);
@@ -480,10 +486,16 @@ static void read_messages(struct backend *b)
 
 /* ---- the thread ---- */
 
+/* Given up, but not for good: an engine that never was ready ends the program. */
+static bool may_retry(const struct backend *b)
+{
+    return b->phase == PHASE_FAILED && b->was_ready && !b->ending;
+}
+
 static void look_at_time(struct backend *b)
 {
     const int64_t now_ms = child_clock_ms(), limit_ms = silence_ms(b);
-    if (b->phase == PHASE_NONE && !b->closing && now_ms >= b->start_ms)
+    if ((b->phase == PHASE_NONE || may_retry(b)) && !b->closing && now_ms >= b->start_ms)
         start(b);
     if (b->phase == PHASE_LOADING && now_ms - b->heard_ms > LOAD_FACTOR * limit_ms)
         give_up(b, "it makes no progress with loading");
@@ -514,7 +526,7 @@ static int patience_ms(const struct backend *b)
     int64_t until_ms = now_ms + PD_MIN(silence_ms(b) / 4 + 1, IDLE_MS);
     if (b->child.hung_up)
         until_ms = PD_MIN(until_ms, now_ms + LEAVE_MS / 20);
-    if (b->phase == PHASE_NONE && !b->closing)
+    if ((b->phase == PHASE_NONE || may_retry(b)) && !b->closing)
         until_ms = PD_MIN(until_ms, b->start_ms);
     if (b->journal_ms)
         until_ms = PD_MIN(until_ms, b->journal_ms);

@@ -137,6 +137,7 @@ void front_watch_close(struct front *f);
 
 void route_page(struct front *f, struct exchange *x);
 void route_health(struct front *f, struct exchange *x);
+void route_restart(struct front *f, struct exchange *x);
 void route_models(struct front *f, struct exchange *x);
 void route_props(struct front *f, struct exchange *x);
 void route_slots(struct front *f, struct exchange *x);

@@ -57,6 +57,8 @@ void route_health(struct front *f, struct exchange *x)
     yyjson_mut_obj_add_str(d, o, "status", state_name(s->state));
     if (s->state != BACKEND_READY)
         put_progress(d, o, s);
+    if (s->state == BACKEND_FAILED && s->retry_s >= 0)
+        yyjson_mut_obj_add_real(d, o, "retry_in_s", s->retry_s);
     if (!well) {
         yyjson_mut_val *e = json_add(d, o, "error");
         yyjson_mut_obj_add_int(d, e, "code", 503);
@@ -69,6 +71,19 @@ void route_health(struct front *f, struct exchange *x)
     }
     free(s);
     finish(x, well ? 200 : 503, d);
+}
+
+/* Of an engine that is given up until its next try. */
+void route_restart(struct front *f, struct exchange *x)
+{
+    yyjson_mut_doc *d;
+    if (!backend_retry(f->o.backend)) {
+        answer_error(x, 409, "the engine has not failed: see /health");
+        return;
+    }
+    yyjson_mut_val *o = json_object(&d);
+    yyjson_mut_obj_add_str(d, o, "status", "starting");
+    finish(x, 202, d);
 }
 
 static void put_model(yyjson_mut_doc *d, yyjson_mut_val *o, const struct front *f)

@@ -43,6 +43,7 @@ static const struct route routes[] = {
     {"/v1/completions", "POST", false, route_completion},
     {"/completion", "POST", false, route_plain},
     {"/completions", "POST", false, route_plain},
+    {"/v1/engine/restart", "POST", false, route_restart},
     {"/tokenize", "POST", false, route_tokenize},
     {"/detokenize", "POST", false, route_detokenize},
     {"/apply-template", "POST", false, route_template},

@@ -257,6 +257,17 @@ void backend_get_status(struct backend *b, struct backend_status *out)
     pthread_mutex_unlock(&fake.lock);
 }
 
+bool backend_retry(struct backend *b)
+{
+    (void)b;
+    pthread_mutex_lock(&fake.lock);
+    const bool may = fake.state == BACKEND_FAILED;
+    if (may)
+        fake.state = BACKEND_READY;
+    pthread_mutex_unlock(&fake.lock);
+    return may;
+}
+
 size_t backend_lanes(struct backend *b, struct backend_lane *out, size_t max)
 {
     (void)b;

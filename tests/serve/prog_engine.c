@@ -214,6 +214,14 @@ static void dies(void)
     exit(3 + 8); /* PD_ERR_PEER */
 }
 
+static void serve_while(void)
+{
+    const char *path = getenv("FAKE_ENGINE_FILE");
+    if (!path || access(path, F_OK))
+        dies();
+    serve();
+}
+
 static const struct {
     const char *name;
     void (*run)(void);
@@ -227,6 +235,7 @@ static const struct {
     {"strange", strange},       /* the end of a request that nobody made */
     {"refuse", refuse},         /* cannot load */
     {"dies", dies},             /* with a line on standard error */
+    {"while", serve_while},     /* "serve" if the file $FAKE_ENGINE_FILE is there at the start, else "dies" */
 };
 
 int main(int argc, char **argv)

@@ -118,7 +118,7 @@ static inline void nap_ms(int ms)
 struct setting {
     const char *journal;
     int parallel, queue, restarts;
-    double silence_s;
+    double silence_s, retry_s;
 };
 
 static inline struct backend *backend_of(char *const *command, const struct setting *s)
@@ -130,7 +130,8 @@ static inline struct backend *backend_of(char *const *command, const struct sett
                                       .parallel = s->parallel,
                                       .queue = s->queue,
                                       .restarts = s->restarts,
-                                      .silence_s = s->silence_s};
+                                      .silence_s = s->silence_s,
+                                      .retry_s = s->retry_s};
     if (backend_open(&b, &o, &err))
         fail_msg("backend_open: %s", err.text);
     return b;

@@ -399,6 +399,54 @@ static void test_mute(void **state)
     backend_close(b);
 }
 
+static void put_file(const char *path, bool there)
+{
+    if (there) {
+        FILE *f = fopen(path, "w");
+        assert_non_null(f);
+        fclose(f);
+    } else {
+        assert_int_equal(remove(path), 0);
+    }
+}
+
+/* Given up after it had been ready: tried again when somebody asks, or by itself. */
+static void test_retry(void **state)
+{
+    (void)state;
+    static const double every_s[] = {1e6, 0.05};
+    char path[128];
+    struct pd_error err = {0};
+    snprintf(path, sizeof path, "%s/there", run_folder);
+    setenv("FAKE_ENGINE_FILE", path, 1);
+    for (size_t i = 0; i < PD_COUNT(every_s); i++) {
+        struct reply r;
+        reply_init(&r, NULL);
+        put_file(path, true);
+        struct backend *b = open_fake(
+            "while", &(struct setting){.parallel = 1, .queue = 1, .restarts = 1, .retry_s = every_s[i]});
+        await_state(b, BACKEND_READY);
+        assert_false(backend_retry(b));
+        put_file(path, false);
+        kill(engine_pid(), SIGKILL);
+        await_state(b, BACKEND_FAILED);
+        assert_int_equal(ask(b, 1, 10, NULL, &err), 0);
+        assert_int_equal(err.status, PD_ERR_PEER);
+        const struct backend_status s = status_of(b);
+        assert_true(s.retry_s >= 0);
+        assert_non_null(strstr(s.what, "out of ideas"));
+        put_file(path, true);
+        if (i == 0)
+            assert_true(backend_retry(b));
+        await_state(b, BACKEND_READY);
+        assert_true(ask(b, 1, 10, &r, &err));
+        reply_await(&r, 0);
+        check_reply(&r, 1, 10);
+        put_file(path, false);
+        backend_close(b);
+    }
+}
+
 int main(void)
 {
     const struct CMUnitTest tests[] = {
@@ -409,6 +457,7 @@ int main(void)
         SERVE_TEST(test_refused_request), SERVE_TEST(test_cancel),   SERVE_TEST(test_close),
         SERVE_TEST(test_drain),           SERVE_TEST(test_stopped),  SERVE_TEST(test_poison),
         SERVE_TEST(test_two_poisons),     SERVE_TEST(test_mute),     SERVE_TEST(test_no_descriptors),
+        SERVE_TEST(test_retry),
     };
     return cmocka_run_group_tests(tests, run_folder_make, run_folder_remove);
 }

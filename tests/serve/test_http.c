@@ -317,6 +317,10 @@ static void test_states(void **state)
     fake.state = BACKEND_FAILED;
     pthread_mutex_unlock(&fake.lock);
     expect(ask("POST", "/v1/chat/completions", "", CHAT()), 503, "unavailable_error");
+    expect(ask("GET", "/health", "", ""), 503, "\"retry_in_s\":");
+    expect(ask("POST", "/v1/engine/restart", "", ""), 202, "starting");
+    expect(ask("GET", "/health", "", ""), 200, "ok");
+    expect(ask("POST", "/v1/engine/restart", "", ""), 409, "/health");
     front_end_soon(front);
     expect(ask("GET", "/health", "", ""), 503, "ending");
     expect(ask("POST", "/v1/chat/completions", "", CHAT()), 503, "Retry-After");
