@@ -29,6 +29,7 @@ enum {
     KEY_GRACE,
     KEY_JOURNAL,
     KEY_NOTE,
+    KEY_NO_PAGE,
     KEY_SPARE,
     KEY_FEWER
 };
@@ -46,7 +47,7 @@ struct serve_args {
     struct cli_common common;
     const char *host, *key_file, *tls_cert, *tls_key, *journal, *hosts, *spare, *note;
     int port, parallel, queue, connections, ranks;
-    bool allow_fewer;
+    bool allow_fewer, no_page;
     double grace_s;
     const char *engine[WORDS_MAX]; /* options that the engine gets, too */
     int n_engine;
@@ -76,6 +77,7 @@ static const struct argp_option options[] = {
     {"journal", KEY_JOURNAL, "DIR", 0, "keep running requests there, so that they outlive the server, too",
      1},
     {"note", KEY_NOTE, "TEXT", 0, "a line for the web page", 1},
+    {"no-page", KEY_NO_PAGE, NULL, 0, "no web page at /", 1},
     {NULL, 0, NULL, 0, "Several machines:", 2},
     {"ranks", 'n', "N", 0,
      "run the engine over N ranks, one for the draft and one for each stage (-np is understood)", 2},
@@ -146,6 +148,9 @@ static error_t parse(int key, char *arg, struct argp_state *state)
         return 0;
     case 'H':
         a->hosts = arg;
+        return 0;
+    case KEY_NO_PAGE:
+        a->no_page = true;
         return 0;
     case KEY_SPARE:
         a->spare = arg;
@@ -367,6 +372,7 @@ static enum pd_status open_all(struct serve_args *a, struct pd_error *err)
                                     .tls_cert = a->cert,
                                     .tls_key = a->key,
                                     .note = a->note,
+                                    .no_page = a->no_page,
                                     .sampling = a->common.sampling,
                                     .seed_given = a->common.seed_set,
                                     .lexicon = &a->lexicon,

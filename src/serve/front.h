@@ -6,7 +6,7 @@
  *     route.c      endpoints by path and method
  *     flow.c       a generation under way, between backend and client
  *     api*.c       bodies to requests        reply*.c  results to JSON and events
- *     info.c       /health /props /slots ... metrics.c /metrics        page.html  the page at /
+ *     info.c       /health /props /slots ... metrics.c /metrics        page/      the page at /
  *     lexicon.c    tokenizer and template    backend.c the engine
  *
  *     lexicon_open(&l, &engine_options, &err);  backend_open(&b, ...);
@@ -34,6 +34,7 @@ struct front_options {
     size_t n_keys;
     const char *tls_cert, *tls_key; /* PEM texts; NULL: plain HTTP */
     const char *note;               /* shown on the page; NULL: none */
+    bool no_page;                   /* no web page at "/" */
     struct pd_sampling sampling;    /* what a request does not say */
     bool seed_given;                /* of `sampling`; else every request gets one of its own */
     const struct lexicon *lexicon;

@@ -50,11 +50,13 @@ struct exchange {
     /* The answer of a route that is no generation. */
     int code;
     const char *type; /* NULL: application/json */
+    const char *etag; /* NULL: none */
     struct text_buf answer;
     int retry_after_s; /* 0: none */
 };
 void answer_error(struct exchange *x, int code, const char *fmt, ...) PD_PRINTF(3, 4);
-void answer_failure(struct exchange *x, const struct pd_error *err); /* the code by the status */
+void answer_failure(struct exchange *x, const struct pd_error *err);     /* the code by the status */
+const char *exchange_header(const struct exchange *x, const char *name); /* of the request; or NULL */
 
 /* NULL: there is none; *allow: the methods that the path has, if it is known. */
 const struct route *route_find(const char *method, const char *path, char rest[FRONT_PATH],

@@ -68,6 +68,17 @@ static enum MHD_Result send_response(struct front *f, struct exchange *x, int co
     return result;
 }
 
+/* Of the page's files: scripts and styles are files of their own, nothing comes from elsewhere, and in nobody's frame. */
+static void page_headers(struct MHD_Response *response, const struct exchange *x)
+{
+    MHD_add_response_header(response, "ETag", x->etag);
+    MHD_add_response_header(response, "X-Content-Type-Options", "nosniff");
+    MHD_add_response_header(response, "Referrer-Policy", "no-referrer");
+    MHD_add_response_header(response, "Content-Security-Policy",
+                            "default-src 'none'; script-src 'self'; style-src 'self'; connect-src 'self'; "
+                            "img-src 'self'; base-uri 'none'; form-action 'none'; frame-ancestors 'none'");
+}
+
 static enum MHD_Result send_answer(struct front *f, struct exchange *x)
 {
     static char nothing[1];
@@ -79,12 +90,9 @@ static enum MHD_Result send_answer(struct front *f, struct exchange *x)
         return MHD_NO;
     if (!empty)
         x->answer = (struct text_buf){0};
-    if (x->type && strncmp(x->type, "text/html", 9) == 0) /* nothing from elsewhere, and in nobody's frame */
-        MHD_add_response_header(response, "Content-Security-Policy",
-                                "default-src 'none'; script-src 'unsafe-inline'; style-src 'unsafe-inline'; "
-                                "connect-src 'self'; img-src data:; base-uri 'none'; form-action 'self'; "
-                                "frame-ancestors 'none'");
-    if (x->code != 204)
+    if (x->etag)
+        page_headers(response, x);
+    if (x->code != 204 && x->code != 304)
         MHD_add_response_header(response, "Content-Type",
                                 x->type ? x->type : "application/json; charset=utf-8");
     return send_response(f, x, x->code, response);
@@ -129,16 +137,16 @@ static bool same_key(const char *key, const char *given)
     return difference == 0;
 }
 
-static const char *header(const struct exchange *x, const char *name)
+const char *exchange_header(const struct exchange *x, const char *name)
 {
     return MHD_lookup_connection_value(x->connection, MHD_HEADER_KIND, name);
 }
 
 static bool may_come(const struct front *f, const struct exchange *x)
 {
-    const char *given = header(x, "Authorization");
+    const char *given = exchange_header(x, "Authorization");
     bool found = f->o.n_keys == 0;
-    given = given && strncasecmp(given, "Bearer ", 7) == 0 ? given + 7 : header(x, "X-Api-Key");
+    given = given && strncasecmp(given, "Bearer ", 7) == 0 ? given + 7 : exchange_header(x, "X-Api-Key");
     for (size_t i = 0; given && i < f->o.n_keys; i++)
         found |= same_key(f->o.keys[i], given);
     return found;
@@ -158,7 +166,7 @@ static void preflight(struct exchange *x)
 
 static void look(struct front *f, struct exchange *x, const char *path, const char *method)
 {
-    const char *length = header(x, "Content-Length"), *name = header(x, "X-Request-Id");
+    const char *length = exchange_header(x, "Content-Length"), *name = exchange_header(x, "X-Request-Id");
     if (name && good_name(name))
         snprintf(x->name, sizeof x->name, "%s", name);
     if (strcmp(method, "OPTIONS") == 0) {
@@ -166,6 +174,8 @@ static void look(struct front *f, struct exchange *x, const char *path, const ch
         return;
     }
     x->route = route_find(strcmp(method, "HEAD") == 0 ? "GET" : method, path, x->rest, &x->allow);
+    if (x->route && f->o.no_page && x->route->run == route_page)
+        x->route = NULL;
     if ((!x->route || !x->route->open) && !may_come(f, x))
         refuse(x, 401, "no valid API key: give Authorization: Bearer KEY, or X-Api-Key: KEY");
     else if (!x->route && x->allow)
@@ -179,8 +189,8 @@ static void look(struct front *f, struct exchange *x, const char *path, const ch
 /* May the rest of the body be read and dropped, so that the connection can go on? */
 static bool worth_reading(const struct exchange *x)
 {
-    const char *length = header(x, "Content-Length");
-    return length ? strtoull(length, NULL, 10) <= PATIENT_BODY : !header(x, "Transfer-Encoding");
+    const char *length = exchange_header(x, "Content-Length");
+    return length ? strtoull(length, NULL, 10) <= PATIENT_BODY : !exchange_header(x, "Transfer-Encoding");
 }
 
 /* ---- bodies ---- */

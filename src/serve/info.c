@@ -30,13 +30,24 @@ static void finish(struct exchange *x, int code, yyjson_mut_doc *d)
     json_write(&x->answer, d, false);
 }
 
+/* The page's files: "/" is its HTML. Who has the very bytes is not sent them again. */
 void route_page(struct front *f, struct exchange *x)
 {
+    const char *name = x->rest[0] ? x->rest : "index.html", *has = exchange_header(x, "If-None-Match");
     struct pd_error err;
     (void)f;
-    x->code = 200;
-    x->type = "text/html; charset=utf-8";
-    text_buf_add(&x->answer, (const char *)page_html, page_html_size, &err);
+    for (size_t i = 0; i < page_n_files; i++) {
+        const struct page_file *file = &page_files[i];
+        if (strcmp(file->name, name) != 0)
+            continue;
+        x->type = file->type;
+        x->etag = file->etag;
+        x->code = has && strstr(has, file->etag) ? 304 : 200;
+        if (x->code == 200)
+            text_buf_add(&x->answer, (const char *)file->data, file->size, &err);
+        return;
+    }
+    answer_error(x, 404, "the page has no such file");
 }
 
 static void put_progress(yyjson_mut_doc *d, yyjson_mut_val *o, const struct backend_status *s)

@@ -28,6 +28,7 @@ static void route_none(struct front *f, struct exchange *x)
 /* A star at the end of a path stands for one more part. */
 static const struct route routes[] = {
     {"/", "GET", true, route_page},
+    {"/page/*", "GET", true, route_page},
     {"/health", "GET", true, route_health},
     {"/v1/health", "GET", true, route_health},
     {"/models", "GET", true, route_models},
