@@ -125,10 +125,12 @@ enum pd_status bench_driver_open(struct bench_driver *out, const struct bench_se
         enum pd_status s = profile_fit(&out->profile, point->stages, err);
         if (s)
             return s;
-        fill_cost(out->cost_ns, &out->profile);
         o.profile = &out->profile;
-        o.drafter.cost_ns = out->cost_ns;
-        o.drafter.cost_n = BATCH_ROWS;
+        if (!o.drafter.doubtful) {
+            fill_cost(out->cost_ns, &out->profile);
+            o.drafter.cost_ns = out->cost_ns;
+            o.drafter.cost_n = BATCH_ROWS;
+        }
         out->step_ns = profile_step_ns(&out->profile);
     }
     return (setup->clock == BENCH_VIRTUAL ? sim_new : threads_new)(&out->driver, &o, compute, err);
@@ -218,6 +220,7 @@ void bench_config(char out[20], const struct bench_key *key)
                               d->live_rows_max,
                               d->draft_rows,
                               d->grace,
+                              d->doubtful,
                               setup->n_embd,
                               sample->temperature,
                               sample->top_k,

@@ -8,12 +8,13 @@
 #include <stdlib.h>
 #include <string.h>
 
-enum { KEY_ORACLE = CLI_KEY_OWN, KEY_PROMPT, KEY_LATE };
+enum { KEY_ORACLE = CLI_KEY_OWN, KEY_PROMPT, KEY_LATE, KEY_SHARED };
 
 struct simulate_args {
     struct bench_cli b;
     const char *oracle;
     int prompt, late;
+    bool shared;
 };
 
 static const struct argp_option options[] = {
@@ -26,6 +27,11 @@ static const struct argp_option options[] = {
     {"prompt", KEY_PROMPT, "N", 0, "tokens of a prompt (64); a recording has its own", 3},
     {"late-prompt", KEY_LATE, "N", 0,
      "with --concurrency or --rate: what a prompt of N tokens that comes in the midst does to the others", 3},
+    {"shared-cores", KEY_SHARED, NULL, 0,
+     "as on one machine: the draft has the stages' cores, so best drafts and verifies by turns, and what "
+     "steps take is "
+     "learned",
+     3},
     {0},
 };
 
@@ -64,6 +70,9 @@ static error_t parse(int key, char *arg, struct argp_state *state)
     case KEY_PROMPT:
         a->prompt = (int)cli_int(state, "--prompt", arg, 1, 1 << 20);
         return 0;
+    case KEY_SHARED:
+        a->shared = true;
+        return 0;
     case KEY_LATE:
         a->late = (int)cli_int(state, "--late-prompt", arg, 1, 1 << 20);
         return 0;
@@ -87,6 +96,7 @@ static const char doc[] =
     "Examples:\n"
     "  pipedec simulate --profile paper70b --oracle top=0.87,0.94,0.97,0.985,0.99\n"
     "  pipedec simulate --profile home4 --oracle acceptance.jsonl --sweep-stages 2,4,8\n"
+    "  pipedec simulate --profile twocores --shared-cores --oracle acceptance.jsonl --modes pp,chain,best\n"
     "  pipedec simulate --oracle acceptance.jsonl --concurrency 1,2,4,8,16 --modes pp,best -o loads\n";
 
 static void set_up(const struct simulate_args *a, struct synthetic_options *o, int stages)
@@ -94,6 +104,7 @@ static void set_up(const struct simulate_args *a, struct synthetic_options *o, i
     struct driver_options d;
     engine_driver_options(&d, &a->b.common.engine, stages, synthetic_ctx(o), true, NULL);
     o->setup.drafter = d.drafter;
+    o->setup.drafter.doubtful = a->shared;
     o->setup.n_embd = 8192; /* for profiles that leave a row's size to the model */
     o->setup.seed = o->seed;
     o->setup.cancel = bench_cli_cancel();

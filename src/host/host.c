@@ -625,7 +625,7 @@ static void make_drafter(struct host *h)
     struct drafter_options d = h->o.driver->drafter;
     d.have_draft = d.have_draft && h->o.compute->draft.self;
     d.copies = h->o.copies && (!h->o.compute->draft.self || h->o.compute->draft.copy);
-    if (h->o.profile) {
+    if (h->o.profile && !d.doubtful) {
         h->cost_ns = mem_new(BATCH_ROWS, sizeof *h->cost_ns);
         profile_costs(h->o.profile, h->n, h->cost_ns);
         d.cost_ns = h->cost_ns;

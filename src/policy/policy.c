@@ -69,10 +69,9 @@ void policy_init(struct policy *p, const struct policy_options *o)
     policy_defaults(&p->o);
 }
 
-void policy_pace(struct policy *p, double round_ns, double token_ns)
+void policy_pace(struct policy *p, const struct policy_times *times)
 {
-    p->round_ns = round_ns;
-    p->token_ns = token_ns;
+    p->times = *times;
 }
 
 void policy_root(struct policy *p)
@@ -164,12 +163,12 @@ static bool chain_pays(const struct policy *p, const struct tree *t, int end)
     double sum = 1, root = t->nodes[t->root].path;
     if (!p->adapts || end == t->root)
         return true;
-    if (p->round_ns <= 0 || p->token_ns <= 0)
+    if (p->times.round_ns <= 0 || p->times.token_ns <= 0)
         return p->passes < DEPTH_UNKNOWN;
     for (int node = end; node != t->root; node = t->nodes[node].parent)
         sum += exp(t->nodes[node].path - root);
-    double took = p->round_ns + tree_depth(t, end) * p->token_ns;
-    return right * exp(t->nodes[end].path - root) * took > sum * p->token_ns;
+    double took = p->times.round_ns + tree_depth(t, end) * p->times.token_ns;
+    return right * exp(t->nodes[end].path - root) * took > sum * p->times.token_ns;
 }
 
 /* A round submits its best `width` nodes. A child comes behind its parent, so only nodes among the best width - 1 can
@@ -248,6 +247,30 @@ static int submit_layer(struct tree *t, int max, int32_t *out)
     return kept;
 }
 
+/* Beside a chain: other nodes that are worth their row, each as probable as its row takes of a token's time. */
+static int add_sides(const struct policy *p, struct tree *t, int n, int max, int32_t *out)
+{
+    const struct policy_times *x = &p->times;
+    double root = t->nodes[t->root].path, sum = 0;
+    if (x->row_ns <= 0)
+        return n;
+    for (int i = 0; i < n; i++)
+        sum += exp(t->nodes[out[i]].path - root);
+    double token_ns = (x->round_ns + (n - 1) * x->token_ns) / sum;
+    int end = n, best = tree_best(t, TREE_SUBMITTED, 0, t->capacity, t->stack);
+    for (int i = 0; i < best && end < max; i++) {
+        int node = t->stack[i];
+        if (exp(t->nodes[node].path - root) * token_ns < x->row_ns)
+            break;
+        bool there = false;
+        for (int j = 0; j < n && !there; j++)
+            there = out[j] == node;
+        if (!there)
+            out[end++] = node;
+    }
+    return end;
+}
+
 /* A round's tree with the root in front, once it is complete. */
 static int submit_round(struct policy *p, struct tree *t, int max, int32_t *out)
 {
@@ -263,7 +286,7 @@ static int submit_round(struct policy *p, struct tree *t, int max, int32_t *out)
         for (int i = depth; i >= 0; i--, end = t->nodes[end].parent)
             if (i < n)
                 out[i] = end;
-        return n;
+        return p->adapts && p->o.children > 1 ? add_sides(p, t, n, max, out) : n;
     }
     case PD_MODE_STPP:
         return select_nodes(p, t, TREE_SUBMITTED, 0, max, out, in_shape);

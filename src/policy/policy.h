@@ -1,7 +1,8 @@
 /* policy: which nodes to draft and which to submit, and when. Pure.
  *
  *   pp       no drafts: the root alone, then wait
- *   chain    draft `depth` tokens in a row (or as many as pay), submit them with the root, wait for the verdict
+ *   chain    draft `depth` tokens in a row (or as many as pay), submit them with the root, wait for the verdict; where
+ *            times are known and `children` > 1, other nodes beside them that are worth their row
  *   stpp     a tree of fixed shape (children per level and rank), submitted with the root, wait
  *   rounds   the best `width` nodes of a tree drafted in `depth` passes, submitted with the root, wait
  *   layer    PipeDec as published: one level a step, the `width` best, `children` per node at most
@@ -48,16 +49,20 @@ struct policy_cost {
     int beside;            /* rows that are in the batch already, of prompts */
 };
 
+/* Of rounds: what one takes that holds the root alone, what each drafted token adds to it by its pass and its row, and
+ * the row alone. 0: not known. */
+struct policy_times {
+    double round_ns, token_ns, row_ns;
+};
+
 struct policy {
     struct policy_options o;
     int passes;  /* round-based modes: draft passes done for this root */
     bool adapts; /* chain: its length is by what tokens and rounds take */
-    double round_ns, token_ns;
+    struct policy_times times;
 };
 void policy_init(struct policy *p, const struct policy_options *o);
-/* What a round takes that holds the root alone, and what each drafted token adds to it: its pass and its row. 0: not
- * known. */
-void policy_pace(struct policy *p, double round_ns, double token_ns);
+void policy_pace(struct policy *p, const struct policy_times *times);
 /* The root has changed (begin, hit, late, miss). */
 void policy_root(struct policy *p);
 

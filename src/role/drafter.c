@@ -38,8 +38,10 @@ struct drafter *drafter_new(const struct drafter_options *o)
     d->o.lanes = PD_MAX(o->lanes, 1);
     const bool learn = !o->cost_ns && o->have_draft && !o->policy.width;
     const bool best = o->policy.mode == PD_MODE_BEST;
-    if (learn && best && o->doubtful)
+    if (learn && best && o->doubtful) {
         d->o.policy.mode = PD_MODE_CHAIN;
+        d->o.policy.children = CHAIN_CHILDREN;
+    }
     d->stage0_idle = true;
     d->lanes = mem_new((size_t)d->o.lanes, sizeof *d->lanes);
     for (int i = 0; i < d->o.lanes; i++)
@@ -113,12 +115,14 @@ struct policy_cost step_cost(struct drafter *d)
 static void new_round(struct drafter *d, struct lane *l)
 {
     struct policy_cost cost = step_cost(d);
-    double stages = d->o.n_stages, round_ns = 0, token_ns = 0;
+    double stages = d->o.n_stages;
+    struct policy_times times = {0};
     if (cost.n > 1 && d->draft_ns > 0) {
-        round_ns = stages * cost.rows_ns[0];
-        token_ns = d->draft_ns + stages * (cost.rows_ns[1] - cost.rows_ns[0]);
+        times.row_ns = stages * (cost.rows_ns[1] - cost.rows_ns[0]);
+        times.round_ns = stages * cost.rows_ns[0];
+        times.token_ns = d->draft_ns + times.row_ns;
     }
-    policy_pace(&l->policy, round_ns, token_ns);
+    policy_pace(&l->policy, &times);
     policy_root(&l->policy);
 }
 
@@ -316,7 +320,7 @@ static void count(struct drafter *d, struct lane *l, enum tree_verdict v, const 
     if (!s->tokens++)
         s->first_token_ns = now;
     s->last_token_ns = now;
-    payoff_token(&d->payoff, now);
+    payoff_token(&d->payoff, before->entered_ns, now);
     s->hits += v == TREE_HIT;
     s->late_hits += v == TREE_LATE;
     s->misses += v == TREE_MISS;
@@ -393,6 +397,8 @@ static void on_report(struct drafter *d, struct lane *l, const struct msg_report
     }
     if (r->rows && !r->n_prompt && r->rows_live && pace_report(&d->pace, r->stage, r->busy_ns))
         payoff_batch(&d->payoff, r->rows, r->busy_ns);
+    if (r->rows && r->n_prompt == r->rows)
+        payoff_chunk(&d->payoff, r->stage, r->rows, r->busy_ns);
 }
 
 static void on_msg(struct drafter *d, const struct event *in, struct effects *out)

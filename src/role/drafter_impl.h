@@ -10,10 +10,11 @@
 #include <string.h>
 
 enum {
-    CATCH_UP_ROWS = 8, /* chosen tokens the draft lags by, up to which they ride along in a draft pass */
-    CHUNKS_A_STEP = 2, /* prompt chunks that wait before stage 0 */
-    ALONE_TOKENS = 3,  /* measured for stats.alone_ns */
-    HISTORY_PATH = 256 /* tokens of a path in the tree that a history has, at most */
+    CATCH_UP_ROWS = 8,  /* chosen tokens the draft lags by, up to which they ride along in a draft pass */
+    CHUNKS_A_STEP = 2,  /* prompt chunks that wait before stage 0 */
+    CHAIN_CHILDREN = 4, /* where draft and target take turns: candidates a token */
+    ALONE_TOKENS = 3,   /* measured for stats.alone_ns */
+    HISTORY_PATH = 256  /* tokens of a path in the tree that a history has, at most */
 };
 
 enum phase { PHASE_IDLE, PHASE_RUN, PHASE_ENDING };

@@ -5,7 +5,10 @@ enum {
     BASELINE_TOKENS = 3, /* rest for so many to know the time without */
     REST_TOKENS = 256,   /* the first rest after a lost trial */
     REST_TOKENS_MAX = 8192,
-    TRIAL_SPANS = 4 /* a trial may be lost after so many token times without speculation */
+    LOSS_TOKENS = 4, /* a spell ends early when it has lost the time of so many tokens without speculation */
+    CHUNK_ROWS_MIN = 8, /* a chunk says what rows cost if it has so many */
+    CHUNK_WEIGHT =
+        8 /* of a chunk's slope: as if of batches whose squared distances from their mean sum up to this */
 };
 
 void payoff_init(struct payoff *w, bool active, bool rests)
@@ -18,6 +21,7 @@ static void spell(struct payoff *w, bool on, int64_t since_ns)
     w->on = on;
     w->tokens = 0;
     w->since_ns = since_ns;
+    w->rest_ns = since_ns;
 }
 
 void payoff_begin(struct payoff *w)
@@ -47,7 +51,7 @@ static void judge(struct payoff *w, int64_t now_ns)
     }
 }
 
-void payoff_token(struct payoff *w, int64_t now_ns)
+void payoff_token(struct payoff *w, int64_t entered_ns, int64_t now_ns)
 {
     if (!w->rests)
         return;
@@ -60,9 +64,12 @@ void payoff_token(struct payoff *w, int64_t now_ns)
     w->tokens++;
     double spent = (double)(now_ns - w->since_ns);
     if (w->on) {
-        bool slow = w->off_ns > 0 && spent > TRIAL_SPANS * w->off_ns && spent > 0.97 * w->tokens * w->off_ns;
-        if (w->tokens >= SPELL_TOKENS || slow)
+        if (w->tokens >= SPELL_TOKENS || (w->off_ns > 0 && spent > (w->tokens + LOSS_TOKENS) * w->off_ns))
             judge(w, now_ns);
+        return;
+    }
+    if (entered_ns < w->rest_ns) { /* its root, or it itself, went with a guess */
+        spell(w, false, now_ns);
         return;
     }
     w->off_ns = w->off_ns > 0 ? w->off_ns + 0.2 * (spent - w->off_ns) : spent;
@@ -92,6 +99,21 @@ void payoff_batch(struct payoff *w, int rows, int64_t busy_ns)
     w->rows_seen = PD_MAX(w->rows_seen, rows);
 }
 
+void payoff_chunk(struct payoff *w, int stage, int rows, int64_t busy_ns)
+{
+    double x = rows, y = (double)busy_ns;
+    if (!w->active || rows < CHUNK_ROWS_MIN)
+        return;
+    if (w->chunk_rows > 0 && stage == w->chunk_stage) {
+        w->chunk_rows += 0.3 * (x - w->chunk_rows);
+        w->chunk_ns += 0.3 * (y - w->chunk_ns);
+    } else if (y * w->chunk_rows >= w->chunk_ns * x) {
+        w->chunk_rows = x;
+        w->chunk_ns = y;
+        w->chunk_stage = stage;
+    }
+}
+
 int payoff_cost(const struct payoff *w, double *rows_ns)
 {
     if (!w->active)
@@ -99,11 +121,15 @@ int payoff_cost(const struct payoff *w, double *rows_ns)
     rows_ns[0] = 1;
     if (w->s0 <= 0)
         return 1; /* one row first */
-    double spread = w->s0 * w->s2 - w->s1 * w->s1, mean = w->sy / w->s0;
-    double slope = spread > 1e-6 ? (w->s0 * w->sxy - w->s1 * w->sy) / spread : 0;
-    slope = PD_MAX(slope, 0);
-    double base = PD_MAX(mean - slope * w->s1 / w->s0, mean * 0.05);
-    int n = PD_MIN(2 * w->rows_seen, BATCH_ROWS);
+    double x = w->s1 / w->s0, y = w->sy / w->s0;
+    double spread = w->s2 - w->s1 * x, both = w->sxy - w->s1 * y;
+    if (w->chunk_rows > x + 1) { /* drawn towards the line through the mean and the chunk */
+        both += CHUNK_WEIGHT * PD_MAX(w->chunk_ns - y, 0) / (w->chunk_rows - x);
+        spread += CHUNK_WEIGHT;
+    }
+    double slope = spread > 1e-6 ? PD_MAX(both / spread, 0) : 0;
+    double base = PD_MAX(y - slope * x, y * 0.05);
+    int n = PD_MIN(PD_MAX(2 * w->rows_seen, (int)w->chunk_rows), BATCH_ROWS);
     for (int i = 0; i < n; i++)
         rows_ns[i] = base + slope * (i + 1);
     return n;

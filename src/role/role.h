@@ -339,7 +339,7 @@ struct drafter_options {
     int cost_n;
     bool measure_alone;
     /* without cost_ns: devices share cores, and what the draft computes the stages must wait for: `best` then drafts and
-     * verifies by turns, as `chain` does */
+     * verifies by turns, as `chain` does, with other nodes beside the chain that are worth their row */
     bool doubtful;
 };
 /* With `measure_alone` the first tokens of the drafter's life travel as in pp, with the draft at rest, and their mean

@@ -27,10 +27,15 @@ over() {
 good=$(over) bad=$("$PIPEDEC" simulate --oracle top=0.3,0.4 --per-kind 1 -n 24 --modes pp,best --csv |
     awk -F, '$1 == "all" && $2 == "best" { print $13 }')
 awk "BEGIN { exit !($good > 2 && $good > $bad) }" || fail "speed-up $good with a good draft, $bad with a bad one"
-for profile in paper70b home4 uneven; do
+for profile in paper70b home4 uneven twocores; do
     sim --profile $profile --modes pp,best >/dev/null || fail "profile $profile"
 done
 sim --profile home4 --stages 7 --modes best | grep -q "clock virtual, 7 stages" || fail "7 stages"
+
+# Draft and target on the same cores, nothing known of them: by turns, and what that brings is found out.
+shared=$(sim --profile twocores --shared-cores --modes pp,best -n 128 --csv |
+    awk -F, '$1 == "all" && $2 == "best" { print $13 }')
+awk "BEGIN { exit !($shared > 1.2) }" || fail "speed-up $shared where draft and target share two cores"
 
 # JSON, files, resume, plots.
 sim --modes pp,best --json --out "$tmp/dir" --sweep-widths 8,32 >"$tmp/json" || fail "--json: exit code $?"

@@ -126,7 +126,7 @@ static void chain(void **state)
 static int chain_length(double round_ns, double token_ns, double chance)
 {
     struct world *w = world_new((struct policy_options){.mode = PD_MODE_CHAIN});
-    policy_pace(&w->p, round_ns, token_ns);
+    policy_pace(&w->p, &(struct policy_times){round_ns, token_ns, 0});
     while (expand(w))
         draft(w, &chance, 1);
     int n = submit(w);
@@ -147,6 +147,36 @@ static void a_chain_finds_its_length(void **state)
     assert_int_equal(chain_length(1e4, 10, 1), 17);   /* rounds are dear: as long as it may be */
     assert_true(chain_length(100, 10, 0.95) > chain_length(100, 10, 0.7));
     assert_true(chain_length(100, 10, 0.9) > chain_length(100, 30, 0.9));
+}
+
+/* With times known, nodes beside the chain go along where they are worth their row. */
+static int sides(int children, double row_ns)
+{
+    static const double chances[] = {0.6, 0.25, 0.1};
+    struct world *w = world_new((struct policy_options){.mode = PD_MODE_CHAIN, .children = children});
+    policy_pace(&w->p, &(struct policy_times){.round_ns = 100, .token_ns = 60, .row_ns = row_ns});
+    while (expand(w))
+        draft(w, chances, children);
+    int n = submit(w), length = 0;
+    for (int i = 0; i < n; i++) {
+        const struct tree_node *x = &w->t.nodes[w->out[i]];
+        assert_true(i == 0 || w->t.nodes[x->parent].flags & TREE_SUBMITTED); /* parents first */
+        length += i == 0 || x->rank == 0;
+    }
+    assert_int_equal(submit(w), 0);
+    world_free(w);
+    return n - length;
+}
+
+static void a_chain_takes_sides(void **state)
+{
+    (void)state;
+    /* root and one token: 160 for 1.6 tokens, 100 a token */
+    assert_int_equal(sides(3, 0), 0);  /* what a row takes is not known */
+    assert_int_equal(sides(1, 5), 0);  /* no other candidates */
+    assert_int_equal(sides(3, 30), 0); /* 0.25 of a token is less than a row */
+    assert_int_equal(sides(3, 20), 1); /* the second choice is worth it */
+    assert_int_equal(sides(3, 5), 2);  /* the third too */
 }
 
 static void stpp(void **state)
@@ -492,6 +522,7 @@ int main(void)
         cmocka_unit_test(names),
         cmocka_unit_test(pp),
         cmocka_unit_test(a_chain_finds_its_length),
+        cmocka_unit_test(a_chain_takes_sides),
         cmocka_unit_test(chain),
         cmocka_unit_test(stpp),
         cmocka_unit_test(default_shape),

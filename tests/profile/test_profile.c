@@ -54,8 +54,8 @@ static void test_shipped(void **state)
     assert_int_equal(p.row_bytes, 16384);
     p = load("home4");
     assert_int_equal(p.n_stages, 4);
-    assert_true(curve_ns(&p.stage[0], 8) > 2 * curve_ns(&p.stage[0], 2));
-    assert_int_equal(curve_ns(&p.stage[0], 1), curve_ns(&p.stage[0], 2));
+    assert_true(curve_ns(&p.stage[0], 24) > 2 * curve_ns(&p.stage[0], 8));
+    assert_int_equal(curve_ns(&p.stage[0], 1), curve_ns(&p.stage[0], 8));
     p = load("uneven");
     assert_int_equal(curve_ns(&p.stage[6], 1), 100 * MS);
     assert_int_equal(curve_ns(&p.stage[5], 1), 50 * MS);
