@@ -160,5 +160,6 @@ int cmd_info(int argc, char **argv);
 int cmd_bench(int argc, char **argv);
 int cmd_simulate(int argc, char **argv);
 int cmd_launch(int argc, char **argv);
+int cmd_profile(int argc, char **argv);
 
 #endif

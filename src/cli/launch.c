@@ -141,7 +141,8 @@ static int supervise(struct launch *l, struct pd_error *err)
 
 static bool spans_machines(const char *command)
 {
-    return !strcmp(command, "run") || !strcmp(command, "chat") || !strcmp(command, "engine");
+    return !strcmp(command, "run") || !strcmp(command, "chat") || !strcmp(command, "engine") ||
+           !strcmp(command, "profile");
 }
 
 static char *own_path(void)

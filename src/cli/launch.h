@@ -80,6 +80,8 @@ struct launch {
     struct hosts table; /* n 0: mpirun reads --host and --hostfile itself */
 };
 
+/* "A:1,B:2", or a hostfile; both NULL: none. hosts_free follows, also after an error. */
+enum pd_status hosts_parse(struct hosts *h, const char *list, const char *file, struct pd_error *err);
 enum pd_status hosts_read(struct launch *l, struct pd_error *err);
 /* Before a start that follows a fault: hosts that do not answer are left out, spare ones take their places. Says so.
  * PD_ERR_PEER if too few are left; l->ranks is set to what is possible. */

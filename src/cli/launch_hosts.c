@@ -80,16 +80,17 @@ static int slots_of(const struct hosts *h)
     return slots;
 }
 
+enum pd_status hosts_parse(struct hosts *h, const char *list, const char *file, struct pd_error *err)
+{
+    return list ? read_list(h->host, &h->n, list, err) : file ? read_hostfile(h, file, err) : PD_OK;
+}
+
 enum pd_status hosts_read(struct launch *l, struct pd_error *err)
 {
     struct hosts *h = &l->table;
-    enum pd_status status = PD_OK;
     if (!l->spare && !l->allow_fewer)
         return PD_OK;
-    if (l->hosts)
-        status = read_list(h->host, &h->n, l->hosts, err);
-    else if (l->hostfile)
-        status = read_hostfile(h, l->hostfile, err);
+    enum pd_status status = hosts_parse(h, l->hosts, l->hostfile, err);
     if (!status && l->spare)
         status = read_list(h->spare, &h->n_spare, l->spare, err);
     if (!status && !h->n)

@@ -22,6 +22,7 @@ static const struct command commands[] = {
     {"simulate", cmd_simulate,
      "the same machines with a modelled target and draft, for sizes that don't fit here"},
     {"engine", cmd_engine, "the part of a server that holds the models; 'serve' starts it"},
+    {"profile", cmd_profile, "measure this machine, or the hosts of a cluster and their links"},
     {"launch", cmd_launch, "run a command over several machines, and again after a fault"},
 };
 

@@ -11,7 +11,7 @@
 
 /* On MPI_COMM_WORLD: no communicator is duplicated, because that is a collective, which hangs where two hosts are cut
  * from each other. */
-enum { TAG_DATA = 1, TAG_CONTROL, TAG_BEAT, TAG_CARD, TAG_TABLE };
+enum { TAG_DATA = 1, TAG_CONTROL, TAG_BEAT, TAG_CARD, TAG_TABLE, TAG_MEASURE };
 
 enum { CARD_ADDRESSES = 6 };
 /* What every rank says of itself before anything else; its first 128 bytes are the same in every version. */
