@@ -189,7 +189,7 @@ static uint64_t profile_digest(uint64_t h, const struct profile *p)
     for (int i = 0; i < p->n_stages; i++)
         h = curve_digest(h, &p->stage[i]);
     h = curve_digest(curve_digest(h, &p->prefill), &p->draft);
-    return mixed(h, numbers, sizeof numbers);
+    return mixed(mixed(h, p->hop, sizeof p->hop), numbers, sizeof numbers);
 }
 
 /* With its length, so that two texts never run into each other. */

@@ -116,7 +116,7 @@ static int64_t due_ns(struct rank *r, const struct parcel *parcel)
     if (chain) {
         r->link_free_ns = PD_MAX(now, r->link_free_ns);
         r->link_free_ns += (int64_t)profile_wire_ns(p, r->o.driver->n_embd, parcel->from, m);
-        at = r->link_free_ns + (int64_t)(1e3 * p->link_latency_us);
+        at = r->link_free_ns + (int64_t)(1e3 * profile_hop_us(p, parcel->from));
     }
     int64_t *last = &r->last_due_ns[chain ? LINK_DATA : LINK_CONTROL][parcel->to];
     *last = PD_MAX(*last, at);

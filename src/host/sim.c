@@ -197,7 +197,7 @@ static int64_t arrival(struct sim *s, const struct parcel *p)
         struct node *from = &s->nodes[rank_of(p->from, s->n)];
         int64_t begin = PD_MAX(at, from->link_free_ns);
         from->link_free_ns = begin + (int64_t)disturbed(s, profile_wire_ns(f, s->o.n_embd, p->from, m), 1);
-        at = from->link_free_ns + (int64_t)disturbed(s, 1e3 * f->link_latency_us, 2);
+        at = from->link_free_ns + (int64_t)disturbed(s, 1e3 * profile_hop_us(f, p->from), 2);
         if (m->type == MSG_ROWS && s->o.observer)
             s->o.observer->see(s->o.observer->user, &(struct observation){.type = OBS_LINK,
                                                                           .role = p->from,

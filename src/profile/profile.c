@@ -1,5 +1,5 @@
 /* Device profiles: strict INI (by inih), durations by rows, fitting to another number of stages. */
-#include "profile/profile.h"
+#include "profile/cluster.h"
 #include "profile/profile_data.h"
 
 #include <errno.h>
@@ -9,7 +9,7 @@
 #include <stdlib.h>
 #include <string.h>
 
-enum { TEXT_MAX = 1 << 20, LINE_MAX_BYTES = INI_MAX_LINE - 2 };
+enum { TEXT_MAX = 1 << 20, KEYS_MAX = 16384, LINE_MAX_BYTES = INI_MAX_LINE - 2 };
 static const double MS_MAX = 1e7; /* about three hours; beyond it nanoseconds would soon overflow sums */
 
 /* ---- reading ---- */
@@ -30,9 +30,11 @@ struct parse {
     bool failed;
     struct pd_error *err;
     struct profile *p;
+    struct cluster *cluster;
     char (*keys)[96]; /* "section key" seen, to refuse doubles */
     int n_keys, keys_max;
     struct duration all, last, prefill, draft, one[STAGES_MAX];
+    int hop_line[STAGES_MAX + 1]; /* of a section for that hop; 0: none */
     bool have_latency, have_bandwidth, have_control, have_stages;
 };
 
@@ -75,7 +77,7 @@ static bool number(const char *text, double min, double max, double *out)
 }
 
 /* "1:50 32:50 64:100" */
-static const char *read_table(struct curve *c, const char *text)
+const char *curve_read(struct curve *c, const char *text)
 {
     c->n = 0;
     while (*text) {
@@ -109,7 +111,7 @@ static int read_duration(struct parse *ps, struct duration *d, const char *secti
     if (!d->seen)
         *d = (struct duration){true, ps->line, {0}, -1, -1, -1, -1, 0};
     if (!strcmp(key, "step_ms")) {
-        const char *wrong = read_table(&d->table, value);
+        const char *wrong = curve_read(&d->table, value);
         return wrong ? fail(ps, section, key, wrong) : 1;
     }
     const struct {
@@ -176,6 +178,36 @@ static int read_link_key(struct parse *ps, const char *section, const char *key,
     return fail(ps, section, key, "unknown key");
 }
 
+/* [link draft], [link 3]: the hop that begins there; false: no such section. */
+static bool hop_index(const char *section, int *hop)
+{
+    double index;
+    if (strncmp(section, "link ", 5) != 0)
+        return false;
+    if (!strcmp(section + 5, "draft")) {
+        *hop = 0;
+        return true;
+    }
+    if (!number(section + 5, 0, STAGES_MAX - 1, &index) || index != floor(index))
+        return false;
+    *hop = (int)index + 1;
+    return true;
+}
+
+static int read_hop_key(struct parse *ps, int hop, const char *section, const char *key, const char *value)
+{
+    struct hop *h = &ps->p->hop[hop];
+    if (!ps->hop_line[hop])
+        *h = (struct hop){-1, 0};
+    ps->hop_line[hop] = ps->line;
+    bool latency = !strcmp(key, "latency_us");
+    if (!latency && strcmp(key, "bandwidth_gbps") != 0)
+        return fail(ps, section, key, "unknown key");
+    return number(value, latency ? 0 : 1e-6, 1e9, latency ? &h->latency_us : &h->gbps)
+               ? 1
+               : fail(ps, section, key, "not a number in range");
+}
+
 static bool seen_before(struct parse *ps, const char *section, const char *key)
 {
     char both[96];
@@ -204,6 +236,13 @@ static int read_key(void *user, const char *section, const char *key, const char
             return fail(ps, section, key, "unknown key");
         return number(value, 0, MS_MAX, &ps->p->head_ms) ? 1
                                                          : fail(ps, section, key, "not a number in range");
+    }
+    int hop;
+    if (hop_index(section, &hop))
+        return read_hop_key(ps, hop, section, key, value);
+    if (cluster_section(section)) {
+        const char *wrong = cluster_key(ps->cluster, section, key, value);
+        return wrong ? fail(ps, section, key, wrong) : 1;
     }
     struct duration *d = !strcmp(section, "stage")        ? &ps->all
                          : !strcmp(section, "stage last") ? &ps->last
@@ -289,6 +328,12 @@ static void finish(struct parse *ps)
         make_curve(ps, &ps->prefill, "prefill", &p->prefill);
     if (!ps->failed)
         make_curve(ps, &ps->draft, "draft", &p->draft);
+    for (int i = 0; i <= STAGES_MAX && !ps->failed; i++) {
+        ps->line = ps->hop_line[i] ? ps->hop_line[i] : ps->line;
+        if (ps->hop_line[i] && (p->hop[i].latency_us < 0 || !(p->hop[i].gbps > 0) || i >= n))
+            fail(ps, "link", "hop",
+                 i >= n ? "beyond the profile's stages" : "needs latency_us and bandwidth_gbps");
+    }
     if (!ps->have_latency)
         fail(ps, "link", "latency_us", "missing");
     if (!ps->have_bandwidth)
@@ -298,16 +343,24 @@ static void finish(struct parse *ps)
     p->n_stages = n;
 }
 
-enum pd_status profile_parse(struct profile *out, const char *name, const char *text, size_t size,
-                             struct pd_error *err)
+static enum pd_status parse(struct profile *out, struct cluster *cluster, const struct profile_text *t,
+                            struct pd_error *err)
 {
+    const char *name = t->name, *text = t->text;
+    const size_t size = t->size;
     if (size > TEXT_MAX)
         return error_set(err, PD_ERR_PROFILE, "%s: too large for a device profile", name);
     memset(out, 0, sizeof *out);
     const char *base = strrchr(name, '/');
     snprintf(out->name, sizeof out->name, "%.63s", base ? base + 1 : name);
     struct parse *ps = mem_new(1, sizeof *ps);
-    *ps = (struct parse){.name = name, .text = text, .size = size, .err = err, .p = out, .keys_max = 2048};
+    *ps = (struct parse){.name = name,
+                         .text = text,
+                         .size = size,
+                         .err = err,
+                         .p = out,
+                         .cluster = cluster,
+                         .keys_max = KEYS_MAX};
     ps->keys = mem_new((size_t)ps->keys_max, sizeof *ps->keys);
     int bad_line = ini_parse_stream(read_line, ps, read_key, ps);
     if (bad_line && !ps->failed) {
@@ -322,6 +375,24 @@ enum pd_status profile_parse(struct profile *out, const char *name, const char *
     return failed ? PD_ERR_PROFILE : PD_OK;
 }
 
+enum pd_status profile_parse_cluster(struct profile *out, struct cluster *cluster,
+                                     const struct profile_text *t, struct pd_error *err)
+{
+    memset(cluster, 0, sizeof *cluster);
+    enum pd_status status = parse(out, cluster, t, err);
+    return status ? status : cluster_check(cluster, t->name, err);
+}
+
+enum pd_status profile_parse(struct profile *out, const char *name, const char *text, size_t size,
+                             struct pd_error *err)
+{
+    struct cluster *c = mem_new(1, sizeof *c);
+    const struct profile_text t = {name, text, size};
+    enum pd_status status = profile_parse_cluster(out, c, &t, err);
+    free(c);
+    return status;
+}
+
 /* ---- finding ---- */
 
 const char *profile_names(void)
@@ -334,7 +405,8 @@ const char *profile_names(void)
     return names;
 }
 
-static enum pd_status load_file(struct profile *out, const char *path, struct pd_error *err)
+static enum pd_status load_file(struct profile *out, struct cluster *cluster, const char *path,
+                                struct pd_error *err)
 {
     FILE *f = fopen(path, "rb");
     if (!f)
@@ -343,10 +415,31 @@ static enum pd_status load_file(struct profile *out, const char *path, struct pd
     size_t size = fread(text, 1, TEXT_MAX + 1, f);
     bool bad = ferror(f) != 0;
     fclose(f);
+    const struct profile_text t = {path, text, size};
     enum pd_status s = bad ? error_set(err, PD_ERR_FILE, "%s: cannot be read", path)
-                           : profile_parse(out, path, text, size, err);
+                           : profile_parse_cluster(out, cluster, &t, err);
     free(text);
     return s;
+}
+
+enum pd_status profile_load_cluster(struct cluster *cluster, const char *path, struct pd_error *err)
+{
+    struct profile *p = mem_new(1, sizeof *p);
+    enum pd_status status = load_file(p, cluster, path, err);
+    free(p);
+    if (!status && !cluster->n)
+        status =
+            error_set(err, PD_ERR_PROFILE,
+                      "%s describes devices, not hosts: 'pipedec profile --hosts FILE' measures them", path);
+    return status;
+}
+
+static enum pd_status load_path(struct profile *out, const char *path, struct pd_error *err)
+{
+    struct cluster *c = mem_new(1, sizeof *c);
+    enum pd_status status = load_file(out, c, path, err);
+    free(c);
+    return status;
 }
 
 enum pd_status profile_load(struct profile *out, const char *name_or_path, struct pd_error *err)
@@ -354,7 +447,7 @@ enum pd_status profile_load(struct profile *out, const char *name_or_path, struc
     size_t n = strlen(name_or_path);
     bool path = strchr(name_or_path, '/') || (n > 4 && !strcmp(name_or_path + n - 4, ".ini"));
     if (path)
-        return load_file(out, name_or_path, err);
+        return load_path(out, name_or_path, err);
     const char *dir = getenv("PIPEDEC_PROFILES");
     if (dir && *dir) {
         char file[4096];
@@ -362,7 +455,7 @@ enum pd_status profile_load(struct profile *out, const char *name_or_path, struc
         FILE *f = fopen(file, "rb");
         if (f) {
             fclose(f);
-            return load_file(out, file, err);
+            return load_path(out, file, err);
         }
     }
     for (const struct profile_data *d = profile_data; d->name; d++)
@@ -375,7 +468,7 @@ enum pd_status profile_load(struct profile *out, const char *name_or_path, struc
 
 /* ---- use ---- */
 
-static double curve_ms(const struct curve *c, double rows)
+double curve_ms(const struct curve *c, double rows)
 {
     if (c->n == 0)
         return 0;
@@ -405,9 +498,9 @@ int64_t profile_step_ns(const struct profile *p)
 
 int64_t profile_token_ns(const struct profile *p)
 {
-    double ns = 1e6 * p->head_ms + 1e3 * (p->n_stages * p->link_latency_us + p->control_latency_us);
+    double ns = 1e6 * p->head_ms + 1e3 * p->control_latency_us;
     for (int i = 0; i < p->n_stages; i++)
-        ns += (double)curve_ns(&p->stage[i], 1);
+        ns += (double)curve_ns(&p->stage[i], 1) + 1e3 * profile_hop_us(p, i);
     return llround(ns);
 }
 
@@ -427,7 +520,7 @@ static void curve_add(struct curve *sum, const struct curve *c, double weight)
     *sum = out;
 }
 
-static void curve_scale(struct curve *c, double factor)
+void curve_scale(struct curve *c, double factor)
 {
     for (int i = 0; i < c->n; i++)
         c->ms[i] *= factor;
@@ -474,6 +567,7 @@ enum pd_status profile_fit(struct profile *p, int n_stages, struct pd_error *err
     *own = *p;
     for (int i = 0; i < n_stages; i++)
         p->stage[i] = p->scale_model ? model_share(own, i, n_stages) : device_like(own, i, n_stages);
+    memset(p->hop, 0, sizeof p->hop); /* of other pairs of devices */
     if (p->scale_model)
         curve_scale(&p->prefill, (double)own->n_stages / n_stages);
     p->n_stages = n_stages;
@@ -517,5 +611,11 @@ double profile_wire_ns(const struct profile *p, int n_embd, int from, const stru
     int row_bytes =
         p->row_bytes ? p->row_bytes : 4 * n_embd; /* hidden states, which the drafter's rows lack */
     double bytes = 64 + (m->type == MSG_ROWS ? m->rows.n * (16.0 + (from ? row_bytes : 0)) : 0);
-    return p->link_gbps > 0 ? bytes * 8 / p->link_gbps : 0;
+    double gbps = p->hop[from].gbps > 0 ? p->hop[from].gbps : p->link_gbps;
+    return gbps > 0 ? bytes * 8 / gbps : 0;
+}
+
+double profile_hop_us(const struct profile *p, int from)
+{
+    return p->hop[from].gbps > 0 ? p->hop[from].latency_us : p->link_latency_us;
 }

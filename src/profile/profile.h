@@ -25,9 +25,12 @@ struct profile {
     double head_ms;                    /* one head row on the last stage */
     struct curve draft;                /* a draft pass by rows */
     double link_latency_us, link_gbps; /* every hop of the chain: latency and bandwidth, 10^9 bits/s */
-    double control_latency_us;         /* a small direct message */
-    double stop_ms;                    /* from a stop request to the device's being free */
-    int row_bytes;                     /* of a hidden state on the wire; 0: 4 * n_embd of the model */
+    struct hop {
+        double latency_us, gbps; /* gbps 0: as all others */
+    } hop[STAGES_MAX + 1];       /* from role i, the drafter (0) or a stage, to the next one */
+    double control_latency_us;   /* a small direct message */
+    double stop_ms;              /* from a stop request to the device's being free */
+    int row_bytes;               /* of a hidden state on the wire; 0: 4 * n_embd of the model */
     bool
         scale_model; /* what another stage count means: the same model cut otherwise, or more of the same devices */
 };
@@ -45,6 +48,8 @@ enum pd_status profile_fit(struct profile *p, int n_stages, struct pd_error *err
 int64_t profile_step_ns(const struct profile *p);
 /* Time that a message from role `from` fills a link of the chain, its latency excluded; n_embd of the target. */
 double profile_wire_ns(const struct profile *p, int n_embd, int from, const struct msg *m);
+/* The latency of the hop of the chain that begins at role `from`. */
+double profile_hop_us(const struct profile *p, int from);
 /* One token's way alone through the chain: every stage, the head, the links. What `pp` takes for a token. */
 int64_t profile_token_ns(const struct profile *p);
 /* Time of a stage's batch of n rows, the first n_prompt of prompts; and of n heads at once. */
@@ -53,5 +58,9 @@ double profile_head_ns(const struct profile *p, int n);
 /* Time of a step with i + 1 rows into rows_ns[BATCH_ROWS]: the slowest stage's, the head's row included. */
 void profile_costs(const struct profile *p, int n_stages, double *rows_ns);
 int64_t curve_ns(const struct curve *c, int rows);
+double curve_ms(const struct curve *c, double rows);
+void curve_scale(struct curve *c, double factor);
+/* "1:50 32:50 64:100" into `c`; NULL, or what is wrong with it (static). */
+const char *curve_read(struct curve *c, const char *text);
 
 #endif
