@@ -1,0 +1,540 @@
+/* needs: grammar base */
+/* Grammars of texts: what compiles and what is refused, which texts they take (compared with an Earley recogniser on random
+ * grammars), which tokens their masks allow (compared with every token by itself), lazy grammars, forced tokens. */
+#include "earley.h"
+#include "grammar/grammar.h"
+
+#include <setjmp.h>
+#include <stdarg.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <time.h>
+
+#include <cmocka.h>
+
+static struct grammar *compile(const char *text)
+{
+    struct grammar *g;
+    struct pd_error err = {0};
+    if (grammar_compile(&g, text, strlen(text), &err))
+        fail_msg("%s: %s", text, err.text);
+    return g;
+}
+
+/* 0: not allowed; 1: a beginning; 2: a whole text. */
+static int judge(const struct grammar *g, const char *text)
+{
+    struct grammar_run *r = grammar_run_new(g, NULL);
+    struct grammar_state s = grammar_bytes(r, grammar_start(r), text, strlen(text));
+    int answer = grammar_dead(r, s) ? 0 : grammar_can_end(r, s) ? 2 : 1;
+    grammar_run_free(r);
+    return answer;
+}
+
+static void takes(void **state)
+{
+    static const struct {
+        const char *grammar, *text;
+        int answer;
+    } cases[] = {
+        {"root ::= \"ab\" | \"ac\"", "a", 1},
+        {"root ::= \"ab\" | \"ac\"", "ac", 2},
+        {"root ::= \"ab\" | \"ac\"", "ad", 0},
+        {"root ::= [a-c]* \"x\"", "abcabcx", 2},
+        {"root ::= [^a-c]+", "xyz\n", 2},
+        {"root ::= [^a-c]+", "xa", 0},
+        {"root ::= [\xC3\xA9\xCE\xB1-\xCF\x89]{2}", "\xC3\xA9\xCE\xB3", 2},
+        {"root ::= [\xC3\xA9\xCE\xB1-\xCF\x89]{2}", "\xC3\xA8", 0},
+        {"root ::= .", "\xF0\x9F\x98\x80", 2},
+        {"root ::= .", "\xED\xA0\x80", 0}, /* a surrogate */
+        {"root ::= .", "\xC0\x80", 0},
+        {"root ::= .", "\xF4\x90\x80\x80", 0},
+        {"root ::= [\\x41-\\u0043\\U0001F600]+", "AC\xF0\x9F\x98\x80", 2},
+        {"root ::= \"a\"{2,4}", "aaa", 2},
+        {"root ::= \"a\"{2,4}", "a", 1},
+        {"root ::= \"a\"{2,4}", "aaaaa", 0},
+        {"root ::= \"a\"{3}", "aaa", 2},
+        {"root ::= \"a\"{3}", "aaaa", 0},
+        {"root ::= (\"ab\" | \"c\" [0-9]){2,}", "abc7ab", 2},
+        {"root ::= (\"ab\" | \"c\" [0-9]){2,}", "ab", 1},
+        {"root ::= (\"ab\" | \"c\" [0-9]){,2}", "abc7ab", 0},
+        {"root ::= \"a\"{0} \"b\"", "b", 2},
+        {"root ::= (\"a\"?)* \"b\"", "aab", 2},
+        {"root ::= \"[\" root? \"]\" # brackets\n", "[[[]]]", 2},
+        {"root ::= \"[\" root? \"]\"", "[[[]]", 1},
+        {"root ::= \"[\" root? \"]\"", "[]]", 0},
+        {"# first\nroot ::=\n  a |\n  b\na ::= (\"x\"\n  \"y\") # pair\nb ::= \"z\"", "xy", 2},
+        {"root ::= \"\\\"\\\\\\n\\t\\r\\x41\"", "\"\\\n\t\rA", 2},
+        {"root ::= a \"!\" \na ::= \"x\" a |", "xxx!", 2},
+        {"root ::= \"\"", "", 2},
+        /* nothing leads into what never ends */
+        {"root ::= \"a\" | \"b\" b\nb ::= \"x\" b", "b", 0},
+        {"root ::= \"a\" | \"b\" b\nb ::= \"x\" b", "a", 2},
+        /* ambiguous */
+        {"root ::= \"a\" root root | \"a\"", "aaaaaaa", 2},
+        {"%after \"<<\"\nroot ::= [0-9]+", "anything < ", 2},
+        {"%after \"<<\"\nroot ::= [0-9]+", "anything <<", 1},
+        {"%after \"<<\"\nroot ::= [0-9]+", "a <<<", 0},
+        {"%after \"<<\"\nroot ::= [0-9]+", "a << 1", 0},
+        {"%after \"<<\"\nroot ::= [0-9]+", "a <<12", 2},
+        {"%after \"aab\"\nroot ::= \"!\"", "aaab!", 2},
+        {"%after \"aab\"\nroot ::= \"!\"", "aaab!!", 0},
+        {"%after \"aab\"\nroot ::= \"!\"", "aaaaa\xFF", 2},
+    };
+    (void)state;
+    for (size_t i = 0; i < PD_COUNT(cases); i++) {
+        struct grammar *g = compile(cases[i].grammar);
+        if (judge(g, cases[i].text) != cases[i].answer)
+            fail_msg("%s on '%s': %d", cases[i].grammar, cases[i].text, judge(g, cases[i].text));
+        grammar_free(g);
+    }
+}
+
+static void refuses(void **state)
+{
+    static const struct {
+        const char *grammar, *says;
+        enum pd_status status;
+    } cases[] = {
+        {"", "no rule named root", PD_ERR_USAGE},
+        {"a ::= \"x\"", "no rule named root", PD_ERR_USAGE},
+        {"root ::= b", "no rule b", PD_ERR_USAGE},
+        {"root ::= \"a\"\nroot ::= \"b\"", "line 2: rule root is there twice", PD_ERR_USAGE},
+        {"root ::= root \"a\" | \"b\"", "rule root is left-recursive", PD_ERR_USAGE},
+        {"root ::= a\na ::= b? c\nb ::= \"x\"\nc ::= a \"y\" | \"z\"", "left-recursive", PD_ERR_USAGE},
+        {"root ::= root", "left-recursive", PD_ERR_USAGE},
+        {"root ::= \"a\" root", "can never end", PD_ERR_USAGE},
+        {"root ::= []", "can never end", PD_ERR_USAGE},
+        {"root ::= \"a", "closing quote", PD_ERR_USAGE},
+        {"root ::= [a", "closing bracket", PD_ERR_USAGE},
+        {"root ::= (\"a\"", "closing parenthesis", PD_ERR_USAGE},
+        {"root ::= \"a\")", "parenthesis too many", PD_ERR_USAGE},
+        {"root ::= [z-a]", "end comes before", PD_ERR_USAGE},
+        {"root ::= \"a\"{3,2}", "upper bound", PD_ERR_USAGE},
+        {"root ::= \"a\"{x}", "needs numbers", PD_ERR_USAGE},
+        {"root ::= \"a\"{99999}", "10000 repetitions", PD_ERR_UNSUPPORTED},
+        {"root ::= ((\"a\"{1000}){1000} \"b\"){1000}", NULL, PD_OK}, /* rules, so it stays small */
+        {"root ::= \"\\q\"", "escape", PD_ERR_USAGE},
+        {"root ::= \"\\uD800\"", "no such character", PD_ERR_USAGE},
+        {"root ::= \"\xFF\"", "not UTF-8", PD_ERR_USAGE},
+        {"root := \"a\"", "::= is missing", PD_ERR_USAGE},
+        {"root ::= \"a\" $", "what is this", PD_ERR_USAGE},
+        {"%before \"x\"\nroot ::= \"a\"", "%after", PD_ERR_USAGE},
+        {"%after \"\"\nroot ::= \"a\"", "1 to 128", PD_ERR_USAGE},
+        {"root ::= \"a\"\n%after \"x\"", "before the rules", PD_ERR_USAGE},
+    };
+    (void)state;
+    for (size_t i = 0; i < PD_COUNT(cases); i++) {
+        struct grammar *g;
+        struct pd_error err = {0};
+        enum pd_status status = grammar_compile(&g, cases[i].grammar, strlen(cases[i].grammar), &err);
+        if (status != cases[i].status || (status && !strstr(err.text, cases[i].says)))
+            fail_msg("%s: %d %s", cases[i].grammar, status, err.text);
+        grammar_free(g);
+    }
+}
+
+/* Larger than the limits: refused, or held within them, and soon. */
+static void enormous(void **state)
+{
+    struct pd_error err = {0};
+    struct grammar *g;
+    char *text = malloc(GRAMMAR_TEXT_MAX + 100);
+    (void)state;
+    memset(text, '(', 5000);
+    memcpy(text, "root ::=", 8);
+    assert_int_equal(grammar_compile(&g, text, 5000, &err), PD_ERR_USAGE);
+    memset(text, ' ', GRAMMAR_TEXT_MAX + 1);
+    assert_int_equal(grammar_compile(&g, text, GRAMMAR_TEXT_MAX + 1, &err), PD_ERR_UNSUPPORTED);
+    /* each rule is ten times the one before: states, not text, run out */
+    int n = sprintf(text, "root ::= ([a-b] [\\u0100-\\uFF00] \"abcdefg\"){10000}\n");
+    for (int i = 0; i < 40; i++)
+        n += sprintf(text + n, "r%d ::= ([a-b] [\\u0100-\\uFF00] \"abcdefg\" | \"x\" .){10000}\n", i);
+    assert_int_equal(grammar_compile(&g, text, (size_t)n, &err), PD_ERR_UNSUPPORTED);
+    assert_non_null(strstr(err.text, "too large"));
+    free(text);
+    /* deeper than what is followed: no further, but the text can still end */
+    g = compile("root ::= \"(\" root? \")\"");
+    struct grammar_run *r = grammar_run_new(g, NULL);
+    struct grammar_state s = grammar_start(r);
+    int depth = 0;
+    for (struct grammar_state next; !grammar_dead(r, next = grammar_bytes(r, s, "(", 1)); depth++)
+        s = next;
+    assert_in_range(depth, GRAMMAR_DEPTH_MAX / 2, 2 * GRAMMAR_DEPTH_MAX);
+    for (int i = 0; i < depth; i++) {
+        assert_false(grammar_can_end(r, s));
+        s = grammar_bytes(r, s, ")", 1);
+    }
+    assert_true(grammar_can_end(r, s));
+    grammar_run_free(r);
+    grammar_free(g);
+}
+
+/* ---- random grammars ---- */
+
+static uint64_t seed_now;
+static uint64_t draws;
+
+static int draw(int n)
+{
+    return (int)(rng_u64(seed_now, ++draws, 0, 0) % (uint64_t)n);
+}
+
+/* Rule i begins with a byte or a later rule, so that it isn't left-recursive; later symbols are anything. Empty alternatives
+ * only of the last rules. */
+static void random_grammar(struct earley_grammar *e)
+{
+    *e = (struct earley_grammar){.n_rules = 1 + draw(6)};
+    for (int i = 0; i < e->n_rules; i++) {
+        e->n_alternatives[i] = 1 + draw(EARLEY_ALTERNATIVES);
+        for (int a = 0; a < e->n_alternatives[i]; a++) {
+            bool last = i == e->n_rules - 1;
+            int n = last ? draw(3) : 1 + draw(4);
+            e->size[i][a] = n;
+            for (int k = 0; k < n; k++) {
+                bool rule = draw(2) && (k || !last) && !(last && k == 0);
+                int to = k ? draw(e->n_rules) : i + 1 + draw(PD_MAX(e->n_rules - 1 - i, 1));
+                e->symbol[i][a][k] = rule ? 256 + to : 'a' + draw(3);
+            }
+        }
+    }
+}
+
+static void write_grammar(const struct earley_grammar *e, char *out)
+{
+    for (int i = 0; i < e->n_rules; i++) {
+        out += i ? sprintf(out, "r%d ::= ", i) : sprintf(out, "root ::= ");
+        for (int a = 0; a < e->n_alternatives[i]; a++) {
+            out += a ? sprintf(out, " | ") : 0;
+            if (!e->size[i][a])
+                out += sprintf(out, "\"\"");
+            for (int k = 0; k < e->size[i][a]; k++) {
+                int x = e->symbol[i][a][k];
+                if (x == 256)
+                    out += sprintf(out, "root ");
+                else if (x > 256)
+                    out += sprintf(out, "r%d ", x - 256);
+                else
+                    out += sprintf(out, "\"%c\" ", x);
+            }
+        }
+        out += sprintf(out, "\n");
+    }
+}
+
+static uint64_t base_seed(void)
+{
+    const char *text = getenv("PD_SEED");
+    return text ? strtoull(text, NULL, 10) : 1;
+}
+
+/* Texts that the automaton leads to, and others: both say the same of them. */
+static void compare(const struct earley_grammar *e, const struct grammar *g, const char *written)
+{
+    struct grammar_run *r = grammar_run_new(g, NULL);
+    for (int k = 0; k < 30; k++) {
+        char text[EARLEY_TEXT + 1] = "";
+        struct grammar_state s = grammar_start(r);
+        for (int n = 0; n < 14; n++) {
+            int said = earley_run(e, text, n);
+            if (!grammar_alive(r, s)) /* it was full */
+                s = grammar_bytes(r, grammar_start(r), text, (size_t)n);
+            bool dead = grammar_dead(r, s), ends = grammar_can_end(r, s);
+            if (ends != (said == 2) || (!dead && said == 0))
+                fail_msg("PD_SEED=%llu: '%.*s' is %d, here %s\n%s", (unsigned long long)seed_now, n, text,
+                         said,
+                         dead   ? "dead"
+                         : ends ? "an end"
+                                : "a beginning",
+                         written);
+            if (dead)
+                break;
+            char c = (char)('a' + draw(3));
+            for (int tries = 0; draw(8) && tries < 3 && grammar_dead(r, grammar_bytes(r, s, &c, 1)); tries++)
+                c = (char)('a' + (c - 'a' + 1) % 3);
+            text[n] = c;
+            s = grammar_bytes(r, s, &c, 1);
+        }
+    }
+    grammar_run_free(r);
+}
+
+static void like_earley(void **state)
+{
+    int compiled = 0;
+    (void)state;
+    for (int i = 0; i < 400; i++) {
+        struct earley_grammar e;
+        char text[4096];
+        struct grammar *g;
+        struct pd_error err = {0};
+        seed_now = base_seed() + (uint64_t)i;
+        draws = 0;
+        random_grammar(&e);
+        write_grammar(&e, text);
+        enum pd_status status = grammar_compile(&g, text, strlen(text), &err);
+        if (status) { /* what is refused is so for a reason of its own */
+            if (!strstr(err.text, "left-recursive") && !strstr(err.text, "never end"))
+                fail_msg("PD_SEED=%llu: %s\n%s", (unsigned long long)seed_now, err.text, text);
+            continue;
+        }
+        compiled++;
+        compare(&e, g, text);
+        grammar_free(g);
+    }
+    assert_true(compiled > 150);
+}
+
+/* ---- masks ---- */
+
+struct words {
+    char text[4096][12];
+    int n;
+};
+
+static enum grammar_token_kind word_kind(int32_t id)
+{
+    return id == 0 ? GRAMMAR_END : id == 1 ? GRAMMAR_CONTROL : id == 2 ? GRAMMAR_UNUSED : GRAMMAR_TEXT;
+}
+
+static enum grammar_token_kind look(void *user, int32_t id, const char **bytes, size_t *size)
+{
+    const struct words *w = user;
+    *bytes = w->text[id];
+    *size = strlen(w->text[id]);
+    return word_kind(id);
+}
+
+static struct grammar_vocab *vocabulary(struct words *w, int n, const char *letters)
+{
+    w->n = n;
+    strcpy(w->text[0], "<end>");
+    strcpy(w->text[1], "<ctl>");
+    strcpy(w->text[2], "ab");
+    for (int i = 3; i < n; i++) {
+        int size = i - 3 < (int)strlen(letters) ? 1 : 1 + draw(10);
+        for (int k = 0; k < size; k++)
+            w->text[i][k] =
+                size == 1 ? letters[(i - 3) % (int)strlen(letters)] : letters[draw((int)strlen(letters))];
+    }
+    return grammar_vocab_new(&(struct grammar_vocab_options){.n_vocab = n, .token = look, .user = w});
+}
+
+static bool bit(const uint32_t *mask, int i)
+{
+    return mask[i / 32] >> (i % 32) & 1;
+}
+
+/* Every token by itself says the same as the mask; the forced one is allowed, and the only one if it says so. */
+static void check_mask(struct grammar_run *r, struct grammar_state s, const struct words *w)
+{
+    uint32_t mask[4096 / 32];
+    int allowed = 0, last = -1;
+    memcpy(mask, grammar_mask(r, s), (size_t)((w->n + 31) / 32) * 4);
+    for (int i = 3; i < w->n; i++) {
+        bool lives = !grammar_dead(r, grammar_bytes(r, s, w->text[i], strlen(w->text[i])));
+        if (lives != bit(mask, i) || lives == grammar_dead(r, grammar_advance(r, s, i)))
+            fail_msg("PD_SEED=%llu: token '%s' %s", (unsigned long long)seed_now, w->text[i],
+                     lives ? "is missing" : "is allowed");
+        allowed += lives;
+        last = lives ? i : last;
+    }
+    if (bit(mask, 0) != (grammar_can_end(r, s) || !allowed) || bit(mask, 1) || bit(mask, 2))
+        fail_msg("PD_SEED=%llu: special tokens", (unsigned long long)seed_now);
+    struct grammar_forced f = grammar_forced(r, s);
+    if (f.token >= 0)
+        assert_true(bit(mask, f.token) && !bit(mask, 0));
+    if (f.only)
+        assert_true(allowed == 1 && last == f.token);
+}
+
+static void masks(void **state)
+{
+    static struct words w;
+    static const char *const own[] = {
+        "root ::= \"{\" [a-z]* \"}\" | \"abcabcabc\" root",
+        "root ::= [a-c]{3,17} (\"x\" | \"yz\")*",
+        "root ::= \"aabbcc\" [a-b] \"ccbbaa\"",
+        "root ::= ([^{}x] | \"{\" root \"}\")*",
+    };
+    (void)state;
+    for (int i = 0; i < 60; i++) {
+        struct earley_grammar e;
+        char text[4096];
+        struct grammar *g;
+        struct pd_error err = {0};
+        seed_now = base_seed() + 1000 + (uint64_t)i;
+        draws = 0;
+        memset(&w, 0, sizeof w);
+        random_grammar(&e);
+        write_grammar(&e, text);
+        if (i < (int)PD_COUNT(own))
+            strcpy(text, own[i]);
+        struct grammar_vocab *v = vocabulary(&w, 40 + draw(400), i < 4 ? "abcxyz{}" : "abc");
+        if (!grammar_compile(&g, text, strlen(text), &err)) {
+            struct grammar_run *r = grammar_run_new(g, v);
+            struct grammar_state s = grammar_start(r);
+            for (int n = 0; n < 12 && !grammar_dead(r, s); n++) {
+                check_mask(r, s, &w);
+                int t = draw(w.n);
+                for (int tries = 0; tries < w.n && !bit(grammar_mask(r, s), t); tries++)
+                    t = (t + 1) % w.n;
+                s = grammar_advance(r, s, t);
+            }
+            grammar_run_free(r);
+            grammar_free(g);
+        }
+        grammar_vocab_free(v);
+    }
+}
+
+/* Before the marker all goes, special tokens too; what crosses it must go on as the grammar says. */
+static void lazy(void **state)
+{
+    static struct words w;
+    (void)state;
+    memset(&w, 0, sizeof w);
+    struct grammar_vocab *v = vocabulary(&w, 3 + 6, "xy<>12");
+    strcpy(w.text[5], "<<1");
+    strcpy(w.text[6], "<<x");
+    grammar_vocab_free(v);
+    v = grammar_vocab_new(&(struct grammar_vocab_options){.n_vocab = w.n, .token = look, .user = &w});
+    struct grammar *g = compile("%after \"<<\"\nroot ::= [0-9]{2}");
+    struct grammar_run *r = grammar_run_new(g, v);
+    struct grammar_state s = grammar_start(r);
+    const uint32_t *m = grammar_mask(r, s);
+    assert_true(bit(m, 0) && bit(m, 1) && !bit(m, 2) && bit(m, 3) && bit(m, 5) && !bit(m, 6));
+    s = grammar_advance(r, grammar_advance(r, s, 1), 5);
+    m = grammar_mask(r, s);
+    assert_true(!bit(m, 0) && !bit(m, 1) && !bit(m, 3) && bit(m, 7) && bit(m, 8));
+    s = grammar_advance(r, s, 8);
+    assert_true(grammar_can_end(r, s) && !grammar_dead(r, grammar_advance(r, s, 0)));
+    grammar_run_free(r);
+    grammar_free(g);
+    grammar_vocab_free(v);
+}
+
+/* A run that is full forgets, and goes on as if it had not. */
+static void forgets(void **state)
+{
+    struct grammar *g = compile("root ::= (\"a\" | \"b\")* \"a\" (\"a\" | \"b\"){14} \"!\"");
+    struct grammar_run *r = grammar_run_new(g, NULL);
+    struct grammar_state s = grammar_start(r), first = s;
+    char text[60001];
+    (void)state;
+    seed_now = base_seed();
+    draws = 0;
+    for (int i = 0; i < 60000; i++) {
+        text[i] = (char)('a' + draw(2));
+        s = grammar_bytes(r, s, &text[i], 1);
+        assert_true(grammar_alive(r, s) && !grammar_dead(r, s));
+        bool may = !grammar_dead(r, grammar_bytes(r, s, "!", 1));
+        if (!grammar_alive(r, s))
+            s = grammar_bytes(r, grammar_start(r), text, (size_t)i + 1);
+        if (i >= 14)
+            assert_int_equal(may, text[i - 14] == 'a');
+    }
+    assert_false(grammar_alive(r, first)); /* so many states there are */
+    grammar_run_free(r);
+    grammar_free(g);
+}
+
+/* ---- speed ---- */
+
+static double now_us(void)
+{
+    struct timespec t;
+    clock_gettime(CLOCK_THREAD_CPUTIME_ID, &t);
+    return (double)t.tv_sec * 1e6 + (double)t.tv_nsec / 1e3;
+}
+
+enum { MANY = 150000 };
+static char many[MANY][16];
+
+static enum grammar_token_kind look_many(void *user, int32_t id, const char **bytes, size_t *size)
+{
+    (void)user;
+    *bytes = many[id];
+    *size = strlen(many[id]);
+    return id ? GRAMMAR_TEXT : GRAMMAR_END;
+}
+
+/* Words as vocabularies have them: letters with a space before or not, digits, signs, other scripts. */
+static void make_many(void)
+{
+    static const char *const signs[] = {"\"", "\":", "\",", " \"", "{\"", "}", "]",
+                                        "\\", ":",   ", ",  "\n",  "  ",  "[{"};
+    for (int i = 0; i < MANY; i++) {
+        int kind = draw(10), n = 0;
+        if (i < 256)
+            many[i][n++] = (char)i;
+        else if (kind < 6) {
+            n += draw(2) ? sprintf(many[i], " ") : 0;
+            for (int k = 2 + draw(7); k > 0; k--) {
+                int letter = "etaoinshrdlucmfwypvbgkjqxz"[PD_MIN(draw(26), draw(26))];
+                many[i][n] = (char)(letter - (n == 0 && draw(4) == 0 ? 32 : 0));
+                n++;
+            }
+        } else if (kind < 9) {
+            for (int k = 1 + draw(3); k > 0; k--)
+                n += sprintf(many[i] + n, "%c%c%c", 0xE4 + draw(3), 0x80 + draw(64), 0x80 + draw(64));
+        } else {
+            n = sprintf(many[i], "%s", signs[draw((int)PD_COUNT(signs))]);
+            many[i][n++] = (char)(' ' + draw(95));
+        }
+    }
+}
+
+static void bench_one(const char *name, const char *text, const char *at, struct grammar_vocab *v)
+{
+    struct grammar *g = compile(text);
+    struct grammar_run *r = grammar_run_new(g, v);
+    struct grammar_state s = grammar_bytes(r, grammar_start(r), at, strlen(at));
+    double a = now_us();
+    grammar_mask(r, s);
+    double b = now_us();
+    struct grammar_state next = grammar_bytes(r, s, "a", 1);
+    double c = now_us();
+    if (!grammar_dead(r, next))
+        grammar_mask(r, next);
+    double d = now_us();
+    for (int i = 0; i < 1000; i++)
+        grammar_mask(r, s);
+    double e = now_us();
+    printf("%-28s first mask %7.0f us, a second state's %7.0f us, cached %6.3f us\n", name, b - a, d - c,
+           (e - d) / 1000);
+    grammar_run_free(r);
+    grammar_free(g);
+}
+
+static void bench(void **state)
+{
+    (void)state;
+    if (!getenv("PD_BENCH"))
+        skip();
+    seed_now = 7;
+    draws = 0;
+    make_many();
+    double a = now_us();
+    struct grammar_vocab *v =
+        grammar_vocab_new(&(struct grammar_vocab_options){.n_vocab = MANY, .token = look_many});
+    printf("trie of %d tokens: %.0f us\n", MANY, now_us() - a);
+#define CHAR "([^\"\\\\\\x00-\\x1F] | \"\\\\\" [\"\\\\/bfnrt])"
+    bench_one("start of an object", "root ::= \"{\\\"name\\\": \" [0-9]+ \"}\"", "", v);
+    bench_one("within a string", "root ::= \"\\\"\" " CHAR "* \"\\\"\"", "\"", v);
+    bench_one("within a bounded string", "root ::= \"\\\"\" " CHAR "{0,200} \"\\\"\"", "\"", v);
+    bench_one("any text", "root ::= .*", "", v);
+    bench_one("before a marker", "%after \"<tool_call>\"\nroot ::= [a-z]+", "", v);
+    grammar_vocab_free(v);
+}
+
+int main(void)
+{
+    const struct CMUnitTest tests[] = {
+        cmocka_unit_test(takes),       cmocka_unit_test(refuses), cmocka_unit_test(enormous),
+        cmocka_unit_test(like_earley), cmocka_unit_test(masks),   cmocka_unit_test(lazy),
+        cmocka_unit_test(forgets),     cmocka_unit_test(bench),
+    };
+    return cmocka_run_group_tests(tests, NULL, NULL);
+}
