@@ -131,12 +131,22 @@ static int views_of(struct drafter *d, bool fresh_only)
     return n;
 }
 
+static bool a_root_waits(struct drafter *d, int n_views)
+{
+    for (int i = 0; i < n_views; i++)
+        if (root_waits(d->view_lanes[i]))
+            return true;
+    return false;
+}
+
 static int pick_rows(struct drafter *d, int n_views, int n_prompt)
 {
     struct policy_cost cost = step_cost(d);
     const int room = BATCH_ROWS - n_prompt;
     cost.beside = n_prompt;
     int n = 0;
+    if (!n_prompt && oldest_prompt(d, NULL) && !a_root_waits(d, n_views))
+        return 0; /* a batch of guesses alone would hold up a prompt */
     if (drafting(d))
         return policy_submit_all(d->views, n_views, (int)(d->turn % (uint32_t)n_views), &cost, room,
                                  d->picked);
@@ -166,9 +176,8 @@ int64_t due_soon(const struct drafter *d, int n_views, double grace_ns, int64_t 
 static bool hold(struct drafter *d, int n_views, int64_t now)
 {
     d->hold_submit_ns = 0;
-    for (int i = 0; i < n_views; i++)
-        if (root_waits(d->view_lanes[i]))
-            return false;
+    if (a_root_waits(d, n_views))
+        return false;
     double step = pace_step_ns(&d->pace);
     if (step > 1.05 * d->pace.stage_ns[0] && d->pace.stage_ns[0] > 0) {
         /* a later stage is the slowest: keep its pace */
