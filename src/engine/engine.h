@@ -51,6 +51,14 @@ void engine_hold(struct pd_engine *e, bool hold);
 /* What the pipeline has done, and the clock of the run at that time; the newest tenth of a second may be missing. Returns
  * the number of stages. */
 int engine_counts(struct pd_engine *e, struct pipeline_counts *out, int64_t *clock_ns);
+/* Tokens by where the prediction tree had them, of all requests so far; as new as engine_counts. */
+struct engine_found {
+    uint64_t hits, late, misses;
+};
+struct engine_found engine_tokens_found(struct pd_engine *e);
+/* Of a stream's prompt `done` tokens are computed, of `total` that have to be. False: it has not begun. Once this has been
+ * asked, pd_stream_fd is readable also when it has moved on, until the next pd_stream_try. */
+bool stream_prompt(struct pd_stream *s, int *done, int *total);
 /* A number for what a reply's text depends on beside its request: the target's weights (samples of each tensor), the type
  * of the K/V cache, and who computes. Another number: a reply cannot be gone on with. */
 enum pd_status engine_identity(struct pd_engine *e, uint64_t *out, struct pd_error *err);

@@ -69,6 +69,8 @@ struct pd_engine {
     struct pd_engine_stats totals;
     struct pipeline_counts seen; /* a copy, for pd_engine_get_stats */
     int64_t seen_ns;
+    struct engine_found found;      /* of ended requests, and ... */
+    struct engine_found found_live; /* ... with those that run, as seen */
 };
 
 /* A request: prepared on its caller's thread, run on the engine's, its events pulled by the caller. */
@@ -97,10 +99,12 @@ struct pd_stream {
 
     pthread_mutex_t lock; /* over what follows */
     pthread_cond_t changed;
-    struct queued *first, **last; /* events not pulled yet */
-    struct queued *current;       /* what the newest event given out points to */
-    int fd;                       /* -1: none asked for */
-    bool ended, waits;            /* waits: in line */
+    struct queued *first, **last;  /* events not pulled yet */
+    struct queued *current;        /* what the newest event given out points to */
+    int fd;                        /* -1: none asked for */
+    int prompt_done, prompt_total; /* tokens computed, of all that have to be; total 0: nothing is known */
+    bool prompt_wakes;             /* whoever polls wants to hear of those */
+    bool ended, waits;             /* waits: in line */
     enum pd_status status;
     struct pd_error err;
     enum pd_reason reason;
@@ -125,6 +129,7 @@ void reply_stats(const struct pd_engine *e, const struct result *res, struct pd_
 
 /* engine_stream.c */
 void stream_event(struct pd_stream *s, const struct pd_event *event);
+void stream_prompt_moves(struct pd_stream *s, int done, int total);
 /* Its end: the last event, or the error. */
 void stream_end(struct pd_stream *s);
 

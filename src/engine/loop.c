@@ -112,6 +112,12 @@ static void on_finished(void *user, uint32_t id, enum pd_reason reason, const st
     s->over = true;
 }
 
+static void on_prompt(void *user, int done, int total)
+{
+    struct pd_stream *s = user;
+    stream_prompt_moves(s, done, total);
+}
+
 /* Positions that may be kept: as many as there are, but where ggml computes. */
 static int positions_to_keep(struct pd_stream *s)
 {
@@ -151,8 +157,11 @@ static void submit(struct loop *l, struct pd_stream *s)
     l->running[l->n++] = s;
     tally_begin(&s->tally, d, &q);
     d->submit(d, &q,
-              &(struct request_sink){
-                  .user = s, .token = on_token, .finished = on_finished, .cancelled = is_cancelled});
+              &(struct request_sink){.user = s,
+                                     .token = on_token,
+                                     .finished = on_finished,
+                                     .cancelled = is_cancelled,
+                                     .prompt = on_prompt});
 }
 
 /* ---- the end ---- */
@@ -206,12 +215,23 @@ static void end_begun(struct loop *l, struct pd_stream *s)
     remember(l->e, s);
 }
 
-static void look(struct pd_engine *e, bool now)
+static void add_found(struct engine_found *f, const struct stats *s)
 {
+    f->hits += (uint64_t)s->hits;
+    f->late += (uint64_t)s->late_hits;
+    f->misses += (uint64_t)s->misses;
+}
+
+static void look(struct loop *l, bool now)
+{
+    struct pd_engine *e = l->e;
     int64_t clock_ns = e->driver->now(e->driver);
     if (!now && clock_ns - e->seen_ns < SEEN_EVERY_NS)
         return;
     pthread_mutex_lock(&e->lock);
+    e->found_live = e->found;
+    for (int i = 0; i < l->n; i++)
+        add_found(&e->found_live, &l->running[i]->tally.stats);
     e->seen = *e->driver->counts(e->driver);
     e->seen_ns = clock_ns;
     pthread_mutex_unlock(&e->lock);
@@ -224,7 +244,9 @@ static void end(struct loop *l, struct pd_stream *s, bool begun)
         end_begun(l, s);
     else
         end_unbegun(l, s);
-    look(e, true);
+    if (begun)
+        add_found(&e->found, &s->tally.stats);
+    look(l, true);
     pthread_mutex_lock(&e->lock);
     e->n_running--;
     e->totals.requests++;
@@ -277,7 +299,7 @@ static void *loop_thread(void *user)
         if (l.n && !l.status)
             l.status = d->turn(d, INT64_MAX, &l.err);
         end_all(&l);
-        look(l.e, false);
+        look(&l, false);
     }
     return NULL;
 }
@@ -336,6 +358,14 @@ void pd_engine_get_stats(struct pd_engine *e, struct pd_engine_stats *out)
     }
     pthread_mutex_unlock(&e->lock);
     memcpy(out, &all, size);
+}
+
+struct engine_found engine_tokens_found(struct pd_engine *e)
+{
+    pthread_mutex_lock(&e->lock);
+    const struct engine_found f = e->found_live;
+    pthread_mutex_unlock(&e->lock);
+    return f;
 }
 
 int engine_counts(struct pd_engine *e, struct pipeline_counts *out, int64_t *clock_ns)

@@ -64,6 +64,26 @@ void stream_event(struct pd_stream *s, const struct pd_event *event)
     pthread_mutex_unlock(&s->lock);
 }
 
+void stream_prompt_moves(struct pd_stream *s, int done, int total)
+{
+    pthread_mutex_lock(&s->lock);
+    s->prompt_done = done;
+    s->prompt_total = total;
+    if (s->prompt_wakes && s->fd >= 0)
+        eventfd_write(s->fd, 1);
+    pthread_mutex_unlock(&s->lock);
+}
+
+bool stream_prompt(struct pd_stream *s, int *done, int *total)
+{
+    pthread_mutex_lock(&s->lock);
+    s->prompt_wakes = true;
+    *done = s->prompt_done;
+    *total = s->prompt_total;
+    pthread_mutex_unlock(&s->lock);
+    return *total > 0;
+}
+
 void stream_end(struct pd_stream *s)
 {
     const struct pd_event done = {.type = PD_EVENT_DONE,

@@ -6,7 +6,8 @@
 static struct stage_load load_since(const struct stage_load *now, const struct stage_load *then)
 {
     return (struct stage_load){now->busy_ns - then->busy_ns, now->batches - then->batches,
-                               now->rows - then->rows};
+                               now->rows - then->rows, now->prompt_ns - then->prompt_ns,
+                               now->prompt_rows - then->prompt_rows};
 }
 
 void tally_begin(struct tally *t, struct driver *d, const struct request *r)

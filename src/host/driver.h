@@ -66,11 +66,17 @@ struct request_sink {
     /* It is over everywhere. kept: positions whose K/V every stage holds. stats lives for the call. May be NULL. */
     void (*finished)(void *user, uint32_t id, enum pd_reason f, const struct stats *stats, int kept);
     bool (*cancelled)(void *user); /* asked often: is it to end as cancelled? NULL: never */
+    /* Of the tokens before its last one so many, of all that had to be, are computed. May be NULL. */
+    void (*prompt)(void *user, int done, int total);
 };
 
 struct stage_load {
     int64_t busy_ns;
     int64_t batches, rows;
+    int64_t prompt_ns, prompt_rows; /* of batches of prompts alone, which the others are without */
+};
+struct link_load { /* bytes between ranks */
+    int64_t sent, received;
 };
 /* What rank 0 has seen of the whole pipeline since the driver's start: to be read twice, for the difference. */
 struct pipeline_counts {
@@ -80,7 +86,8 @@ struct pipeline_counts {
     int64_t modelled_ns,
         late_ns;         /* what devices' work should take by the profile, and how much more it took */
     int64_t prompt_rows; /* that have come out of the last stage */
-    int64_t machine_ns, machine_steps; /* wall time in the roles' own code, and tree submissions */
+    int64_t machine_ns, machine_steps;     /* wall time in the roles' own code, and tree submissions */
+    struct link_load link[STAGES_MAX + 1]; /* by rank, as last told; wall clocks only */
 };
 
 /* What the virtual world does to a pipeline beyond its profile. All zero: nothing. */

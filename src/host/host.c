@@ -9,6 +9,7 @@ struct running { /* a request at rank 0 */
     struct request_sink sink;
     enum pd_reason cancel; /* to be told to the machine, or PD_REASON_NONE */
     bool cancelled;        /* it has been told */
+    int32_t keep, root;    /* positions that were there already; the last token's */
 };
 
 struct host {
@@ -152,12 +153,25 @@ static int64_t head_ns_of(const struct host *h, uint32_t request)
     return 0;
 }
 
+static struct running *running_of(struct host *h, uint32_t id)
+{
+    for (int i = 0; i < LANES_MAX && id; i++)
+        if (h->running[i].id == id)
+            return &h->running[i];
+    return NULL;
+}
+
 static void effect_send(struct host *h, int role, const struct effect *e)
 {
     struct msg m = *e->msg;
     h->counts.machine_steps += h->drafts && m.type == MSG_ROWS && m.rows.n > m.rows.n_prompt;
     if (m.type == MSG_ENDED)
         m.ended.head_ns = head_ns_of(h, m.request);
+    struct running *r = h->drafts && m.type == MSG_BEGIN ? running_of(h, m.request) : NULL;
+    if (r) {
+        r->keep = m.begin.keep;
+        r->root = m.begin.root_pos;
+    }
     for (int to = e->to; to <= e->to_last; to++)
         post(h, role, to, &m);
     /* A request has left this rank once its END has passed the last role here. */
@@ -191,14 +205,6 @@ static void effect_kv(struct host *h, const struct effect *e)
         kv_effect_stage(&h->o.compute->stage[h->o.rank - 1], e);
     else if (draft->self)
         kv_effect_draft(draft, e);
-}
-
-static struct running *running_of(struct host *h, uint32_t id)
-{
-    for (int i = 0; i < LANES_MAX && id; i++)
-        if (h->running[i].id == id)
-            return &h->running[i];
-    return NULL;
 }
 
 static void emit_token(struct host *h, const struct effect *e)
@@ -319,6 +325,13 @@ static void count_pace(struct host *h, double modelled_ns, int64_t busy_ns)
         h->counts.late_ns += busy_ns - (int64_t)modelled_ns;
 }
 
+static void tell_prompt(struct host *h, const struct msg *m)
+{
+    const struct running *r = running_of(h, m->request);
+    if (r && r->sink.prompt && m->report.prompt_pos >= r->keep && m->report.prompt_pos < r->root)
+        r->sink.prompt(r->sink.user, m->report.prompt_pos + 1 - r->keep, r->root - r->keep);
+}
+
 static void learn_load(struct host *h, const struct msg *m)
 {
     const struct profile *p = h->o.profile;
@@ -328,18 +341,26 @@ static void learn_load(struct host *h, const struct msg *m)
             count_pace(h, m->ended.heads * profile_head_ns(p, 1), m->ended.head_ns);
     }
     const struct msg_report *in = &m->report;
-    if (m->type != MSG_REPORT || !in->rows)
+    if (m->type != MSG_REPORT)
+        return;
+    h->counts.link[in->stage + 1] = (struct link_load){in->sent, in->received};
+    if (!in->rows)
         return;
     if (p)
         count_pace(h, profile_batch_ns(p, in->stage, in->rows, in->n_prompt), in->busy_ns);
     if (in->stage == h->n - 1)
         h->counts.prompt_rows += in->n_prompt;
+    struct stage_load *l = &h->counts.load[in->stage];
     if (in->rows > in->n_prompt) {
-        struct stage_load *l = &h->counts.load[in->stage];
         l->busy_ns += in->busy_ns;
         l->batches++;
         l->rows += in->rows;
+    } else {
+        l->prompt_ns += in->busy_ns;
+        l->prompt_rows += in->rows;
     }
+    if (in->stage == h->n - 1 && in->n_prompt)
+        tell_prompt(h, m);
     int64_t now = now_ns(h);
     if (h->o.observe_reports)
         observe(h, &(struct observation){.type = in->n_prompt == in->rows ? OBS_PREFILL : OBS_BATCH,
@@ -551,6 +572,9 @@ static void count_work(struct host *h, int64_t busy_ns)
         l->busy_ns += busy_ns;
         l->batches++;
         l->rows += w->n;
+    } else {
+        h->counts.load[h->o.rank - 1].prompt_ns += busy_ns;
+        h->counts.load[h->o.rank - 1].prompt_rows += w->n;
     }
 }
 

@@ -17,7 +17,8 @@ struct rank {
     int64_t event_ns; /* emulation: the modelled time of what is being handled, by link_clock */
     int64_t timer_ns; /* the machines' clock; -1: none */
     bool quit;
-    bool told; /* rank 0 knows of the fault */
+    bool told;                     /* rank 0 knows of the fault */
+    struct pipeline_counts counts; /* what rank_counts gives */
     enum pd_status status;
     struct pd_error error;
 };
@@ -137,6 +138,10 @@ static void world_send(void *self, struct parcel *p)
     enum link_channel channel = msg_on_chain(&p->msg) ? LINK_DATA : LINK_CONTROL;
     int to = rank_of(p->to, r->n), from = p->from;
     p->due_ns = due_ns(r, p);
+    if (p->msg.type == MSG_REPORT) {
+        p->msg.report.sent = r->o.link->sent;
+        p->msg.report.received = r->o.link->received;
+    }
     enum pd_status status = r->o.link->send(r->o.link, to, channel, p, &err);
     if (status)
         host_fail(r->host, status, from, err.text);
@@ -410,9 +415,11 @@ enum pd_status rank_turn(struct rank *r, int64_t until_ns, struct pd_error *err)
     return failed(r) ? error_set(err, r->status, "%s", r->error.text) : PD_OK;
 }
 
-const struct pipeline_counts *rank_counts(const struct rank *r)
+const struct pipeline_counts *rank_counts(struct rank *r)
 {
-    return host_counts(r->host);
+    r->counts = *host_counts(r->host);
+    r->counts.link[r->o.rank] = (struct link_load){r->o.link->sent, r->o.link->received};
+    return &r->counts;
 }
 
 int rank_open(const struct rank *r)

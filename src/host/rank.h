@@ -49,9 +49,9 @@ enum pd_status rank_serve(struct rank *r, struct pd_error *err);
 void rank_submit(struct rank *r, const struct request *request, const struct request_sink *sink);
 void rank_cancel(struct rank *r, uint32_t id, enum pd_reason how);
 enum pd_status rank_turn(struct rank *r, int64_t until_ns, struct pd_error *err);
-int64_t rank_now(const struct rank *r); /* the machines' clock */
-const struct pipeline_counts *rank_counts(const struct rank *r);
-int rank_open(const struct rank *r); /* requests that have not ended */
+int64_t rank_now(const struct rank *r);                    /* the machines' clock */
+const struct pipeline_counts *rank_counts(struct rank *r); /* valid until the next call */
+int rank_open(const struct rank *r);                       /* requests that have not ended */
 void rank_wake(struct rank *r);
 /* Tell rank `to` to quit. */
 void rank_quit(struct rank *r, int to);

@@ -31,6 +31,7 @@ struct parcel {
     struct row *rows;
     float *hidden; /* [n_embd, n]; NULL: none */
     struct pd_logit_bias *bias;
+    size_t bytes; /* that it has, or would have, on a wire, hidden states in f32 */
 };
 /* A parcel with a copy of *m. Lists that are NULL are made room for, not filled, and so are `n_embd` floats a row; 0: no
  * hidden states. */
@@ -49,8 +50,9 @@ enum pd_status parcel_decode(struct parcel **out, const struct parcel_bytes *b, 
 
 struct link {
     int rank, n_ranks;
-    struct pd_error error; /* a peer's rubbish, or the transport's failure; status PD_OK: none */
-    int error_rank;        /* whose */
+    struct pd_error error;  /* a peer's rubbish, or the transport's failure; status PD_OK: none */
+    int error_rank;         /* whose */
+    int64_t sent, received; /* bytes so far: for the rank's thread */
     /* Never blocks; takes `p`, also on an error. */
     enum pd_status (*send)(struct link *l, int to_rank, enum link_channel channel, struct parcel *p,
                            struct pd_error *err);

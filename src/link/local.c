@@ -45,6 +45,7 @@ static enum pd_status local_send(struct link *l, int to_rank, enum link_channel 
     p->next = NULL;
     p->channel = channel;
     p->from_rank = l->rank;
+    l->sent += (int64_t)p->bytes;
     pthread_mutex_lock(&in->lock);
     *in->tail = p;
     in->tail = &p->next;
@@ -78,6 +79,7 @@ static struct parcel *local_poll(struct link *l, int64_t until_ns)
         in->head = p->next;
         if (!in->head)
             in->tail = &in->head;
+        l->received += (int64_t)p->bytes;
         atomic_fetch_sub(&in->waiting, 1);
     } else if (in->woken) {
         in->woken = false;

@@ -203,6 +203,7 @@ static enum pd_status send_parcel(struct link *link, int to_rank, enum link_chan
     else
         wire_encode(b->bytes, b->room, &e, &p->msg, l->o.limits.n_embd, l->o.hidden);
     parcel_free(p);
+    link->sent += (int64_t)size;
     return start_send(l, to_rank, channel, b, size, err);
 }
 
@@ -289,6 +290,7 @@ static struct parcel *deliver(struct link_mpi *l, enum link_channel channel)
     in->n--;
     if (p)
         p->channel = channel;
+    l->link.received += (int64_t)i->size;
     return p;
 }
 

@@ -18,6 +18,7 @@ struct parcel *parcel_new(const struct msg *m, int n_embd)
             memcpy(p->bias, m->begin.sample.logit_bias, n_bias * sizeof *p->bias);
         p->msg.begin.sample.logit_bias = p->bias;
     }
+    p->bytes = wire_size(&p->msg, n_embd, WIRE_F32);
     if (!n)
         return p;
     p->rows = (struct row *)(p + 1);
@@ -26,6 +27,7 @@ struct parcel *parcel_new(const struct msg *m, int n_embd)
     p->hidden = n_embd ? (float *)(p->rows + n) : NULL;
     p->msg.rows.rows = p->rows;
     p->msg.rows.hidden = p->hidden;
+    p->bytes = wire_size(&p->msg, n_embd, WIRE_F32);
     return p;
 }
 
@@ -35,6 +37,7 @@ struct parcel *parcel_new_note(const struct note *n)
     PD_ASSERT(p);
     *p = (struct parcel){.note = (struct note *)(p + 1)};
     *p->note = *n;
+    p->bytes = note_size(n);
     return p;
 }
 

@@ -104,12 +104,15 @@ struct msg_advance {
 };
 struct msg_report {
     int32_t stage;
-    int32_t rows;      /* of the batch that ended; 0: none, rows were dropped */
-    int32_t rows_live; /* of them when it ended */
-    int32_t n_prompt;  /* of them of prompts */
-    bool idle;         /* nothing waits here */
-    uint32_t taken;    /* ROWS messages, ever, of which nothing waits any longer */
-    int64_t busy_ns;   /* the batch's duration */
+    int32_t rows;       /* of the batch that ended; 0: none, rows were dropped */
+    int32_t rows_live;  /* of them when it ended */
+    int32_t n_prompt;   /* of them of prompts */
+    bool idle;          /* nothing waits here */
+    uint32_t taken;     /* ROWS messages, ever, of which nothing waits any longer */
+    int32_t prompt_pos; /* of the batch's last prompt row; 0: there is none */
+    int64_t busy_ns;    /* the batch's duration */
+    int64_t sent,
+        received; /* bytes that the stage's rank has sent and got so far; filled by wall-clock drivers */
 };
 struct msg_ended {
     uint32_t heads;  /* head rows computed */

@@ -178,6 +178,7 @@ static void commit_tip(struct lane *l)
 struct batch_end { /* what a report tells of a batch */
     int rows, live, n_prompt;
     uint32_t request;
+    int32_t prompt_pos;
     int64_t busy_ns;
 };
 
@@ -196,6 +197,7 @@ static void report(struct stage *s, struct effects *out, const struct batch_end 
     r->n_prompt = b->n_prompt;
     r->idle = idle;
     r->taken = s->taken;
+    r->prompt_pos = b->prompt_pos;
     r->busy_ns = b->busy_ns;
 }
 
@@ -440,6 +442,7 @@ static void pass_on(struct stage *s, struct effects *out, struct batch_end *end)
     r->rows = s->out_rows;
     r->n = n;
     end->request = n_prompt ? s->out_rows[n_prompt - 1].request : 0;
+    end->prompt_pos = n_prompt ? s->out_rows[n_prompt - 1].pos : 0;
 }
 
 static void on_done(struct stage *s, const struct event *in, struct effects *out)

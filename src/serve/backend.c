@@ -287,8 +287,11 @@ void backend_get_status(struct backend *b, struct backend_status *out)
     out->batches += s->batches;
     out->draft_busy_s += s->draft_busy_s;
     out->uptime_s = s->uptime_s;
-    for (size_t i = 0; i < s->n_stages; i++)
-        out->stages[i] = s->stages[i];
+    out->hits += s->hits;
+    out->late += s->late;
+    out->misses += s->misses;
+    memcpy(out->stages, s->stages, sizeof out->stages);
+    memcpy(out->links, s->links, sizeof out->links);
     pthread_mutex_unlock(&b->lock);
 }
 

@@ -112,8 +112,11 @@ struct backend_lane { /* a request that runs or waits */
     double age_s;
 };
 struct backend_stage {
-    double busy_share; /* since the engine's start */
-    uint64_t rows, batches;
+    double busy_share;      /* since the engine's start */
+    uint64_t rows, batches; /* rows of prompts included; batches with rows of trees */
+};
+struct backend_link { /* bytes that a rank has sent to others, and got, since the engine's start */
+    uint64_t sent, received;
 };
 enum { BACKEND_STAGES = 128, BACKEND_TEXT = 256 };
 struct backend_status {
@@ -129,12 +132,15 @@ struct backend_status {
     int running, waiting;
     /* Sums over all starts: */
     uint64_t requests, prompt_tokens, kept_tokens, tokens, rows, prompt_rows, batches;
-    uint64_t drafted, accepted; /* rows submitted from trees; tokens found there */
-    uint64_t hits, late, misses;
+    uint64_t drafted, accepted;  /* rows submitted from trees; tokens found there */
+    uint64_t hits, late, misses; /* of running requests too */
+    uint64_t begun_anew; /* rows submitted from no tree, after a miss; of ended requests, as `drafted` */
     double prompt_s, decode_s; /* of ended requests, summed */
     double draft_busy_s;
     double uptime_s; /* of the engine that runs, on its clock: busy shares are of this */
     struct backend_stage stages[BACKEND_STAGES];
+    struct backend_link
+        links[BACKEND_STAGES + 1]; /* [n_stages + 1] rank 0, with the draft, then the stages' */
 };
 void backend_get_status(struct backend *b, struct backend_status *out);
 /* Try again at once. False: it has not FAILED (or never been ready): nothing is done. */

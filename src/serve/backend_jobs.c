@@ -160,9 +160,7 @@ static void count(struct backend *b, const struct job *j)
     s->kept_tokens += (uint64_t)PD_MAX(t->kept_tokens, 0);
     s->drafted += (uint64_t)PD_MAX(t->rows, 0);
     s->accepted += (uint64_t)PD_MAX(t->hits, 0);
-    s->hits += (uint64_t)PD_MAX(t->hits, 0);
-    s->late += (uint64_t)PD_MAX(t->late_hits, 0);
-    s->misses += (uint64_t)PD_MAX(t->misses, 0);
+    s->begun_anew += (uint64_t)PD_MAX(t->misses, 0);
     s->prompt_s += t->first_token_s;
     s->decode_s += PD_MAX(t->total_s - t->first_token_s, 0);
 }

@@ -240,6 +240,9 @@ static void add_stats(struct backend *b)
     s->prompt_rows += b->stats.prompt_rows;
     s->batches += b->stats.batches;
     s->draft_busy_s += b->stats.draft_busy_s;
+    s->hits += b->stats.hits;
+    s->late += b->stats.late;
+    s->misses += b->stats.misses;
     b->stats = (struct message_stats){0};
 }
 

@@ -29,6 +29,7 @@ struct run {
     int fd;
     int32_t tokens, n_prompt; /* n_prompt: with the tokens that it was handed over with */
     struct bytes tail;        /* text that came with no token of its own */
+    int prompt_told;
     bool over;
 };
 
@@ -43,8 +44,6 @@ struct engine_process {
         loaded; /* under lock; from then on progress is that of prompts, and the socket is the main thread's */
     struct message progress; /* under lock; the newest of loading */
     int64_t told_ms;
-    int32_t prompt_done, prompt_total; /* under lock; the newest */
-    bool prompt_new;
     struct bytes in, out;
     size_t sent; /* of out */
     struct run *runs[RUNS_MAX];
@@ -118,12 +117,7 @@ void engine_process_progress(void *user, const char *what, int64_t done, int64_t
 {
     struct engine_process *p = user;
     pthread_mutex_lock(&p->lock);
-    if (p->loaded) { /* a prompt's, on one of the pipeline's threads */
-        p->prompt_done = (int32_t)PD_MIN(done, INT32_MAX);
-        p->prompt_total = (int32_t)PD_MIN(total, INT32_MAX);
-        p->prompt_new = true;
-        (void)!write(p->wake, &(uint64_t){1}, sizeof(uint64_t));
-    } else {
+    if (!p->loaded) { /* else it is a prompt's: see say_prompts */
         strncpy(p->progress.progress.what, what, sizeof p->progress.progress.what - 1);
         p->progress.progress.done = PD_MAX(done, 0);
         p->progress.progress.total = PD_MAX(total, 0);
@@ -241,6 +235,11 @@ static enum pd_status say_ready(struct engine_process *p, struct pd_error *err)
 
 /* ---- statistics ---- */
 
+static struct backend_link link_of(const struct link_load *l)
+{
+    return (struct backend_link){(uint64_t)l->sent, (uint64_t)l->received};
+}
+
 static void say_stats(struct engine_process *p)
 {
     struct message m = {.type = MESSAGE_STATS};
@@ -251,28 +250,36 @@ static void say_stats(struct engine_process *p)
     s->uptime_s = (double)clock_ns / 1e9;
     s->draft_busy_s = (double)c.draft_busy_ns / 1e9;
     s->prompt_rows = (uint64_t)c.prompt_rows;
+    const struct engine_found found = engine_tokens_found(p->engine);
+    s->hits = found.hits;
+    s->late = found.late;
+    s->misses = found.misses;
+    s->links[0] = link_of(&c.link[0]);
     for (size_t i = 0; i < s->n_stages; i++) {
-        const int64_t busy_ns = c.load[i].busy_ns + (i + 1 == s->n_stages ? c.head_busy_ns : 0);
+        const struct stage_load *load = &c.load[i];
+        const int64_t busy_ns = load->busy_ns + load->prompt_ns + (i + 1 == s->n_stages ? c.head_busy_ns : 0);
         s->stages[i] =
             (struct backend_stage){.busy_share = clock_ns > 0 ? (double)busy_ns / (double)clock_ns : 0,
-                                   .rows = (uint64_t)c.load[i].rows,
-                                   .batches = (uint64_t)c.load[i].batches};
-        s->rows = s->stages[i].rows;
+                                   .rows = (uint64_t)(load->rows + load->prompt_rows),
+                                   .batches = (uint64_t)load->batches};
+        s->links[i + 1] = link_of(&c.link[i + 1]);
+        s->rows = (uint64_t)load->rows;
         s->batches = s->stages[i].batches;
     }
     protocol_put(&p->out, &m);
 }
 
-static void say_prompt(struct engine_process *p)
+/* How far prompts are, of requests without a token. */
+static void say_prompts(struct engine_process *p)
 {
-    pthread_mutex_lock(&p->lock);
-    struct message m = {.type = MESSAGE_PROMPT, .prompt = {.done = p->prompt_done, .total = p->prompt_total}};
-    bool fresh = p->prompt_new;
-    p->prompt_new = false;
-    pthread_mutex_unlock(&p->lock);
-    if (fresh && p->n_runs == 1 && !p->runs[0]->tokens) { /* the engine tells it of one that is alone */
-        m.id = p->runs[0]->id;
-        m.prompt.kept = PD_MAX(p->runs[0]->n_prompt - 1 - m.prompt.total, 0);
+    for (int i = 0; i < p->n_runs; i++) {
+        struct run *r = p->runs[i];
+        struct message m = {.type = MESSAGE_PROMPT, .id = r->id};
+        if (r->tokens || !r->stream || !stream_prompt(r->stream, &m.prompt.done, &m.prompt.total) ||
+            m.prompt.done == r->prompt_told)
+            continue;
+        r->prompt_told = m.prompt.done;
+        m.prompt.kept = PD_MAX(r->n_prompt - 1 - m.prompt.total, 0);
         protocol_put(&p->out, &m);
     }
 }
@@ -294,6 +301,7 @@ static void say_end(struct engine_process *p, struct run *r, struct message_end 
     if (!end.tail)
         end.tail = "";
     end.stats.struct_size = sizeof end.stats;
+    say_stats(p); /* what is counted is then as new as the end */
     protocol_put(&p->out, &(struct message){.type = MESSAGE_END, .id = r->id, .end = end});
     r->over = true;
 }
@@ -480,7 +488,7 @@ enum pd_status engine_process_serve(struct engine_process *p, struct pd_engine *
         wait_for_more(p, stats_ms, &heard);
         if (heard)
             status = receive(p, &gone, err);
-        say_prompt(p);
+        say_prompts(p);
         if (!status && !gone)
             status = pull_all(p, err);
     }

@@ -276,6 +276,13 @@ void route_pipeline(struct front *f, struct exchange *x)
         yyjson_mut_obj_add_uint(d, stage, "batches", s->stages[i].batches);
         yyjson_mut_arr_add_val(list, stage);
     }
+    list = json_list(d, o, "links");
+    for (int i = 0; i <= s->n_stages && i <= BACKEND_STAGES && s->n_stages; i++) {
+        yyjson_mut_val *link = yyjson_mut_obj(d);
+        yyjson_mut_obj_add_uint(d, link, "sent", s->links[i].sent);
+        yyjson_mut_obj_add_uint(d, link, "received", s->links[i].received);
+        yyjson_mut_arr_add_val(list, link);
+    }
     list = json_list(d, o, "requests_now");
     for (size_t i = 0; i < n; i++)
         yyjson_mut_arr_add_val(list, lane_object(d, &lanes[i]));

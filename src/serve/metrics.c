@@ -110,7 +110,7 @@ static void histogram(struct text_buf *out, const char *name, const char *help, 
 /* Of the submitted rows those are not drafted that begin anew after a miss, and without a draft all. */
 static double drafted(const struct backend_status *s)
 {
-    return s->draft_name[0] && s->drafted > s->misses ? (double)(s->drafted - s->misses) : 0;
+    return s->draft_name[0] && s->drafted > s->begun_anew ? (double)(s->drafted - s->begun_anew) : 0;
 }
 
 /* The names that dashboards for llama.cpp's server know. */
@@ -145,6 +145,7 @@ static void pipeline(struct text_buf *out, const struct backend_status *s)
     char index[16];
     static const char rows[] = "pipedec_rows_total", tokens[] = "pipedec_tokens_found_total";
     static const char busy[] = "pipedec_stage_busy_share", computed[] = "pipedec_stage_rows_total";
+    static const char bytes[] = "pipedec_link_bytes_total";
     head(out, rows, "counter", "Rows computed, by their fate");
     labelled(out, rows, "fate", "prompt", (double)s->prompt_rows);
     labelled(out, rows, "fate", "accepted", (double)s->accepted);
@@ -163,6 +164,13 @@ static void pipeline(struct text_buf *out, const struct backend_status *s)
     for (int i = 0; i < s->n_stages && i < BACKEND_STAGES; i++) {
         snprintf(index, sizeof index, "%d", i);
         labelled(out, computed, "stage", index, (double)s->stages[i].rows);
+    }
+    head(out, bytes, "counter",
+         "Bytes that a rank has sent to others and got from them since the engine's start");
+    for (int i = 0; i <= s->n_stages && i <= BACKEND_STAGES && s->n_stages; i++) {
+        put(out, "%s{rank=\"%d\",direction=\"sent\"} %llu\n", bytes, i, (unsigned long long)s->links[i].sent);
+        put(out, "%s{rank=\"%d\",direction=\"received\"} %llu\n", bytes, i,
+            (unsigned long long)s->links[i].received);
     }
     one(out, "pipedec_draft_busy_seconds_total", "counter", "Time in which the draft computed",
         s->draft_busy_s);

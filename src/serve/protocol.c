@@ -147,11 +147,18 @@ static void engine_stats(struct codec *c, struct message_stats *s)
     codec_u64(c, &s->rows);
     codec_u64(c, &s->prompt_rows);
     codec_u64(c, &s->batches);
-    codec_count(c, &s->n_stages, "stages", BACKEND_STAGES, 24);
+    codec_u64(c, &s->hits);
+    codec_u64(c, &s->late);
+    codec_u64(c, &s->misses);
+    codec_count(c, &s->n_stages, "stages", BACKEND_STAGES, 40);
+    codec_u64(c, &s->links[0].sent);
+    codec_u64(c, &s->links[0].received);
     for (size_t i = 0; i < s->n_stages; i++) {
         codec_double(c, &s->stages[i].busy_share, "busy_share");
         codec_u64(c, &s->stages[i].rows);
         codec_u64(c, &s->stages[i].batches);
+        codec_u64(c, &s->links[i + 1].sent);
+        codec_u64(c, &s->links[i + 1].received);
     }
 }
 

@@ -24,7 +24,7 @@
 #include "wire/bytes.h"
 
 enum {
-    PROTOCOL_VERSION = 1,
+    PROTOCOL_VERSION = 2,
     PROTOCOL_HEADER_BYTES = 16,
     PROTOCOL_BYTES_MAX = 256 << 20, /* of a payload */
     PROTOCOL_TOKENS_MAX = 1 << 24,
@@ -59,8 +59,10 @@ struct message_ready {                                                          
 struct message_stats { /* of the engine since its start */
     double uptime_s, draft_busy_s;
     uint64_t rows, prompt_rows, batches; /* of the last stage */
+    uint64_t hits, late, misses;
     size_t n_stages;
     struct backend_stage stages[BACKEND_STAGES];
+    struct backend_link links[BACKEND_STAGES + 1]; /* [n_stages + 1] */
 };
 struct message_end {
     enum pd_reason reason;

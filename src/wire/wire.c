@@ -12,7 +12,7 @@ enum {
     ADVANCE_PROBS =
         13, /* where it stands whether there are log-probabilities: 0, or 1 + the number of most probable tokens */
     ADVANCE_BYTES = 14,
-    REPORT_BYTES = 6 * 4 + 8
+    REPORT_BYTES = 7 * 4 + 3 * 8
 };
 
 /* ---- sizes ---- */
@@ -135,7 +135,10 @@ static uint8_t *put_report(uint8_t *p, const struct msg_report *r)
     p = put32(p, (uint32_t)r->n_prompt);
     p = put32(p, r->idle ? 1u : 0);
     p = put32(p, r->taken);
-    return put64(p, (uint64_t)r->busy_ns);
+    p = put32(p, (uint32_t)r->prompt_pos);
+    p = put64(p, (uint64_t)r->busy_ns);
+    p = put64(p, (uint64_t)r->sent);
+    return put64(p, (uint64_t)r->received);
 }
 
 static uint8_t *put_payload(uint8_t *p, const struct msg *m, int n_embd, enum wire_hidden h)
@@ -241,7 +244,10 @@ static void get_report(struct reader *r, struct msg_report *m)
     m->n_prompt = take(r, "report.n_prompt", 0, m->rows);
     m->idle = take(r, "report.idle", 0, 1);
     m->taken = take_unsigned(r, "report.taken", 0, UINT32_MAX);
+    m->prompt_pos = take(r, "report.prompt_pos", 0, ctx_max(r) - 1);
     m->busy_ns = take_time(r, "report.busy_ns");
+    m->sent = take_time(r, "report.sent");
+    m->received = take_time(r, "report.received");
 }
 
 static void get_advance(struct reader *r, struct msg_advance *a)

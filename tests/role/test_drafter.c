@@ -633,7 +633,8 @@ static void pace_of_the_slowest(void **state)
     struct world *w = world_new(PD_MODE_BEST, true);
     struct msg m = {.type = MSG_REPORT};
     begin(w, 1, 0);
-    m.report = (struct msg_report){2, 1, 1, 0, true, 1, 10000000};
+    m.report = (struct msg_report){
+        .stage = 2, .rows = 1, .rows_live = 1, .idle = true, .taken = 1, .busy_ns = 10000000};
     ready(w);
     drafted(w, 2);
     tell(w, m);

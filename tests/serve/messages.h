@@ -70,7 +70,11 @@ static inline struct message message_example(int type)
                                          .prompt_rows = 20,
                                          .batches = 50,
                                          .n_stages = 2,
-                                         .stages = {{0.5, 9, 8}, {1, 7, 6}}};
+                                         .stages = {{0.5, 9, 8}, {1, 7, 6}},
+                                         .hits = 4,
+                                         .late = 3,
+                                         .misses = 2,
+                                         .links = {{10, 20}, {30, 40}, {50, 60}}};
         break;
     case MESSAGE_REQUEST:
         m.request = (struct message_request){.r = {.name = "req-1",

@@ -190,6 +190,71 @@ static void test_cancelled(void **state)
     backend_close(b);
 }
 
+/* ---- how far prompts are ---- */
+
+struct prompt_seen {
+    struct reply reply;
+    int n_prompt, told, done, total, kept;
+};
+
+static void see_prompt(void *user, int done, int total, int kept)
+{
+    struct prompt_seen *p = user;
+    PD_ASSERT(done > p->done && done <= total && (!p->told || (p->total == total && p->kept == kept)));
+    PD_ASSERT(kept + total + 1 == p->n_prompt);
+    p->told++;
+    p->done = done;
+    p->total = total;
+    p->kept = kept;
+}
+
+static void see_token(void *user, const struct backend_token *t)
+{
+    struct prompt_seen *p = user;
+    reply_token(&p->reply, t);
+}
+
+static void see_end(void *user, enum pd_reason reason, const struct pd_stats *stats,
+                    const struct pd_error *err)
+{
+    struct prompt_seen *p = user;
+    reply_ended(&p->reply, reason, stats, err);
+}
+
+/* Of two prompts at once, over several stages; what the pipeline did is counted by then. */
+static void test_prompts(void **state)
+{
+    (void)state;
+    static struct prompt_seen seen[2];
+    char text[2][4096];
+    struct backend *b = open_real(true);
+    for (int i = 0; i < 2; i++) {
+        struct pd_error err = {0};
+        size_t size = 0;
+        for (int k = 0; k < 300; k++)
+            size += (size_t)snprintf(text[i] + size, sizeof text[i] - size, " %s%d", i ? "a" : "b", k);
+        struct backend_request q = text_request(text[i], 4);
+        q.ignore_end = true;
+        reply_init(&seen[i].reply, NULL);
+        seen[i].n_prompt = (int)q.n_tokens;
+        const struct backend_sink sink = {&seen[i], see_prompt, see_token, see_end};
+        assert_true(backend_submit(b, &q, &sink, &err));
+        free((void *)q.tokens);
+    }
+    for (int i = 0; i < 2; i++) {
+        reply_await(&seen[i].reply, 0);
+        assert_true(seen[i].told >= 1);
+    }
+    const struct backend_status s = status_of(b);
+    assert_true(s.hits + s.late + s.misses > 0);
+    for (int i = 0; i < 3; i++)
+        assert_true(s.stages[i].busy_share > 0 && s.stages[i].rows > 600);
+    for (int i = 0; i < 4; i++)
+        assert_true(s.links[i].sent > 0 && s.links[i].received > 0);
+    assert_true(s.links[1].sent > s.links[0].sent); /* hidden states */
+    backend_close(b);
+}
+
 int main(void)
 {
     if (!find_small_model())
@@ -198,6 +263,7 @@ int main(void)
         SERVE_TEST(test_killed),
         SERVE_TEST(test_killed_with_draft),
         SERVE_TEST(test_cancelled),
+        SERVE_TEST(test_prompts),
     };
     int failed = cmocka_run_group_tests(tests, run_folder_make, run_folder_remove);
     tokenizer_free(small_tokenizer);

@@ -81,6 +81,9 @@ static void test_rank_killed(void **state)
     assert_int_equal(kills, KILLS);
     assert_int_equal(s.starts, 1 + KILLS);
     assert_int_equal(s.n_stages, 1);
+    assert_true(s.stages[0].busy_share > 0 && s.stages[0].rows > 0);
+    assert_true(s.links[0].sent > 0 && s.links[1].received > 0 && s.links[0].sent >= s.links[1].received);
+    assert_true(s.links[1].sent > 0 && s.links[0].received > 0);
     backend_close(b);
     for (int i = 0; i < STREAMS; i++) {
         assert_int_equal(again[i].ends, 1);

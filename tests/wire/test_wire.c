@@ -111,7 +111,10 @@ static struct msg random_msg(uint64_t seed)
         m.report.n_prompt = (int)pick(seed, 4, (unsigned)m.report.rows + 1);
         m.report.idle = pick(seed, 5, 2);
         m.report.taken = pick(seed, 6, 1u << 31);
+        m.report.prompt_pos = (int)pick(seed, 8, 400);
         m.report.busy_ns = (int64_t)(rng_u64(seed, 7, 0, 0) >> 1);
+        m.report.sent = (int64_t)(rng_u64(seed, 9, 0, 0) >> 1);
+        m.report.received = (int64_t)(rng_u64(seed, 10, 0, 0) >> 1);
     }
     if (m.type == MSG_ENDED) {
         m.ended.heads = pick(seed, 1, 1u << 31);
@@ -286,6 +289,10 @@ static void fields_are_named(void **state)
     refuse(&m, "report.n_prompt");
     m.report = (struct msg_report){.busy_ns = -1};
     refuse(&m, "report.busy_ns");
+    m.report = (struct msg_report){.sent = -1};
+    refuse(&m, "report.sent");
+    m.report = (struct msg_report){.prompt_pos = -1};
+    refuse(&m, "report.prompt_pos");
     m = (struct msg){.type = MSG_ADVANCE};
     m.advance = (struct msg_advance){.seq = 1, .token = 5, .pos = 7, .finish = PD_REASON_FAULT + 1};
     refuse(&m, "advance.finish");
@@ -357,7 +364,7 @@ static void other_versions(void **state)
     uint8_t *data = encode(&m, WIRE_F32, &size);
     data[4]++;
     assert_int_equal(wire_decode(&out, &room, data, size, &limits, &err), PD_ERR_PEER);
-    assert_non_null(strstr(err.text, "version 5, ours is 4"));
+    assert_non_null(strstr(err.text, "version 6, ours is 5"));
     data[0]++;
     assert_int_equal(wire_decode(&out, &room, data, size, &limits, &err), PD_ERR_PEER);
     free(data);
