@@ -194,6 +194,7 @@ static enum pd_status open_observers(struct pd_engine *e, const struct observer 
         enum pd_status status = trace_open(&e->trace, e->o.trace, e->n_stages, err);
         if (status)
             return status;
+        trace_pieces(e->trace, piece, e);
         e->trace_see = trace_observer(e->trace);
         *out = &e->trace_see;
     }
@@ -209,8 +210,23 @@ static enum pd_status open_observers(struct pd_engine *e, const struct observer 
     if (e->o.on_progress) {
         e->progress_see = (struct observer){.user = e, .see = see_prefill};
         *out = add_observer(e, 1, *out, &e->progress_see);
+        e->feed = feed_new(e->n_stages, piece, e);
+        e->feed_see = feed_observer(e->feed);
+        *out = add_observer(e, 2, *out, &e->feed_see);
     }
     return PD_OK;
+}
+
+void engine_watch(struct pd_engine *e, bool on)
+{
+    if (e->feed)
+        feed_turn(e->feed, on);
+}
+
+void engine_watched(struct pd_engine *e, struct bytes *out)
+{
+    if (e->feed)
+        feed_take(e->feed, out);
 }
 
 /* ---- loading ---- */
@@ -369,6 +385,7 @@ enum pd_status engine_close(struct pd_engine *e, struct pd_error *err)
     compute_free(&e->compute);
     enum pd_status status = trace_close(e->trace, err), dumped = close_dump(e, status ? NULL : err);
     status = status ? status : dumped;
+    feed_free(e->feed);
     chat_template_free(e->chat);
     tokenizer_free(e->tokenizer);
     gguf_close(e->target);

@@ -10,6 +10,8 @@
 #include "compute/compute.h"
 #include "host/driver.h"
 
+struct bytes; /* wire/bytes.h */
+
 struct engine_hooks {
     int only_role; /* COMPUTE_ALL, or the one role computed here (compute_options) */
     /* NULL: sim or threads by options. `c` is borrowed until the driver is freed. */
@@ -59,6 +61,10 @@ struct engine_found engine_tokens_found(struct pd_engine *e);
 /* Of a stream's prompt `done` tokens are computed, of `total` that have to be. False: it has not begun. Once this has been
  * asked, pd_stream_fd is readable also when it has moved on, until the next pd_stream_try. */
 bool stream_prompt(struct pd_stream *s, int *done, int *total);
+/* Of an engine that was given on_progress: tell what happens in the pipeline, from now on (host/feed.h); what has happened
+ * since the last time, appended to `out`. From any thread. */
+void engine_watch(struct pd_engine *e, bool on);
+void engine_watched(struct pd_engine *e, struct bytes *out);
 /* A number for what a reply's text depends on beside its request: the target's weights (samples of each tensor), the type
  * of the K/V cache, and who computes. Another number: a reply cannot be gone on with. */
 enum pd_status engine_identity(struct pd_engine *e, uint64_t *out, struct pd_error *err);

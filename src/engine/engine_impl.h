@@ -4,6 +4,7 @@
 #define PD_ENGINE_ENGINE_IMPL_H
 
 #include "engine/engine.h"
+#include "host/feed.h"
 #include "host/trace.h"
 
 #include <pthread.h>
@@ -48,9 +49,10 @@ struct pd_engine {
 
     struct trace *trace;
     struct tree_dump dump;
-    FILE *dump_file; /* owned; NULL: none or standard error */
-    struct observer trace_see, dump_see, progress_see, all_see[2];
-    struct observer_pair pair[2];
+    FILE *dump_file;   /* owned; NULL: none or standard error */
+    struct feed *feed; /* for those who watch */
+    struct observer trace_see, dump_see, progress_see, feed_see, all_see[3];
+    struct observer_pair pair[3];
     atomic_llong prefill_done, prefill_total;
 
     pthread_t thread; /* drives the pipeline */

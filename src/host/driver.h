@@ -41,7 +41,10 @@ struct observation {
     int rows, rows_live;
     int32_t token, pos; /* OBS_ADVANCE */
     enum tree_verdict verdict;
-    const struct tree *tree; /* OBS_SUBMIT: as it is now, for --dump-tree */
+    uint32_t request;        /* OBS_SUBMIT, OBS_ADVANCE */
+    const struct tree *tree; /* OBS_SUBMIT, OBS_ADVANCE: as it is now; may be NULL */
+    const int32_t *nodes;    /* OBS_SUBMIT: [rows] the tree's indices of what was sent; may be NULL */
+    const struct row *list;  /* of what was computed here: [rows]; NULL: not known */
 };
 struct observer {
     void *user;

@@ -222,6 +222,7 @@ static void emit_token(struct host *h, const struct effect *e)
                                      .token = e->token,
                                      .pos = e->pos,
                                      .verdict = e->verdict,
+                                     .request = e->request,
                                      .tree = e->tree});
     enum pd_reason f = r && r->sink.token ? r->sink.token(r->sink.user, &t) : PD_REASON_NONE;
     if (f)
@@ -242,8 +243,13 @@ static void emit_finished(struct host *h, const struct effect *e)
 static void submitted(struct host *h, const struct effect *e)
 {
     int64_t now = now_ns(h);
-    observe(h, &(struct observation){
-                   .type = OBS_SUBMIT, .begin_ns = now, .end_ns = now, .rows = e->n, .tree = e->tree});
+    observe(h, &(struct observation){.type = OBS_SUBMIT,
+                                     .begin_ns = now,
+                                     .end_ns = now,
+                                     .rows = e->n,
+                                     .request = e->request,
+                                     .tree = e->tree,
+                                     .nodes = e->nodes});
 }
 
 static void machine_faults(struct host *h, int role, const char *what)
@@ -592,7 +598,8 @@ void host_done(struct host *h, const struct work_end *end)
                                      .begin_ns = end->begin_ns,
                                      .end_ns = end->end_ns,
                                      .rows = w->n,
-                                     .rows_live = end->stopped ? 0 : w->n});
+                                     .rows_live = end->stopped ? 0 : w->n,
+                                     .list = w->rows});
     if (w->head)
         count_heads(h, end->busy_ns);
     count_work(h, end->busy_ns);

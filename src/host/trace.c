@@ -8,35 +8,26 @@
 #include <stdlib.h>
 #include <string.h>
 
-enum { LINK_TRACK = 1000 }; /* track of the hop out of role r: LINK_TRACK + r */
-
 struct trace {
     FILE *f;
     char *path;
-    int n_stages;
+    struct trace_form form;
+    struct bytes text; /* room for one event */
     bool first, failed;
-    uint64_t links; /* transfers written: their ids */
     pthread_mutex_t lock;
 };
 
-/* One event; called with the lock held. `fmt` gives what follows the comma. */
-static void PD_PRINTF(2, 3) put(struct trace *t, const char *fmt, ...)
+/* What has been written to `text`; under the lock. Its first bytes part it from the object before. */
+static void flush(struct trace *t)
 {
-    fputs(t->first ? "[\n" : ",\n", t->f);
+    const size_t skip = t->first ? 1 : 0;
+    if (!t->text.size)
+        return;
+    if (t->first)
+        fputc('[', t->f);
+    t->failed |= fwrite(t->text.data + skip, 1, t->text.size - skip, t->f) != t->text.size - skip;
     t->first = false;
-    va_list args;
-    va_start(args, fmt);
-    if (vfprintf(t->f, fmt, args) < 0)
-        t->failed = true;
-    va_end(args);
-}
-
-static void name_track(struct trace *t, int track, const char *name)
-{
-    put(t, "{\"ph\":\"M\",\"pid\":1,\"tid\":%d,\"name\":\"thread_name\",\"args\":{\"name\":\"%s\"}}", track,
-        name);
-    put(t, "{\"ph\":\"M\",\"pid\":1,\"tid\":%d,\"name\":\"thread_sort_index\",\"args\":{\"sort_index\":%d}}",
-        track, track);
+    t->text.size = 0;
 }
 
 enum pd_status trace_open(struct trace **out, const char *path, int n_stages, struct pd_error *err)
@@ -46,100 +37,27 @@ enum pd_status trace_open(struct trace **out, const char *path, int n_stages, st
     if (!f)
         return error_set(err, PD_ERR_FILE, "%s: %s", path, strerror(errno));
     struct trace *t = mem_new(1, sizeof *t);
-    *t = (struct trace){.f = f, .path = mem_strdup(path), .n_stages = n_stages, .first = true};
+    *t = (struct trace){
+        .f = f, .path = mem_strdup(path), .form = {.n_stages = n_stages, .links = true}, .first = true};
     pthread_mutex_init(&t->lock, NULL);
-    put(t, "{\"ph\":\"M\",\"pid\":1,\"tid\":0,\"name\":\"process_name\",\"args\":{\"name\":\"pipedec\"}}");
-    name_track(t, ROLE_DRAFTER, "drafter");
-    for (int i = 0; i < n_stages; i++) {
-        char name[32];
-        snprintf(name, sizeof name, "stage %d", i);
-        name_track(t, role_stage(i), name);
-    }
-    name_track(t, role_verifier(n_stages), "verifier");
+    trace_json_head(&t->form, &t->text);
+    flush(t);
     *out = t;
     return PD_OK;
 }
 
-static double us(int64_t ns)
+void trace_pieces(struct trace *t, piece_fn piece, void *user)
 {
-    return (double)ns / 1e3;
-}
-
-static void put_span(struct trace *t, const struct observation *o, const char *name)
-{
-    put(t,
-        "{\"ph\":\"X\",\"pid\":1,\"tid\":%d,\"ts\":%.3f,\"dur\":%.3f,\"name\":\"%s\",\"cat\":\"%s\","
-        "\"args\":{\"rows\":%d,\"rows_live\":%d,\"rows_dead\":%d}}",
-        o->role, us(o->begin_ns), us(o->end_ns - o->begin_ns), name, name, o->rows, o->rows_live,
-        o->rows - o->rows_live);
-}
-
-/* Transfers of one hop may overlap (latency beside bandwidth), so they are asynchronous events, not spans. */
-static void put_link(struct trace *t, const struct observation *o)
-{
-    uint64_t id = ++t->links;
-    put(t,
-        "{\"ph\":\"b\",\"pid\":1,\"tid\":%d,\"ts\":%.3f,\"id\":%" PRIu64
-        ",\"name\":\"hop %d-%d\",\"cat\":\"link\",\"args\":{\"rows\":%d}}",
-        LINK_TRACK + o->role, us(o->begin_ns), id, o->role, o->to, o->rows);
-    put(t,
-        "{\"ph\":\"e\",\"pid\":1,\"tid\":%d,\"ts\":%.3f,\"id\":%" PRIu64
-        ",\"name\":\"hop %d-%d\",\"cat\":\"link\"}",
-        LINK_TRACK + o->role, us(o->end_ns), id, o->role, o->to);
-}
-
-static const char *verdict_name(enum tree_verdict v)
-{
-    static const char *const names[] = {"hit", "late hit", "miss", "last"};
-    return names[v];
-}
-
-static void put_advance(struct trace *t, const struct observation *o)
-{
-    put(t,
-        "{\"ph\":\"i\",\"s\":\"p\",\"pid\":1,\"tid\":%d,\"ts\":%.3f,\"name\":\"%s\",\"cat\":\"advance\","
-        "\"args\":{\"token\":%" PRId32 ",\"pos\":%" PRId32 "}}",
-        role_verifier(t->n_stages), us(o->begin_ns), verdict_name(o->verdict), o->token, o->pos);
-}
-
-static void put_submit(struct trace *t, const struct observation *o)
-{
-    put(t,
-        "{\"ph\":\"i\",\"s\":\"t\",\"pid\":1,\"tid\":%d,\"ts\":%.3f,\"name\":\"submit\",\"cat\":\"submit\","
-        "\"args\":{\"rows\":%d,\"nodes\":%d,\"in_flight\":%d}}",
-        o->role, us(o->begin_ns), o->rows, o->tree ? o->tree->count : 0, o->tree ? o->tree->submitted : 0);
+    t->form.piece = piece;
+    t->form.piece_user = user;
 }
 
 static void trace_see(void *user, const struct observation *o)
 {
     struct trace *t = user;
     pthread_mutex_lock(&t->lock);
-    switch (o->type) {
-    case OBS_BATCH:
-        put_span(t, o, "batch");
-        break;
-    case OBS_PREFILL:
-        put_span(t, o, "prefill");
-        break;
-    case OBS_HEAD:
-        put_span(t, o, "head");
-        break;
-    case OBS_DRAFT:
-        put_span(t, o, "draft");
-        break;
-    case OBS_STOPPED:
-        put_span(t, o, "stopped");
-        break;
-    case OBS_LINK:
-        put_link(t, o);
-        break;
-    case OBS_ADVANCE:
-        put_advance(t, o);
-        break;
-    case OBS_SUBMIT:
-        put_submit(t, o);
-        break;
-    }
+    trace_json(&t->form, &t->text, o);
+    flush(t);
     pthread_mutex_unlock(&t->lock);
 }
 
@@ -160,6 +78,7 @@ enum pd_status trace_close(struct trace *t, struct pd_error *err)
                                           errno ? strerror(errno) : "write error")
                               : PD_OK;
     pthread_mutex_destroy(&t->lock);
+    bytes_free(&t->text);
     free(t->path);
     free(t);
     return s;

@@ -2,8 +2,9 @@
  *
  * A trace file is Chrome's JSON array of trace events, as Perfetto (ui.perfetto.dev) and chrome://tracing read it:
  * one track a role with its batches (rows, rows alive when it ended), heads and draft passes, one a hop with the
- * transfers, and the verifier's advances as instants with their verdict. Events are written as they come: a run
- * that is cut short leaves a file that viewers still open, and trace_close makes it whole.
+ * transfers, and the verifier's advances as instants with their verdict; for the web page's replay also the nodes of each
+ * batch (trace_json.h). Events are written as they come: a run that is cut short leaves a file that viewers still open, and
+ * trace_close makes it whole.
  * A tree dump is text: the prediction tree at every submission.
  *
  * Ownership: an observer points to its trace or dump, which must outlive the driver. Threading: any thread may
@@ -18,19 +19,18 @@
 #ifndef PD_HOST_TRACE_H
 #define PD_HOST_TRACE_H
 
-#include "host/driver.h"
+#include "host/trace_json.h"
 
 #include <stdio.h>
 
 struct trace;
 /* PD_ERR_FILE if `path` cannot be written. */
 enum pd_status trace_open(struct trace **out, const char *path, int n_stages, struct pd_error *err);
+/* Tokens have their texts from then on. */
+void trace_pieces(struct trace *t, piece_fn piece, void *user);
 struct observer trace_observer(struct trace *t);
 /* Ends the file. PD_ERR_FILE if any write failed (disk full); the trace is gone in any case. NULL is fine. */
 enum pd_status trace_close(struct trace *t, struct pd_error *err);
-
-/* The text of a token for the dump: writes at most `room` bytes, returns how many. */
-typedef size_t (*piece_fn)(void *user, int32_t token, char *out, size_t room);
 
 struct tree_dump {
     FILE *out;      /* borrowed */

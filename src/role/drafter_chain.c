@@ -208,6 +208,7 @@ static void mark_submitted(struct drafter *d, int n, int64_t now, struct row *ro
 static void tell_submitted(struct drafter *d, int n_views, int n, struct effects *out)
 {
     int count[LANES_MAX] = {0};
+    int32_t *nodes = d->sent_nodes;
     for (int i = 0; i < n; i++)
         count[d->picked[i].view]++;
     for (int v = 0; v < n_views; v++) {
@@ -221,6 +222,10 @@ static void tell_submitted(struct drafter *d, int n_views, int n, struct effects
         e->lane = l->index;
         e->n = count[v];
         e->tree = &l->tree;
+        e->nodes = nodes;
+        for (int i = 0; i < n; i++)
+            if (d->picked[i].view == v)
+                *nodes++ = d->picked[i].node;
     }
 }
 

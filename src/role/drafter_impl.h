@@ -86,6 +86,7 @@ struct drafter {
     struct row out_rows[BATCH_ROWS];
     struct row chunk_rows[CHUNKS_A_STEP * CHUNK_ROWS];
     struct policy_pick picked[BATCH_ROWS];
+    int32_t sent_nodes[BATCH_ROWS]; /* those picked, by lane */
     struct policy_view views[LANES_MAX];
     struct lane *view_lanes[LANES_MAX];
     struct draft_ask asks[BATCH_ROWS];

@@ -275,6 +275,7 @@ struct effect {
         };
         struct {
             const struct tree *tree;
+            const int32_t *nodes; /* EFF_SUBMITTED: [n] the tree's indices of those rows */
             int32_t token, pos;
             enum tree_verdict verdict;
             const struct logprobs *probs; /* NULL: not asked for */

@@ -307,6 +307,16 @@ bool backend_retry(struct backend *b)
     return may;
 }
 
+void backend_watch(struct backend *b, const struct backend_watcher *w, bool on)
+{
+    pthread_mutex_lock(&b->lock);
+    b->watcher = *w;
+    b->watched = on;
+    b->watch_new = b->look = true;
+    pthread_mutex_unlock(&b->lock);
+    backend_wake(b);
+}
+
 size_t backend_lanes(struct backend *b, struct backend_lane *out, size_t max)
 {
     size_t n = 0;

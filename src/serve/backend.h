@@ -148,6 +148,15 @@ bool backend_retry(struct backend *b);
 /* Requests that run or wait, oldest first; returns how many were written. */
 size_t backend_lanes(struct backend *b, struct backend_lane *out, size_t max);
 
+/* Those who watch: what happens in the pipeline, as objects of host/trace_json.h, each preceded by ",\n", some twenty times a
+ * second, on the backend's thread. One watcher; `on` though it is on already tells again of all that is in flight. Off, no
+ * call comes after this returns, unless one is running now. */
+struct backend_watcher {
+    void *user;
+    void (*events)(void *user, const char *text, size_t size);
+};
+void backend_watch(struct backend *b, const struct backend_watcher *w, bool on);
+
 /* No new requests; those under way have `grace_s`, then they are cancelled, and keep their place in the journal. Returns
  * once all sinks have been told. Not from a callback. */
 void backend_drain(struct backend *b, double grace_s);

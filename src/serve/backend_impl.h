@@ -93,9 +93,11 @@ struct backend {
     uint64_t last_id;
     enum phase phase;
     bool was_ready, ending, closing;
-    bool given_up;                /* it has FAILED, and is perhaps being tried again */
-    char failure[BACKEND_TEXT];   /* why */
-    bool look;                    /* something has changed that the thread has to look at */
+    bool given_up;              /* it has FAILED, and is perhaps being tried again */
+    char failure[BACKEND_TEXT]; /* why */
+    bool look;                  /* something has changed that the thread has to look at */
+    struct backend_watcher watcher;
+    bool watched, watch_new;      /* watch_new: the engine has to be told */
     bool telling;                 /* a request is out of the list, and its sink has not been told yet */
     struct backend_status status; /* sums and names; without the newest stats */
     struct message_stats stats;   /* of the engine that runs */

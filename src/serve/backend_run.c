@@ -163,6 +163,13 @@ static void schedule(struct backend *b)
         hand_over(b, suspect);
 }
 
+static void send_watch(struct backend *b)
+{
+    if (b->watch_new)
+        protocol_put(&b->child.out, &(struct message){.type = MESSAGE_WATCH, .watch = b->watched});
+    b->watch_new = false;
+}
+
 static void send_cancels(struct backend *b)
 {
     for (int i = 0; i < b->o.parallel; i++) {
@@ -355,6 +362,7 @@ static void on_ready(struct backend *b, const struct message_ready *r)
     b->given_up = false;
     b->phase = PHASE_READY;
     b->was_ready = b->look = true;
+    b->watch_new = b->watched;
     pthread_mutex_unlock(&b->lock);
 }
 
@@ -412,6 +420,16 @@ static void on_stats(struct backend *b, const struct message_stats *s)
     pthread_mutex_unlock(&b->lock);
 }
 
+static void on_events(struct backend *b, const struct message *m)
+{
+    pthread_mutex_lock(&b->lock);
+    const struct backend_watcher w = b->watcher;
+    const bool told = b->watched && w.events;
+    pthread_mutex_unlock(&b->lock);
+    if (told)
+        w.events(w.user, m->events.text, m->events.size);
+}
+
 static void on_progress(struct backend *b, const struct message *m)
 {
     pthread_mutex_lock(&b->lock);
@@ -442,6 +460,9 @@ static const char *handle(struct backend *b, const struct message *m)
         return NULL;
     case MESSAGE_STATS:
         on_stats(b, &m->stats);
+        return NULL;
+    case MESSAGE_EVENTS:
+        on_events(b, m);
         return NULL;
     case MESSAGE_TOKEN:
         return j ? on_token(b, j, &m->token) : "it sends a token of a request that does not run";
@@ -555,6 +576,7 @@ static bool look(struct backend *b, int *timeout_ms)
     b->look = false;
     if (due && b->phase == PHASE_READY) {
         send_cancels(b);
+        send_watch(b);
         if (!b->closing)
             schedule(b);
     }

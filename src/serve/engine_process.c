@@ -19,6 +19,7 @@ enum {
     STATS_EVERY_MS = 1000,  /* the heartbeat */
     NO_DESCRIPTOR_MS = 5,   /* poll so often for a stream that has none */
     PROGRESS_EVERY_MS = 50, /* while it loads */
+    EVENTS_EVERY_MS = 50,   /* while somebody watches */
     OUT_BYTES_MAX = 4 << 20 /* of events that the front has not taken: beyond, streams keep theirs */
 };
 
@@ -46,6 +47,9 @@ struct engine_process {
     int64_t told_ms;
     struct bytes in, out;
     size_t sent; /* of out */
+    bool watched;
+    int64_t events_ms; /* when they are sent next */
+    struct bytes events;
     struct run *runs[RUNS_MAX];
     int n_runs;
     struct pollfd poll[RUNS_MAX + 2];
@@ -199,6 +203,7 @@ void engine_process_free(struct engine_process *p)
     close(p->wake);
     bytes_free(&p->in);
     bytes_free(&p->out);
+    bytes_free(&p->events);
     pthread_mutex_destroy(&p->lock);
     pthread_cond_destroy(&p->changed);
     free(p);
@@ -284,6 +289,30 @@ static void say_prompts(struct engine_process *p)
     }
 }
 
+/* ---- who watches ---- */
+
+static void watch(struct engine_process *p, bool on)
+{
+    p->watched = on;
+    p->events_ms = now_ms();
+    engine_watch(p->engine, on);
+}
+
+/* Those who watch come last: while much waits to be sent the feed keeps to its bounds, and leaves out. */
+static void say_events(struct engine_process *p)
+{
+    if (!p->watched || now_ms() < p->events_ms)
+        return;
+    p->events_ms = now_ms() + EVENTS_EVERY_MS;
+    if (p->out.size - p->sent > OUT_BYTES_MAX / 4)
+        return;
+    p->events.size = 0;
+    engine_watched(p->engine, &p->events);
+    if (p->events.size)
+        protocol_put(&p->out, &(struct message){.type = MESSAGE_EVENTS,
+                                                .events = {(const char *)p->events.data, p->events.size}});
+}
+
 /* ---- requests ---- */
 
 static void run_free(struct run *r)
@@ -356,6 +385,9 @@ static enum pd_status handle(struct engine_process *p, struct message *m, struct
         return begin(p, m, arena, err);
     case MESSAGE_CANCEL:
         cancel(p, m->id);
+        return PD_OK;
+    case MESSAGE_WATCH:
+        watch(p, m->watch);
         return PD_OK;
     default:
         return error_set(err, PD_ERR_PEER, "the front sends a message of type %d", (int)m->type);
@@ -453,7 +485,7 @@ static enum pd_status pull_all(struct engine_process *p, struct pd_error *err)
 /* *heard: from the front. */
 static void wait_for_more(struct engine_process *p, int64_t until_ms, bool *heard)
 {
-    int64_t timeout_ms = PD_MAX(until_ms - now_ms(), 0);
+    int64_t timeout_ms = PD_MAX((p->watched ? PD_MIN(until_ms, p->events_ms) : until_ms) - now_ms(), 0);
     nfds_t n = 0;
     p->poll[n++] = (struct pollfd){.fd = p->fd, .events = POLLIN | (p->out.size ? POLLOUT : 0)};
     p->poll[n++] = (struct pollfd){.fd = p->wake, .events = POLLIN};
@@ -483,6 +515,7 @@ enum pd_status engine_process_serve(struct engine_process *p, struct pd_engine *
             say_stats(p);
             stats_ms = now_ms() + STATS_EVERY_MS;
         }
+        say_events(p);
         if (!flush(p, false))
             break;
         wait_for_more(p, stats_ms, &heard);

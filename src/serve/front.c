@@ -68,6 +68,7 @@ static void lose_all(struct front *f)
     pthread_mutex_lock(&f->lock);
     for (struct flow *j = f->flows; j; j = j->next)
         flow_lost(j);
+    viewers_lose(f, NULL);
     pthread_mutex_unlock(&f->lock);
 }
 

@@ -47,6 +47,7 @@ struct exchange {
     int refused; /* the answer's code if it was decided before the body had come; then `answer` holds it */
     const char *allow; /* 405: the methods that there are */
     struct flow *flow;
+    struct viewer *viewer;
     /* The answer of a route that is no generation. */
     int code;
     const char *type; /* NULL: application/json */
@@ -109,6 +110,19 @@ void flow_ping(struct flow *j, int64_t now_ns);
 void flow_hold(struct flow *j);
 void flow_drop(struct flow *j);
 
+/* ---- viewers (viewers.c): who watches the pipeline ---- */
+
+struct viewer;
+ssize_t viewer_read(struct viewer *v, char *buffer, size_t max); /* as flow_read */
+void viewer_hold(struct viewer *v);
+void viewer_drop(struct viewer *v);
+void viewer_leave(struct viewer *v); /* the client has gone; lets the exchange's hold go */
+/* Under front.lock: the viewers of this connection (NULL: of all) are woken to find that it has gone; a comment to those who
+ * have heard nothing for long. */
+void viewers_lose(struct front *f, const struct peer *p);
+void viewers_ping(struct front *f, int64_t now_ns);
+void route_events(struct front *f, struct exchange *x);
+
 /* ---- the front ---- */
 
 struct front {
@@ -120,6 +134,8 @@ struct front {
     struct peer *peers;
     struct flow *flows;
     int n_flows;
+    struct viewer *viewers;
+    int n_viewers;
     uint64_t peers_begun;
     size_t bodies; /* bytes of all bodies */
     atomic_bool ending, closing;

@@ -98,24 +98,45 @@ static enum MHD_Result send_answer(struct front *f, struct exchange *x)
     return send_response(f, x, x->code, response);
 }
 
-static ssize_t read_stream(void *user, uint64_t pos, char *buffer, size_t max)
+static ssize_t read_flow(void *user, uint64_t pos, char *buffer, size_t max)
 {
     (void)pos;
     return flow_read(user, buffer, max);
 }
 
-static void stream_freed(void *user)
+static void flow_freed(void *user)
 {
     flow_drop(user);
 }
 
+static ssize_t read_viewer(void *user, uint64_t pos, char *buffer, size_t max)
+{
+    (void)pos;
+    return viewer_read(user, buffer, max);
+}
+
+static void viewer_freed(void *user)
+{
+    viewer_drop(user);
+}
+
+/* Events as they come: a generation's, or the pipeline's. */
 static enum MHD_Result send_stream(struct front *f, struct exchange *x)
 {
-    flow_hold(x->flow);
+    if (x->flow)
+        flow_hold(x->flow);
+    else
+        viewer_hold(x->viewer);
     struct MHD_Response *response =
-        MHD_create_response_from_callback(MHD_SIZE_UNKNOWN, 16 << 10, read_stream, x->flow, stream_freed);
+        x->flow
+            ? MHD_create_response_from_callback(MHD_SIZE_UNKNOWN, 16 << 10, read_flow, x->flow, flow_freed)
+            : MHD_create_response_from_callback(MHD_SIZE_UNKNOWN, 64 << 10, read_viewer, x->viewer,
+                                                viewer_freed);
     if (!response) {
-        flow_drop(x->flow);
+        if (x->flow)
+            flow_drop(x->flow);
+        else
+            viewer_drop(x->viewer);
         return MHD_NO;
     }
     MHD_add_response_header(response, "Content-Type", "text/event-stream; charset=utf-8");
@@ -279,6 +300,8 @@ static enum MHD_Result on_request(void *user, struct MHD_Connection *c, const ch
     if (!x->refused)
         x->route->run(f, x);
     free_body(f, x);
+    if (x->viewer)
+        return send_stream(f, x);
     if (!x->flow)
         return send_answer(f, x);
     return x->flow->request.stream ? send_stream(f, x) : when_ready(f, x);
@@ -297,6 +320,8 @@ static void on_completed(void *user, struct MHD_Connection *c, void **state,
             metrics_lost(&f->metrics, false);
         flow_leave(x->flow);
     }
+    if (x->viewer)
+        viewer_leave(x->viewer);
     due(f, x->peer, front_ns());
     free_body(f, x);
     text_buf_free(&x->answer);

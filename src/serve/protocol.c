@@ -206,6 +206,12 @@ static void fields(struct codec *c, struct message *m)
     case MESSAGE_TOKENS:
         tokens(c, &m->tokens);
         break;
+    case MESSAGE_WATCH:
+        codec_bool(c, &m->watch, "watch");
+        break;
+    case MESSAGE_EVENTS:
+        codec_data(c, &m->events.text, &m->events.size, "events", PROTOCOL_EVENTS_BYTES);
+        break;
     case MESSAGE_CANCEL:
     case MESSAGE_TYPE_END:
         break;

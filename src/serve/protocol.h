@@ -13,7 +13,8 @@
  *
  * Order: the engine sends PROGRESS while it loads, then READY (or REFUSED, and ends). The front then sends REQUEST and
  * CANCEL; each request gets TOKENs, numbered from 0, those it was handed over with again, and one END. STATS come every
- * second or so and are the engine's heartbeat. Whoever closes the socket ends the conversation.
+ * second or so and are the engine's heartbeat. WATCH asks for EVENTS, which come some twenty times a second until another
+ * WATCH says that nobody looks any more. Whoever closes the socket ends the conversation.
  *
  * Ownership: what is read lives in the arena. Threading: no state.
  */
@@ -33,7 +34,8 @@ enum {
     PROTOCOL_BIAS_MAX = 1024,
     PROTOCOL_TOP_MAX = 20,
     PROTOCOL_NAME_BYTES = 63,
-    PROTOCOL_NOTE_BYTES = 16 << 20
+    PROTOCOL_NOTE_BYTES = 16 << 20,
+    PROTOCOL_EVENTS_BYTES = 1 << 20
 };
 
 enum message_type {
@@ -47,6 +49,8 @@ enum message_type {
     MESSAGE_REQUEST,
     MESSAGE_CANCEL,
     MESSAGE_TOKENS, /* of the journal alone */
+    MESSAGE_WATCH,
+    MESSAGE_EVENTS,
     MESSAGE_TYPE_END
 };
 
@@ -104,6 +108,11 @@ struct message {
         struct message_stats stats;
         struct message_request request;
         struct message_tokens tokens;
+        bool watch; /* on, though it may be already */
+        struct {
+            const char *text; /* of feed_take: objects of trace_json.h */
+            size_t size;
+        } events;
     };
 };
 

@@ -37,6 +37,7 @@ static const struct route routes[] = {
     {"/props", "GET", false, route_props},
     {"/slots", "GET", false, route_slots},
     {"/pipeline", "GET", false, route_pipeline},
+    {"/pipeline/events", "GET", false, route_events},
     {"/metrics", "GET", false, route_metrics},
     {"/v1/requests/*", "GET", false, route_request},
     {"/v1/chat/completions", "POST", false, route_chat},

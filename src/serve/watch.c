@@ -23,6 +23,8 @@ static void hung_up(struct front *f, uint64_t number)
     for (struct flow *j = f->flows; p && j; j = j->next)
         if (j->peer == p)
             flow_lost(j);
+    if (p)
+        viewers_lose(f, p);
     pthread_mutex_unlock(&f->lock);
 }
 
@@ -48,6 +50,7 @@ static void tick(struct front *f)
         }
     for (struct flow *j = f->flows; j; j = j->next)
         flow_ping(j, now);
+    viewers_ping(f, now);
     pthread_mutex_unlock(&f->lock);
     for (; slow; slow--)
         metrics_lost(&f->metrics, true);

@@ -1,4 +1,5 @@
 /* Trace files parse as JSON and hold what was seen, the tree dump shows the tree, both observers see all. */
+#include "host/feed.h"
 #include "host/trace.h"
 
 #include <setjmp.h>
@@ -121,6 +122,135 @@ static void test_events(void **state)
     yyjson_doc_free(doc);
 }
 
+/* Bytes that are no UTF-8, quotes, control characters, HTML: all of it is a text in JSON. */
+static size_t hostile(void *user, int32_t token, char *out, size_t room)
+{
+    static const char text[] = "\"\\\n\x01</script>\xff\xc3\xc3\xa9\xf0\x9f\x98";
+    (void)user;
+    (void)token;
+    assert_true(room >= sizeof text);
+    memcpy(out, text, sizeof text - 1);
+    return sizeof text - 1;
+}
+
+/* A root with two children, one of them submitted. */
+static void grow(struct tree *t, int32_t *child)
+{
+    tree_init(t, 8);
+    int root = tree_reset(t, 5, 9);
+    child[0] = root;
+    child[1] = tree_add(t, root, 6, -0.5f);
+    tree_add(t, root, 7, -1);
+    tree_set(t, root, TREE_SUBMITTED);
+    tree_set(t, child[1], TREE_SUBMITTED);
+}
+
+static yyjson_doc *parse(const struct bytes *text)
+{
+    struct bytes all = {0};
+    bytes_add(&all, "[", 1);
+    bytes_add(&all, text->data + 2, text->size - 2);
+    bytes_add(&all, "]", 1);
+    yyjson_doc *doc = yyjson_read((const char *)all.data, all.size, 0);
+    assert_non_null(doc);
+    bytes_free(&all);
+    return doc;
+}
+
+static yyjson_val *args(yyjson_doc *doc, size_t i)
+{
+    return yyjson_obj_get(yyjson_arr_get(yyjson_doc_get_root(doc), i), "args");
+}
+
+/* The nodes of submissions, batches and advances. */
+static void test_nodes(void **state)
+{
+    (void)state;
+    struct tree t;
+    struct bytes out = {0};
+    int32_t nodes[2];
+    struct trace_form form = {.n_stages = 2, .piece = hostile};
+    grow(&t, nodes);
+    const struct observation submit = {
+        .type = OBS_SUBMIT, .rows = 1, .request = 3, .tree = &t, .nodes = nodes + 1};
+    const struct row rows[] = {
+        {.pos = 1}, {.node = {4}, .request = 3}, {.node = {9}, .request = 3}, {.node = {4}, .request = 8}};
+    trace_json(&form, &out, &submit);
+    trace_json(&form, &out,
+               &(struct observation){.type = OBS_BATCH, .role = 1, .rows = 4, .rows_live = 4, .list = rows});
+    trace_json(&form, &out,
+               &(struct observation){
+                   .type = OBS_ADVANCE, .verdict = TREE_HIT, .token = 5, .request = 3, .tree = &t});
+    form.whole = true;
+    trace_json(&form, &out, &submit);
+    yyjson_doc *doc = parse(&out);
+    yyjson_val *sent = yyjson_obj_get(args(doc, 0), "sent"), *node = yyjson_arr_get(sent, 0);
+    assert_int_equal(yyjson_arr_size(sent), 1);
+    assert_int_equal(yyjson_get_uint(yyjson_arr_get(node, 0)), t.nodes[nodes[1]].id.v);
+    assert_int_equal(yyjson_get_uint(yyjson_arr_get(node, 1)), t.nodes[t.root].id.v);
+    assert_string_equal(
+        yyjson_get_str(yyjson_arr_get(node, 4)),
+        "\"\\\n\x01</script>\xef\xbf\xbd\xef\xbf\xbd\xc3\xa9\xef\xbf\xbd\xef\xbf\xbd\xef\xbf\xbd");
+    yyjson_val *of = yyjson_obj_get(args(doc, 1), "of");
+    assert_int_equal(yyjson_get_int(yyjson_obj_get(args(doc, 1), "prompt")), 1);
+    assert_int_equal(yyjson_arr_size(of), 2);
+    assert_int_equal(yyjson_arr_size(yyjson_arr_get(yyjson_arr_get(of, 0), 1)), 2);
+    assert_int_equal(yyjson_get_uint(yyjson_obj_get(args(doc, 2), "node")), t.nodes[t.root].id.v);
+    assert_int_equal(yyjson_arr_size(yyjson_obj_get(args(doc, 3), "sent")), 2);
+    assert_false(form.whole);
+    yyjson_doc_free(doc);
+    bytes_free(&out);
+    tree_deinit(&t);
+}
+
+/* Off it keeps nothing; on it keeps so much and no more, and says what is missing; the tree comes whole again then. */
+static void test_feed(void **state)
+{
+    (void)state;
+    struct tree t;
+    struct bytes out = {0};
+    int32_t nodes[2];
+    grow(&t, nodes);
+    struct feed *f = feed_new(2, hostile, NULL);
+    const struct observer o = feed_observer(f);
+    const struct observation submit = {.type = OBS_SUBMIT,
+                                       .rows = 1,
+                                       .request = 3,
+                                       .tree = &t,
+                                       .nodes = nodes + 1},
+                             batch = {.type = OBS_BATCH, .role = 1, .rows = 4};
+    o.see(o.user, &submit);
+    feed_take(f, &out);
+    assert_int_equal(out.size, 0);
+    feed_turn(f, true);
+    o.see(o.user, &submit);
+    feed_take(f, &out);
+    yyjson_doc *doc = parse(&out);
+    assert_int_equal(yyjson_arr_size(yyjson_obj_get(args(doc, 0), "sent")), 2);
+    yyjson_doc_free(doc);
+    for (int i = 0; i < 20000; i++)
+        o.see(o.user, i % 2 ? &batch : &submit);
+    out.size = 0;
+    feed_take(f, &out);
+    assert_in_range(out.size, FEED_ROOM / 2, FEED_ROOM + 4096);
+    usleep(400000);
+    out.size = 0;
+    o.see(o.user, &submit);
+    feed_take(f, &out);
+    doc = parse(&out);
+    assert_int_equal(count(doc, "name", "lost"), 1);
+    assert_int_equal(yyjson_arr_size(yyjson_obj_get(args(doc, 1), "sent")), 2);
+    yyjson_doc_free(doc);
+    feed_turn(f, false);
+    o.see(o.user, &submit);
+    out.size = 0;
+    feed_take(f, &out);
+    assert_int_equal(out.size, 0);
+    feed_free(f);
+    bytes_free(&out);
+    tree_deinit(&t);
+}
+
 static void test_cut_short(void **state)
 {
     (void)state;
@@ -203,10 +333,8 @@ static void test_both(void **state)
 int main(void)
 {
     const struct CMUnitTest tests[] = {
-        cmocka_unit_test(test_events),
-        cmocka_unit_test(test_cut_short),
-        cmocka_unit_test(test_dump),
-        cmocka_unit_test(test_both),
+        cmocka_unit_test(test_events),    cmocka_unit_test(test_nodes), cmocka_unit_test(test_feed),
+        cmocka_unit_test(test_cut_short), cmocka_unit_test(test_dump),  cmocka_unit_test(test_both),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
 }

@@ -35,6 +35,8 @@ static struct {
     int fail_after; /* tokens until a fault; 0: none */
     int big_text;   /* bytes of each token's text; 0: "wK " */
     bool stalled;   /* nothing comes */
+    bool watched;   /* somebody watches */
+    int events;     /* so many for who begins to watch; 0: 1 */
     bool stamps;    /* a token's text is the time at which it was given, in ns */
     enum backend_state state;
 } fake = {.lock = PTHREAD_MUTEX_INITIALIZER,
@@ -266,6 +268,18 @@ bool backend_retry(struct backend *b)
         fake.state = BACKEND_READY;
     pthread_mutex_unlock(&fake.lock);
     return may;
+}
+
+/* One event at once, and one at each tick of a job. */
+void backend_watch(struct backend *b, const struct backend_watcher *w, bool on)
+{
+    static const char text[] = ",\n{\"ph\":\"i\",\"name\":\"hit\"},\n{\"ph\":\"i\",\"name\":\"miss\"}";
+    (void)b;
+    pthread_mutex_lock(&fake.lock);
+    fake.watched = on;
+    pthread_mutex_unlock(&fake.lock);
+    for (int i = 0; on && i < PD_MAX(fake.events, 1); i++)
+        w->events(w->user, text, sizeof text - 1);
 }
 
 size_t backend_lanes(struct backend *b, struct backend_lane *out, size_t max)

@@ -109,6 +109,13 @@ static inline struct message message_example(int type)
                                            .text = "some text",
                                            .text_size = 9};
         break;
+    case MESSAGE_WATCH:
+        m.watch = true;
+        break;
+    case MESSAGE_EVENTS:
+        m.events.text = ",\n{\"ph\":\"i\"}";
+        m.events.size = 12;
+        break;
     default:
         break;
     }

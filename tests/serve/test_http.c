@@ -106,6 +106,7 @@ static int setup(void **state, struct front_options o)
     fake.stalled = false;
     fake.state = BACKEND_READY;
     fake.cancelled = 0;
+    fake.events = 1;
     double_start();
     (void)state;
     return front_open(&front, &o, &err);
@@ -127,6 +128,11 @@ static int hasty(void **state)
 static int pinging(void **state)
 {
     return setup(state, (struct front_options){.ping_s = 0.2});
+}
+
+static int bare(void **state)
+{
+    return setup(state, (struct front_options){.no_page = true});
 }
 
 static int narrow(void **state)
@@ -257,6 +263,85 @@ static void test_replies(void **state)
                "{\"prompt\":\"ab\",\"n_predict\":2,\"seed\":3,\"return_tokens\":true}"),
            200, "\"tokens\":[300,301]");
     expect(ask("POST", "/v1/completions", "", "{\"prompt\":\"\"}"), 400, "empty");
+}
+
+/* The page's files: no script within HTML, types, and who has them is not sent them again. */
+static void test_page(void **state)
+{
+    (void)state;
+    char *answer = ask("GET", "/", "", "");
+    assert_non_null(strstr(answer, "Content-Security-Policy: default-src 'none'; script-src 'self';"));
+    assert_null(strstr(answer, "unsafe"));
+    assert_null(strstr(answer, "<style"));
+    assert_null(strstr(answer, " onclick="));
+    char *at = strstr(answer, "ETag: "), header[96];
+    assert_non_null(at);
+    snprintf(header, sizeof header, "If-None-Match: %.*s\r\n", (int)strcspn(at + 6, "\r"), at + 6);
+    free(answer);
+    answer = ask("GET", "/", header, "");
+    assert_null(strstr(answer, "<html"));
+    expect(answer, 304, "ETag: ");
+    expect(ask("GET", "/page/main.js", "", ""), 200, "Content-Type: text/javascript");
+    expect(ask("GET", "/page/style.css", "", ""), 200, "Content-Type: text/css");
+    expect(ask("HEAD", "/page/icon.svg", "", ""), 200, "Content-Type: image/svg+xml");
+    expect(ask("GET", "/page/nothing.js", "", ""), 404, "no such file");
+    expect(ask("POST", "/page/main.js", "", "{}"), 405, "Allow: GET");
+}
+
+static void test_no_page(void **state)
+{
+    (void)state;
+    expect(ask("GET", "/", "", ""), 404, "not_found_error");
+    expect(ask("GET", "/page/main.js", "", ""), 404, "not_found_error");
+    expect(ask("GET", "/pipeline", "", ""), 200, "stages");
+}
+
+static void wait_watched(bool on)
+{
+    bool is = !on;
+    for (int i = 0; i < 3000 && is != on; i++) {
+        usleep(10000);
+        pthread_mutex_lock(&fake.lock);
+        is = fake.watched;
+        pthread_mutex_unlock(&fake.lock);
+    }
+    assert_int_equal(is, on);
+}
+
+/* Who watches is told, and the engine tells while somebody does. One that does not read loses events, and is told that. */
+static void test_events(void **state)
+{
+    (void)state;
+    static const char get[] = "GET /pipeline/events HTTP/1.1\r\nHost: x\r\n\r\n";
+    int fd = dial();
+    say(fd, get);
+    char *answer = hear(fd, "miss");
+    expect(answer, 200, "data: [{\"ph\":\"i\",\"name\":\"hit\"},{\"ph\":\"i\",\"name\":\"miss\"}]\n\n");
+    wait_watched(true);
+    set(&fake.events, 300000); /* more than is kept and what sockets hold */
+    int other = dial(), third = dial();
+    say(other, get);
+    free(hear(other, "miss"));
+    set(&fake.events, 1);
+    bool lost = false;
+    for (int i = 0; i < 100 && !lost; i++) { /* once there is room again */
+        answer = hear(fd, "miss");
+        lost = strstr(answer, "\"name\":\"lost\"");
+        free(answer);
+        if (!lost && i % 10 == 9) {
+            close(third);
+            third = dial();
+            say(third, get);
+            free(hear(third, "miss"));
+        }
+    }
+    assert_true(lost);
+    close(fd);
+    close(third);
+    usleep(50000);
+    wait_watched(true);
+    close(other);
+    wait_watched(false);
 }
 
 static void test_stream(void **state)
@@ -563,6 +648,9 @@ int main(void)
         cmocka_unit_test_setup_teardown(test_endpoints, plain, teardown),
         cmocka_unit_test_setup_teardown(test_keys, guarded, teardown),
         cmocka_unit_test_setup_teardown(test_replies, plain, teardown),
+        cmocka_unit_test_setup_teardown(test_page, plain, teardown),
+        cmocka_unit_test_setup_teardown(test_no_page, bare, teardown),
+        cmocka_unit_test_setup_teardown(test_events, plain, teardown),
         cmocka_unit_test_setup_teardown(test_stream, plain, teardown),
         cmocka_unit_test_setup_teardown(test_one_connection, plain, teardown),
         cmocka_unit_test_setup_teardown(test_states, plain, teardown),
