@@ -71,24 +71,30 @@ void model_init_process(void)
     pthread_once(&once, init_once);
 }
 
-enum pd_status backend_new(struct backend *b, int threads, bool exact, struct pd_error *err)
+static enum pd_status cpu_set_up(struct backend *b, int threads, bool exact, struct pd_error *err)
 {
-    model_init_process();
-    if (!cpu.device)
-        return error_set(err, PD_ERR_UNSUPPORTED,
-                         "ggml's CPU backend was not found; install it or set GGML_BACKEND_DIR");
     if (!cpu.set_threads || !cpu.set_stop || (exact && !cpu.set_reference))
         return error_set(err, PD_ERR_UNSUPPORTED,
                          "ggml's CPU backend lacks thread, stop or reference-kernel control; need ggml 0.27");
     if (threads < 1 || threads > MODEL_MAX_THREADS)
         return error_set(err, PD_ERR_USAGE, "%d threads: give 1 to %d", threads, MODEL_MAX_THREADS);
-    b->ggml = ggml_backend_dev_init(cpu.device, NULL);
-    if (!b->ggml)
-        return error_set(err, PD_ERR_MEMORY, "ggml's CPU backend did not start");
     cpu.set_threads(b->ggml, threads);
     if (exact)
         cpu.set_reference(b->ggml, true);
     return PD_OK;
+}
+
+enum pd_status backend_new(struct backend *b, const struct device *device, int threads, bool exact,
+                           struct pd_error *err)
+{
+    if (!device)
+        return error_set(err, PD_ERR_UNSUPPORTED,
+                         "ggml's CPU backend was not found; install it or set GGML_BACKEND_PATH");
+    b->device = device;
+    b->ggml = ggml_backend_dev_init(device->ggml, NULL);
+    if (!b->ggml)
+        return error_set(err, PD_ERR_MEMORY, "%s (%s) did not start", device->name, device->description);
+    return device->kind == DEVICE_CPU ? cpu_set_up(b, threads, exact, err) : PD_OK;
 }
 
 void backend_free(struct backend *b)
@@ -100,22 +106,71 @@ void backend_free(struct backend *b)
 
 void backend_set_stop(struct backend *b, model_stop_fn fn, void *user)
 {
-    if (b->ggml)
+    if (b->ggml && b->device->can_stop)
         cpu.set_stop(b->ggml, fn, user);
 }
 
-enum pd_status backend_compute(struct backend *b, struct ggml_cgraph *graph, struct pd_error *err)
+ggml_backend_buffer_type_t device_buffers(const struct device *d)
 {
-    switch (ggml_backend_graph_compute(b->ggml, graph)) {
+    return ggml_backend_dev_buffer_type(d->ggml);
+}
+
+void backend_upload(const struct backend *b, struct ggml_tensor *t, const void *data, size_t bytes)
+{
+    if (data != t->data)
+        ggml_backend_tensor_set_async(b->ggml, t, data, 0, bytes);
+}
+
+void backend_download(const struct backend *b, const struct ggml_tensor *t, void *out, size_t bytes)
+{
+    ggml_backend_tensor_get_async(b->ggml, t, out, 0, bytes);
+}
+
+void backend_wait(const struct backend *b)
+{
+    ggml_backend_synchronize(b->ggml);
+}
+
+enum pd_status backend_start(const struct backend *b, struct ggml_cgraph *graph, struct pd_error *err)
+{
+    switch (ggml_backend_graph_compute_async(b->ggml, graph)) {
     case GGML_STATUS_SUCCESS:
         return PD_OK;
     case GGML_STATUS_ABORTED:
         return error_set(err, PD_ERR_CANCELLED, "the batch was stopped");
     case GGML_STATUS_ALLOC_FAILED:
-        return error_set(err, PD_ERR_MEMORY, "no memory for the kernels' work space");
+        return error_set(err, PD_ERR_MEMORY, "%s: no memory for the kernels' work space", b->device->name);
     default:
-        return error_set(err, PD_ERR_INTERNAL, "ggml failed to compute a batch");
+        return error_set(err, PD_ERR_INTERNAL, "%s: ggml failed to compute a batch", b->device->name);
     }
+}
+
+/* Memory of the process that the device copies from and to without a detour, where it has such. */
+
+enum pd_status staging_new(struct staging *s, const struct device *d, size_t bytes, struct pd_error *err)
+{
+    ggml_backend_buffer_type_t type = ggml_backend_dev_host_buffer_type(d->ggml);
+    if (type && !d->host)
+        s->pinned = ggml_backend_buft_alloc_buffer(type, bytes);
+    s->mem = s->pinned ? ggml_backend_buffer_get_base(s->pinned) : (s->plain = mem_try(1, bytes));
+    s->bytes = bytes;
+    return s->mem ? PD_OK
+                  : error_set(err, PD_ERR_MEMORY, "no memory for a batch's inputs (%zu bytes)", bytes);
+}
+
+void staging_free(struct staging *s)
+{
+    if (s->pinned)
+        ggml_backend_buffer_free(s->pinned);
+    free(s->plain);
+}
+
+void *staging_take(struct staging *s, size_t bytes)
+{
+    char *at = s->mem + s->used;
+    s->used += (bytes + STAGING_ALIGN - 1) / STAGING_ALIGN * STAGING_ALIGN;
+    PD_ASSERT(s->used <= s->bytes);
+    return at;
 }
 
 enum pd_status backend_product(struct backend *b, struct ggml_tensor *w, const float *x, int n, float *out,
@@ -133,7 +188,8 @@ enum pd_status backend_product(struct backend *b, struct ggml_tensor *w, const f
     product->data = out;
     struct ggml_cgraph *graph = ggml_new_graph_custom(ctx, NODES, false);
     ggml_build_forward_expand(graph, product);
-    enum pd_status status = backend_compute(b, graph, err);
+    enum pd_status status = backend_start(b, graph, err);
+    backend_wait(b);
     ggml_free(ctx);
     return status;
 }

@@ -57,7 +57,7 @@ static const float *vector(const struct run *r, int layer, enum arch_tensor_id i
 
 /* ---- input ---- */
 
-static void embed_row(const struct model *m, int32_t token, float *out)
+void exact_embed(const struct model *m, int32_t token, float *out)
 {
     const struct ggml_tensor *t = m->w[ARCH_TOKEN_EMBD].tensor;
     const char *row = (const char *)t->data + (size_t)token * t->nb[1];
@@ -74,7 +74,7 @@ static bool exact_input(void *self)
     struct run *r = self;
     if (r->b && r->m->o.embed)
         for (int i = 0; i < r->n; i++)
-            embed_row(r->m, r->b->rows[i].token, exact_row(r, REG_X, i));
+            exact_embed(r->m, r->b->rows[i].token, exact_row(r, REG_X, i));
     else
         memcpy(r->e->reg[REG_X], r->hidden, (size_t)r->n * (size_t)r->m->p.n_embd * sizeof(float));
     return exact_go_on(r);

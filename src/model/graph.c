@@ -12,36 +12,99 @@ size_t graph_run_nodes(const struct model *m)
     return (size_t)m->o.layer_count * layer + NODES_BESIDE;
 }
 
-enum pd_status graph_new(struct graph *g, size_t max_nodes, struct pd_error *err)
+/* ---- shapes ---- */
+
+int graph_rows(const struct model *m, int n)
 {
-    g->mem_bytes = max_nodes * ggml_tensor_overhead() + ggml_graph_overhead_custom(max_nodes, false);
-    g->mem = mem_try(1, g->mem_bytes);
-    g->alloc = ggml_gallocr_new(ggml_backend_cpu_buffer_type());
-    if (!g->mem || !g->alloc)
-        return error_set(err, PD_ERR_MEMORY, "no memory for a graph of %zu nodes", max_nodes);
-    return PD_OK;
+    static const int few[] = {1, 2, 4, 8, 16, 24, 32, 48, 64};
+    if (m->device->host)
+        return n;
+    for (size_t i = 0; i < PD_COUNT(few); i++)
+        if (n <= few[i])
+            return PD_MIN(few[i], m->o.batch_rows);
+    return PD_MIN((n + 63) / 64 * 64, m->o.batch_rows);
 }
 
-void graph_free(struct graph *g)
+static int rounded(int n, int to)
 {
+    return (n + to - 1) / to * to;
+}
+
+static int span_of(const struct model *m, int top)
+{
+    return rounded(top, m->device->host ? KV_PAD : top <= 4096 ? KV_PAD_DEVICE : KV_PAD_LONG);
+}
+
+int graph_slots(const struct model *m)
+{
+    return span_of(m, m->o.ctx + m->o.tree_rows + !m->device->host);
+}
+
+int graph_span(const struct kv *kv)
+{
+    return PD_MIN(span_of(kv->model, kv->top), kv->n_slots);
+}
+
+/* ---- graphs and their memory ---- */
+
+enum pd_status graphs_new(struct graphs *g, const struct device *d, size_t max_nodes, struct pd_error *err)
+{
+    g->max_nodes = max_nodes;
+    g->mem_bytes = max_nodes * ggml_tensor_overhead() + ggml_graph_overhead_custom(max_nodes, false);
+    g->room = d->host ? 1 : GRAPHS_MAX;
+    g->alloc = ggml_gallocr_new(device_buffers(d));
+    return g->alloc ? PD_OK : error_set(err, PD_ERR_MEMORY, "no memory for a graph of %zu nodes", max_nodes);
+}
+
+void graphs_free(struct graphs *g)
+{
+    for (int i = 0; i < g->room; i++) {
+        if (g->list[i].ctx)
+            ggml_free(g->list[i].ctx);
+        free(g->list[i].mem);
+    }
     if (g->alloc)
         ggml_gallocr_free(g->alloc);
-    if (g->ctx)
-        ggml_free(g->ctx);
-    free(g->mem);
+}
+
+void graphs_forget(struct graphs *g)
+{
+    for (int i = 0; i < g->room; i++)
+        g->list[i].built = false;
+}
+
+/* The graph of this shape, or else the one to build it in. */
+static struct graph *pick(struct graphs *g, int n_rows, int n_kv, uint64_t kv_id)
+{
+    struct graph *oldest = &g->list[0];
+    for (int i = 0; i < g->room; i++) {
+        struct graph *x = &g->list[i];
+        if (x->built && x->n_rows == n_rows && x->n_kv == n_kv && x->kv_id == kv_id) {
+            oldest = x;
+            break;
+        }
+        if (x->used < oldest->used)
+            oldest = x;
+    }
+    oldest->used = ++g->clock;
+    return oldest;
 }
 
 /* The memory is ours and is used again for each shape. */
-static void begin(struct graph *g, size_t max_nodes)
+static enum pd_status begin(const struct graphs *all, struct graph *g, struct pd_error *err)
 {
     if (g->ctx)
         ggml_free(g->ctx);
-    struct ggml_init_params params = {g->mem_bytes, g->mem, true};
+    g->ctx = NULL;
+    if (!g->mem && !(g->mem = mem_try(1, all->mem_bytes)))
+        return error_set(err, PD_ERR_MEMORY, "no memory for a graph of %zu nodes", all->max_nodes);
+    struct ggml_init_params params = {all->mem_bytes, g->mem, true};
     g->ctx = ggml_init(params);
     PD_ASSERT(g->ctx);
-    g->nodes = ggml_new_graph_custom(g->ctx, max_nodes, false);
+    g->nodes = ggml_new_graph_custom(g->ctx, all->max_nodes, false);
     g->tokens = g->hidden = g->pos = g->slots = g->mask = g->out = NULL;
     g->built = false;
+    return PD_OK;
 }
 
 static struct ggml_tensor *input(struct graph *g, const char *name, enum ggml_type type, int64_t ne0,
@@ -53,14 +116,22 @@ static struct ggml_tensor *input(struct graph *g, const char *name, enum ggml_ty
     return t;
 }
 
-static enum pd_status finish(struct graph *g, struct ggml_tensor *out, struct pd_error *err)
+static void end(struct graph *g, struct ggml_tensor *out)
 {
     g->out = out;
     ggml_set_name(out, "out");
     ggml_set_output(out);
     ggml_build_forward_expand(g->nodes, out);
-    if (!ggml_gallocr_alloc_graph(g->alloc, g->nodes))
+}
+
+static enum pd_status finish(struct graphs *all, struct graph *g, struct pd_error *err)
+{
+    if (!ggml_gallocr_alloc_graph(all->alloc, g->nodes))
         return error_set(err, PD_ERR_MEMORY, "no memory to compute %d rows over %d", g->n_rows, g->n_kv);
+    const size_t bytes = ggml_gallocr_get_buffer_size(all->alloc, 0);
+    if (bytes != all->alloc_bytes) /* the others' memory is gone */
+        graphs_forget(all);
+    all->alloc_bytes = bytes;
     g->built = true;
     return PD_OK;
 }
@@ -70,7 +141,7 @@ static enum pd_status finish(struct graph *g, struct ggml_tensor *out, struct pd
 struct build {
     struct model *m;
     struct graph *g;
-    const struct kv *kv; /* NULL for the head */
+    const struct rows *rows; /* of the cache; NULL for the head */
     struct ggml_tensor *reg[REG_COUNT];
     struct ggml_tensor *chosen; /* [n_expert_used, n_rows]    i32  experts of each row, best first */
     struct ggml_tensor *shares; /* [1, n_expert_used, n_rows] f32 */
@@ -90,7 +161,7 @@ static bool build_input(void *self)
 {
     struct build *b = self;
     struct graph *g = b->g;
-    if (b->kv && b->m->o.embed) {
+    if (b->rows && b->m->o.embed && b->m->device->host) {
         g->tokens = input(g, "tokens", GGML_TYPE_I32, g->n_rows, 1);
         b->reg[REG_X] = ggml_get_rows(g->ctx, b->m->w[ARCH_TOKEN_EMBD].tensor, g->tokens);
     } else {
@@ -144,8 +215,8 @@ static bool build_store(void *self, int layer)
     const int64_t width = (int64_t)b->m->p.head_dim * b->m->p.n_head_kv;
     struct ggml_tensor *k = ggml_reshape_2d(g->ctx, b->reg[REG_K], width, g->n_rows);
     ggml_build_forward_expand(g->nodes, b->reg[REG_Q]);
-    ggml_build_forward_expand(g->nodes, ggml_set_rows(g->ctx, b->kv->k[layer], k, g->slots));
-    ggml_build_forward_expand(g->nodes, ggml_set_rows(g->ctx, b->kv->v[layer], b->reg[REG_V], g->slots));
+    ggml_build_forward_expand(g->nodes, ggml_set_rows(g->ctx, b->rows->k[layer], k, g->slots));
+    ggml_build_forward_expand(g->nodes, ggml_set_rows(g->ctx, b->rows->v[layer], b->reg[REG_V], g->slots));
     return true;
 }
 
@@ -163,8 +234,9 @@ static bool build_attend(void *self, int layer)
     const struct arch_params *p = &b->m->p;
     struct ggml_context *c = b->g->ctx;
     struct ggml_tensor *q = ggml_permute(c, b->reg[REG_Q], 0, 2, 1, 3); /* [head_dim, n_rows, n_head] */
-    struct ggml_tensor *x = ggml_flash_attn_ext(
-        c, q, heads_of(b, b->kv->k[layer]), heads_of(b, b->kv->v[layer]), b->g->mask, p->attn_scale, 0, 0);
+    struct ggml_tensor *x =
+        ggml_flash_attn_ext(c, q, heads_of(b, b->rows->k[layer]), heads_of(b, b->rows->v[layer]), b->g->mask,
+                            p->attn_scale, 0, 0);
     ggml_prec_set_acc(x, GGML_PREC_F32);
     b->reg[REG_MIX] = ggml_reshape_2d(c, x, (int64_t)p->head_dim * p->n_head, b->g->n_rows);
     return true;
@@ -240,58 +312,99 @@ static const struct form ggml_form = {
     .join = build_join,
 };
 
-static struct ggml_tensor *build_layers(struct model *m, const struct kv *kv, int n_rows, int n_kv)
+static void build_layers(struct model *m, struct graph *g, const struct rows *rows, int n_rows, int n_kv)
 {
-    struct graph *g = &m->run;
-    begin(g, graph_run_nodes(m));
     g->n_rows = n_rows;
     g->n_kv = n_kv;
-    g->kv_id = kv->id;
     g->pos = input(g, "pos", GGML_TYPE_I32, n_rows, 1);
     g->slots = input(g, "slots", GGML_TYPE_I64, n_rows, 1);
     g->mask = input(g, "mask", GGML_TYPE_F16, n_kv, n_rows);
-    struct build b = {.m = m, .g = g, .kv = kv};
+    struct build b = {.m = m, .g = g, .rows = rows};
     layers_run(&m->p, m->p.layers + m->o.layer_first, m->o.layer_count, &ggml_form, &b);
     PD_ASSERT(b.reg[REG_X]->ne[0] == m->p.n_embd && b.reg[REG_X]->ne[1] == n_rows);
-    return b.reg[REG_X];
+    end(g, b.reg[REG_X]);
 }
 
 /* Plan the compute buffer for the largest batch over the longest context, so that it is never moved later. */
-static enum pd_status reserve(struct model *m, const struct kv *kv, struct pd_error *err)
+static enum pd_status reserve(struct model *m, struct graph *g, const struct kv *kv, struct pd_error *err)
 {
-    struct graph *g = &m->run;
-    struct ggml_tensor *out = build_layers(m, kv, m->o.batch_rows, kv->n_slots);
-    ggml_set_output(out);
-    ggml_build_forward_expand(g->nodes, out);
-    if (!ggml_gallocr_reserve(g->alloc, g->nodes))
-        return error_set(err, PD_ERR_MEMORY, "no memory to compute %d rows over a context of %d",
-                         m->o.batch_rows, kv->n_slots);
-    g->reserved = true;
-    return PD_OK;
+    build_layers(m, g, kv->rows, m->o.batch_rows, kv->n_slots);
+    if (!ggml_gallocr_reserve(m->run.alloc, g->nodes))
+        return error_set(err, PD_ERR_MEMORY, "%s: no memory to compute %d rows over a context of %d",
+                         m->device->name, m->o.batch_rows, kv->n_slots);
+    m->run.reserved = true;
+    return begin(&m->run, g, err);
 }
 
-enum pd_status graph_run(struct model *m, const struct kv *kv, int n_rows, int n_kv, struct pd_error *err)
+enum pd_status graph_run(struct model *m, const struct kv *kv, int n_rows, int n_kv, struct graph **out,
+                         struct pd_error *err)
 {
-    struct graph *g = &m->run;
+    struct graph *g = *out = pick(&m->run, n_rows, n_kv, kv->id);
     if (g->built && g->n_rows == n_rows && g->n_kv == n_kv && g->kv_id == kv->id)
         return PD_OK;
-    if (!g->reserved) {
-        enum pd_status status = reserve(m, kv, err);
-        if (status)
-            return status;
-    }
-    return finish(g, build_layers(m, kv, n_rows, n_kv), err);
+    enum pd_status status = begin(&m->run, g, err);
+    if (!status && !m->run.reserved)
+        status = reserve(m, g, kv, err);
+    if (status)
+        return status;
+    g->kv_id = kv->id;
+    build_layers(m, g, kv->rows, n_rows, n_kv);
+    return finish(&m->run, g, err);
 }
 
-enum pd_status graph_head(struct model *m, int n_rows, struct pd_error *err)
+static void build_head(struct model *m, struct graph *g, int n_rows)
 {
-    struct graph *g = &m->head;
-    if (g->built && g->n_rows == n_rows)
-        return PD_OK;
-    begin(g, GRAPH_HEAD_NODES);
     g->n_rows = n_rows;
     struct build b = {.m = m, .g = g};
     build_input(&b);
     layers_head(&ggml_form, &b);
-    return finish(g, b.reg[REG_LOGITS], err);
+    end(g, b.reg[REG_LOGITS]);
+}
+
+enum pd_status graph_head(struct model *m, int n_rows, struct graph **out, struct pd_error *err)
+{
+    struct graph *g = *out = pick(&m->head, n_rows, 0, 0);
+    if (g->built && g->n_rows == n_rows)
+        return PD_OK;
+    enum pd_status status = begin(&m->head, g, err);
+    if (status)
+        return status;
+    build_head(m, g, n_rows);
+    return finish(&m->head, g, err);
+}
+
+static enum pd_status check_nodes(const struct model *m, struct graph *g, struct pd_error *err)
+{
+    for (int i = 0; i < ggml_graph_n_nodes(g->nodes); i++) {
+        const struct ggml_tensor *t = ggml_graph_node(g->nodes, i);
+        if (ggml_backend_dev_supports_op(m->device->ggml, t))
+            continue;
+        const struct ggml_tensor *w = t->src[0];
+        return error_set(
+            err, PD_ERR_UNSUPPORTED, "%s cannot compute %s of '%s' (%s)%s; give another --device, or cpu",
+            m->device->name, ggml_op_desc(t), w ? w->name : t->name, ggml_type_name(w ? w->type : t->type),
+            t->op == GGML_OP_FLASH_ATTN_EXT || t->op == GGML_OP_SET_ROWS ? ": try another --kv type" : "");
+    }
+    return PD_OK;
+}
+
+enum pd_status graph_check(struct model *m, struct pd_error *err)
+{
+    struct rows *rows = NULL;
+    struct graph *g = &m->run.list[0], *head = &m->head.list[0];
+    enum pd_status status = rows_plan(&rows, m, graph_slots(m), err);
+    if (!status && !(status = begin(&m->run, g, err))) {
+        build_layers(m, g, rows, graph_rows(m, m->o.batch_rows), graph_slots(m));
+        status = check_nodes(m, g, err);
+        ggml_free(g->ctx);
+        g->ctx = NULL;
+    }
+    if (!status && m->o.head && !(status = begin(&m->head, head, err))) {
+        build_head(m, head, 1);
+        status = check_nodes(m, head, err);
+        ggml_free(head->ctx);
+        head->ctx = NULL;
+    }
+    rows_free(rows);
+    return status;
 }

@@ -60,11 +60,8 @@ static void move_row(struct kv *kv, int to, int from)
 {
     for (int l = 0; l < kv->n_layer && kv->own; l++)
         kv_layer_move(&kv->own[l], to, from);
-    for (int l = 0; l < kv->n_layer && !kv->own; l++) {
-        char *k = kv->k[l]->data, *v = kv->v[l]->data;
-        memcpy(k + (size_t)to * kv->k_bytes, k + (size_t)from * kv->k_bytes, kv->k_bytes);
-        memcpy(v + (size_t)to * kv->k_bytes, v + (size_t)from * kv->k_bytes, kv->k_bytes);
-    }
+    if (kv->rows)
+        rows_move(kv->rows, &kv->model->exact, to, from);
 }
 
 static void lower_top(struct kv *kv)
@@ -131,11 +128,6 @@ static int free_slot_above(const struct kv *kv, int parent)
         if (!kv->slots[s].live)
             return s;
     return SLOT_NONE;
-}
-
-int kv_span(const struct kv *kv)
-{
-    return (kv->top + KV_PAD - 1) / KV_PAD * KV_PAD;
 }
 
 static enum pd_status check_tree_row(const struct kv *kv, const struct row *row, int parent,
@@ -333,17 +325,15 @@ void kv_truncate(struct kv *kv, int pos)
     kv->top = kv->n_committed;
 }
 
-void kv_copy(struct kv *to, const struct kv *from, int n)
+void kv_copy(struct kv *to, struct kv *from, int n)
 {
     PD_ASSERT(to != from && to->model == from->model && n >= 0);
     n = PD_MIN(n, from->n_committed);
     kv_truncate(to, 0);
     for (int l = 0; l < to->n_layer && to->own; l++)
         kv_layer_copy(&to->own[l], &from->own[l], n);
-    for (int l = 0; l < to->n_layer && !to->own; l++) {
-        memcpy(to->k[l]->data, from->k[l]->data, (size_t)n * to->k_bytes);
-        memcpy(to->v[l]->data, from->v[l]->data, (size_t)n * to->k_bytes);
-    }
+    if (to->rows)
+        rows_copy(to->rows, from->rows, &to->model->exact, n);
     to->n_committed = to->top = n;
 }
 
@@ -364,49 +354,22 @@ bool kv_has(const struct kv *kv, node_id node)
 
 /* Memory. */
 
-static enum ggml_type row_type(enum pd_kv_type type)
-{
-    return type == PD_KV_F32 ? GGML_TYPE_F32 : type == PD_KV_Q8_0 ? GGML_TYPE_Q8_0 : GGML_TYPE_F16;
-}
-
-/* Bytes of K, and of V, of a layer. */
+/* Bytes of K, and of V, of a layer of ours. */
 static void layer_bytes(const struct kv *kv, size_t *k, size_t *v)
 {
-    *k = *v = (size_t)kv->n_slots * kv->k_bytes;
-    if (kv->own) {
-        *k = kv_layer_k_bytes(&kv->own[0]);
-        *v = kv_layer_v_bytes(&kv->own[0]);
-    }
-    *k = (*k + MODEL_ALIGN - 1) / MODEL_ALIGN * MODEL_ALIGN;
-    *v = (*v + MODEL_ALIGN - 1) / MODEL_ALIGN * MODEL_ALIGN;
-}
-
-static enum pd_status make_headers(struct kv *kv, size_t k_bytes, size_t v_bytes, struct pd_error *err)
-{
-    kv->buffer = ggml_backend_cpu_buffer_from_ptr(kv->mem, kv->mem_bytes);
-    struct ggml_init_params params = {(2 * (size_t)kv->n_layer + 1) * ggml_tensor_overhead(), NULL, true};
-    kv->headers = ggml_init(params);
-    if (!kv->buffer || !kv->headers)
-        return error_set(err, PD_ERR_MEMORY, "no memory for the KV cache's headers");
-    const struct model *m = kv->model;
-    int64_t width = (int64_t)m->p.head_dim * m->p.n_head_kv;
-    char *at = kv->mem;
-    for (int i = 0; i < 2 * kv->n_layer; i++) {
-        struct ggml_tensor *t = ggml_new_tensor_2d(kv->headers, row_type(m->o.kv_type), width, kv->n_slots);
-        ggml_format_name(t, "kv_%c.%d", "kv"[i % 2], m -> o.layer_first + i / 2);
-        ggml_backend_tensor_alloc(kv->buffer, t, at);
-        at += i % 2 ? v_bytes : k_bytes;
-        (i % 2 ? kv->v : kv->k)[i / 2] = t;
-    }
-    return PD_OK;
+    *k = (kv_layer_k_bytes(&kv->own[0]) + MODEL_ALIGN - 1) / MODEL_ALIGN * MODEL_ALIGN;
+    *v = (kv_layer_v_bytes(&kv->own[0]) + MODEL_ALIGN - 1) / MODEL_ALIGN * MODEL_ALIGN;
 }
 
 /* Untouched pages cost nothing, so a long context is paid for as it fills. */
 static enum pd_status map_memory(struct kv *kv, struct pd_error *err)
 {
-    size_t k_bytes, v_bytes;
-    layer_bytes(kv, &k_bytes, &v_bytes);
-    if (__builtin_mul_overflow(k_bytes + v_bytes, (size_t)kv->n_layer, &kv->mem_bytes))
+    size_t k_bytes = 0, v_bytes = 0;
+    if (kv->own)
+        layer_bytes(kv, &k_bytes, &v_bytes);
+    if (!kv->own)
+        kv->mem_bytes = rows_bytes(kv->model, kv->n_slots);
+    else if (__builtin_mul_overflow(k_bytes + v_bytes, (size_t)kv->n_layer, &kv->mem_bytes))
         kv->mem_bytes = SIZE_MAX;
     kv->mem = mmap(NULL, kv->mem_bytes, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
     if (kv->mem == MAP_FAILED) {
@@ -415,13 +378,17 @@ static enum pd_status map_memory(struct kv *kv, struct pd_error *err)
                          "no memory for a KV cache of %.1f MiB (%d rows, %d layers): use a shorter context",
                          (double)kv->mem_bytes / 1048576, kv->n_slots, kv->n_layer);
     }
-    if (!kv->own)
-        return make_headers(kv, k_bytes, v_bytes, err);
-    for (int l = 0; l < kv->n_layer; l++) {
+    for (int l = 0; l < kv->n_layer && kv->own; l++) {
         kv->own[l].k = (char *)kv->mem + (size_t)l * (k_bytes + v_bytes);
         kv->own[l].v = (char *)kv->own[l].k + k_bytes;
     }
     return PD_OK;
+}
+
+static enum pd_status make_memory(struct kv *kv, struct pd_error *err)
+{
+    enum pd_status status = kv->model->device->host ? map_memory(kv, err) : PD_OK;
+    return status || kv->own ? status : rows_new(&kv->rows, kv->model, kv->n_slots, kv->mem, err);
 }
 
 static void make_own_layers(struct kv *kv)
@@ -445,10 +412,7 @@ enum pd_status kv_new(struct kv **out, const struct model *m, struct pd_error *e
     kv->n_layer = m->o.layer_count;
     kv->ctx = m->o.ctx;
     kv->tree_rows = m->o.tree_rows;
-    kv->n_slots = (kv->ctx + kv->tree_rows + KV_PAD - 1) / KV_PAD * KV_PAD;
-    kv->k_bytes = ggml_row_size(row_type(m->o.kv_type), (int64_t)m->p.head_dim * m->p.n_head_kv);
-    kv->k = mem_new((size_t)kv->n_layer, sizeof(struct ggml_tensor *));
-    kv->v = mem_new((size_t)kv->n_layer, sizeof(struct ggml_tensor *));
+    kv->n_slots = graph_slots(m);
     if (m->own.kernel)
         make_own_layers(kv);
     uint32_t table = 64;
@@ -461,7 +425,7 @@ enum pd_status kv_new(struct kv **out, const struct model *m, struct pd_error *e
     if (!kv->table || !kv->slots)
         status = error_set(err, PD_ERR_MEMORY, "no memory for a table of %d KV rows", kv->n_slots);
     else
-        status = map_memory(kv, err);
+        status = make_memory(kv, err);
     if (status) {
         kv_free(kv);
         return status;
@@ -474,16 +438,11 @@ void kv_free(struct kv *kv)
 {
     if (!kv)
         return;
-    if (kv->headers)
-        ggml_free(kv->headers);
-    if (kv->buffer)
-        ggml_backend_buffer_free(kv->buffer);
+    rows_free(kv->rows);
     if (kv->mem)
         munmap(kv->mem, kv->mem_bytes);
     free(kv->table);
     free(kv->slots);
-    free(kv->k);
-    free(kv->v);
     free(kv->own);
     free(kv);
 }

@@ -16,7 +16,8 @@ enum { CTX_MAX = 1 << 26, TREE_ROWS_MAX = 1 << 20, BATCH_ROWS_MAX = 1 << 14 };
 struct placed { /* a tensor that this stage needs */
     struct ggml_tensor *tensor;
     const struct gguf_tensor *file;
-    bool matmul; /* only ever multiplied with */
+    bool matmul;    /* only ever multiplied with */
+    bool embedding; /* read by rows, on the CPU */
 };
 
 static struct placed *collect(struct model *m, const struct gguf *g, struct weight *slot,
@@ -28,7 +29,8 @@ static struct placed *collect(struct model *m, const struct gguf *g, struct weig
     slot->tensor = ggml_new_tensor(m->weights, (enum ggml_type)t->type, t->n_dims, t->ne);
     ggml_set_name(slot->tensor, t->name);
     PD_ASSERT(ggml_nbytes(slot->tensor) == t->bytes);
-    *next = (struct placed){slot->tensor, t, arch_tensor_dims(id) == 2 && id != ARCH_TOKEN_EMBD};
+    const bool embedding = id == ARCH_TOKEN_EMBD;
+    *next = (struct placed){slot->tensor, t, arch_tensor_dims(id) == 2 && !embedding, embedding};
     return next + 1;
 }
 
@@ -91,7 +93,7 @@ static enum pd_status repack(struct model *m, ggml_backend_buffer_type_t type, c
     return status;
 }
 
-/* A buffer for each tensor is cheap (a header) and keeps to the stage's own bytes of the map. */
+/* In the process's memory. A buffer for each tensor is cheap (a header) and keeps to the stage's own bytes of the map. */
 static enum pd_status place_weight(struct model *m, const struct placed *w, struct pd_error *err)
 {
     ggml_backend_buffer_type_t type = worth_repacking(m, w) ? backend_repack_type() : NULL;
@@ -123,6 +125,32 @@ static void note_parts(struct model *m, const struct placed *w, const struct pla
     }
 }
 
+/* Into the device's memory; the file's pages are given back. */
+static enum pd_status upload_weights(struct model *m, const struct placed *w, const struct placed *end,
+                                     struct pd_error *err)
+{
+    uint64_t bytes = 0, done = 0;
+    for (const struct placed *i = w; i < end; i++)
+        bytes += i->embedding ? 0 : i->file->bytes;
+    ggml_backend_buffer_t buffer =
+        ggml_backend_alloc_ctx_tensors_from_buft(m->weights, device_buffers(m->device));
+    if (!buffer)
+        return error_set(err, PD_ERR_MEMORY, "%s: no memory for %.2f GB of weights", m->device->name,
+                         (double)bytes * 1e-9);
+    ggml_backend_buffer_set_usage(buffer, GGML_BACKEND_BUFFER_USAGE_WEIGHTS);
+    m->buffers[m->buffers_count++] = buffer;
+    for (; w < end; w++) {
+        if (w->embedding)
+            continue;
+        ggml_backend_tensor_set(w->tensor, w->file->data, 0, w->file->bytes);
+        gguf_release(m->file, w->file->data, w->file->bytes);
+        done += w->file->bytes;
+        if (m->o.on_pack)
+            m->o.on_pack(m->o.on_pack_user, (double)done / (double)bytes);
+    }
+    return PD_OK;
+}
+
 static enum pd_status load_weights(struct model *m, const struct gguf *g, struct pd_error *err)
 {
     size_t max = ((size_t)m->o.layer_count + 1) * ARCH_TENSOR_COUNT;
@@ -134,10 +162,13 @@ static enum pd_status load_weights(struct model *m, const struct gguf *g, struct
     m->buffers = mem_new(max, sizeof(ggml_backend_buffer_t));
     m->copies = mem_new(max, sizeof *m->copies);
     struct placed *all = mem_new(max, sizeof *all), *end = collect_all(m, g, all);
-    enum pd_status status = PD_OK;
     note_parts(m, all, end);
+    enum pd_status status = m->device->host ? PD_OK : graph_check(m, err);
     for (struct placed *w = all; w < end && !status; w++)
-        status = place_weight(m, w, err);
+        if (m->device->host || w->embedding)
+            status = place_weight(m, w, err);
+    if (!status && !m->device->host)
+        status = upload_weights(m, all, end, err);
     free(all);
     return status;
 }
@@ -181,25 +212,42 @@ enum pd_status model_kernels(const struct kernel **out, struct pd_error *err)
     return status;
 }
 
+/* What a batch takes to its device and back, and the head. */
+static size_t staging_bytes(const struct model *m)
+{
+    const size_t rows = (size_t)m->o.batch_rows, width = (size_t)m->p.n_embd;
+    const size_t row = sizeof(int32_t) + sizeof(int64_t) + 2 * width * sizeof(float) +
+                       (size_t)graph_slots(m) * sizeof(ggml_fp16_t);
+    const size_t head = (width + (size_t)m->p.n_vocab) * sizeof(float);
+    return rows * PD_MAX(row, m->o.head ? head : 0) + (size_t)8 * STAGING_ALIGN;
+}
+
+static enum pd_status make_graphs(struct model *m, struct pd_error *err)
+{
+    enum pd_status status = graphs_new(&m->run, m->device, graph_run_nodes(m), err);
+    if (!status)
+        status = graphs_new(&m->head, m->device, GRAPH_HEAD_NODES, err);
+    return status || m->device->host ? status : staging_new(&m->staging, m->device, staging_bytes(m), err);
+}
+
 static enum pd_status load(struct model *m, const struct gguf *g, struct pd_error *err)
 {
     enum pd_status status = model_describe(&m->info, g, &m->arena, err);
     if (status || (status = arch_read(&m->p, g, err)) || (status = check_options(&m->o, &m->info, err)))
         return status;
-    if (!m->o.no_pack && (status = model_kernels(&m->own.kernel, err)))
+    m->device = m->o.device ? m->o.device : device_cpu();
+    if (!m->o.no_pack && (!m->device || m->device->host) && (status = model_kernels(&m->own.kernel, err)))
         return status;
-    if ((status = backend_new(&m->exact, m->o.threads, m->own.kernel || !m->o.fast, err)))
+    if ((status = backend_new(&m->exact, m->device, m->o.threads, m->own.kernel || !m->o.fast, err)))
         return status;
-    if (!m->own.kernel && !m->o.fast && m->o.chunk_rows >= QUICK_ROWS &&
-        (status = backend_new(&m->quick, m->o.threads, false, err)))
+    if (m->device->host && !m->own.kernel && !m->o.fast && m->o.chunk_rows >= QUICK_ROWS &&
+        (status = backend_new(&m->quick, m->device, m->o.threads, false, err)))
+        return status;
+    if (!m->own.kernel && (status = make_graphs(m, err)))
         return status;
     if ((status = load_weights(m, g, err)))
         return status;
-    if (m->own.kernel)
-        return exact_new(m, err);
-    if ((status = graph_new(&m->run, graph_run_nodes(m), err)))
-        return status;
-    return graph_new(&m->head, GRAPH_HEAD_NODES, err);
+    return m->own.kernel ? exact_new(m, err) : PD_OK;
 }
 
 enum pd_status model_load(struct model **out, const struct gguf *g, const struct model_options *o,
@@ -222,8 +270,9 @@ void model_free(struct model *m)
     if (!m)
         return;
     exact_free(m);
-    graph_free(&m->run);
-    graph_free(&m->head);
+    graphs_free(&m->run);
+    graphs_free(&m->head);
+    staging_free(&m->staging);
     for (int i = 0; i < m->buffers_count; i++)
         ggml_backend_buffer_free(m->buffers[i]);
     for (int i = 0; i < m->copies_count; i++)
@@ -270,21 +319,71 @@ static enum pd_status check_tokens(const struct model *m, const struct row *rows
     return PD_OK;
 }
 
-static void fill_inputs(struct model *m, const struct batch *b)
+/* Where the CPU writes what the tensor is to hold. */
+static void *room_for(struct model *m, const struct ggml_tensor *t)
 {
-    struct graph *g = &m->run;
-    int32_t *pos = g->pos->data;
+    return m->device->host ? t->data : staging_take(&m->staging, ggml_nbytes(t));
+}
+
+static void embed(const struct model *m, const struct row *rows, int n, float *hidden)
+{
+    for (int i = 0; i < n; i++)
+        exact_embed(m, rows[i].token, hidden + (size_t)i * (size_t)m->p.n_embd);
+}
+
+/* Rows that only pad the batch are like its first one, and their K/V goes to the last slot, which nobody sees. */
+static void pad_inputs(const struct batch *b, const struct graph *g, int32_t *pos, int64_t *slots,
+                       ggml_fp16_t *mask, float *hidden)
+{
+    const size_t width = hidden ? (size_t)g->hidden->ne[0] : 0, n_kv = (size_t)g->n_kv;
+    for (int i = b->n; i < g->n_rows; i++) {
+        pos[i] = pos[0];
+        slots[i] = b->spans->kv->n_slots - 1;
+        memcpy(mask + (size_t)i * n_kv, mask, n_kv * sizeof *mask);
+        if (hidden)
+            memcpy(hidden + (size_t)i * width, hidden, width * sizeof *hidden);
+    }
+}
+
+static void upload_inputs(struct model *m, const struct batch *b, const struct graph *g)
+{
+    int32_t *pos = room_for(m, g->pos), *tokens = g->tokens ? room_for(m, g->tokens) : NULL;
+    int64_t *slots = room_for(m, g->slots);
+    ggml_fp16_t *mask = room_for(m, g->mask);
+    float *hidden = g->hidden ? room_for(m, g->hidden) : NULL;
     for (int i = 0; i < b->n; i++)
         pos[i] = b->rows[i].pos;
-    memcpy(g->slots->data, b->slots, (size_t)b->n * sizeof *b->slots);
-    kv_mask(b->spans->kv, b->slots, b->n, g->n_kv, b->spans->kind, g->mask->data);
-    if (g->tokens) {
-        int32_t *tokens = g->tokens->data;
-        for (int i = 0; i < b->n; i++)
-            tokens[i] = b->rows[i].token;
-    } else {
-        memcpy(g->hidden->data, b->hidden, ggml_nbytes(g->hidden));
-    }
+    memcpy(slots, b->slots, (size_t)b->n * sizeof *b->slots);
+    kv_mask(b->spans->kv, b->slots, b->n, g->n_kv, b->spans->kind, mask);
+    for (int i = 0; i < b->n && tokens; i++)
+        tokens[i] = b->rows[i].token;
+    if (hidden && m->o.embed)
+        embed(m, b->rows, b->n, hidden);
+    else if (hidden)
+        memcpy(hidden, b->hidden, (size_t)b->n * (size_t)m->p.n_embd * sizeof *hidden);
+    pad_inputs(b, g, pos, slots, mask, hidden);
+    backend_upload(&m->exact, g->pos, pos, ggml_nbytes(g->pos));
+    backend_upload(&m->exact, g->slots, slots, ggml_nbytes(g->slots));
+    backend_upload(&m->exact, g->mask, mask, ggml_nbytes(g->mask));
+    if (tokens)
+        backend_upload(&m->exact, g->tokens, tokens, ggml_nbytes(g->tokens));
+    if (hidden)
+        backend_upload(&m->exact, g->hidden, hidden, ggml_nbytes(g->hidden));
+}
+
+/* The first n rows of a graph's output, where the CPU reads them; good until the next graph. */
+static enum pd_status finish_graph(struct model *m, const struct backend *q, const struct graph *g, int n,
+                                   const float **out, struct pd_error *err)
+{
+    enum pd_status status = backend_start(q, g->nodes, err);
+    const size_t bytes = (size_t)n * g->out->nb[1];
+    float *to = m->device->host ? g->out->data : staging_take(&m->staging, bytes);
+    if (!status && !m->device->host)
+        backend_download(q, g->out, to, bytes);
+    backend_wait(q);
+    m->staging.used = 0;
+    *out = to;
+    return status;
 }
 
 /* The weights are in files that others may write to; what was computed from changed ones must not be used. */
@@ -302,14 +401,16 @@ static enum pd_status compute(struct model *m, const struct batch *b, struct pd_
     if (m->own.kernel)
         return exact_run(m, b, err);
     const struct model_span *span = b->spans;
+    struct graph *g;
     PD_ASSERT(b->n_spans == 1);
-    enum pd_status status = graph_run(m, span->kv, b->n, kv_span(span->kv), err);
-    if (status)
+    if (!m->device->can_stop && m->stop && m->stop(m->stop_user))
+        return error_set(err, PD_ERR_CANCELLED, "the batch was stopped");
+    enum pd_status status = graph_run(m, span->kv, graph_rows(m, b->n), graph_span(span->kv), &g, err);
+    if (status || (status = rows_flush(span->kv->rows, &m->exact, err)))
         return status;
-    fill_inputs(m, b);
+    upload_inputs(m, b, g);
     bool quick = m->quick.ggml && span->kind == MODEL_PREFILL && b->n == m->o.chunk_rows;
-    m->out = m->run.out->data;
-    return backend_compute(quick ? &m->quick : &m->exact, m->run.nodes, err);
+    return finish_graph(m, quick ? &m->quick : &m->exact, g, b->n, &m->out, err);
 }
 
 static bool out_finite(const struct model *m, int n)
@@ -325,12 +426,12 @@ static int layers_until_bad(struct model *m, const struct batch *b)
     int bad = m->o.embed ? 1 : !finite_all(b->hidden, (size_t)m->p.n_embd * (size_t)b->n) ? 0 : 1;
     for (; bad > 0 && bad < all; bad++) {
         m->o.layer_count = bad;
-        m->run.built = false;
+        graphs_forget(&m->run);
         if (compute(m, b, NULL) || !out_finite(m, b->n))
             break;
     }
     m->o.layer_count = all;
-    m->run.built = false;
+    graphs_forget(&m->run);
     return bad;
 }
 
@@ -461,13 +562,20 @@ enum pd_status model_run(struct model *m, struct kv *kv, const struct row *rows,
 static enum pd_status ggml_head(struct model *m, const float *hidden, int n, float *logits,
                                 struct pd_error *err)
 {
-    enum pd_status status = graph_head(m, n, err);
+    struct graph *g;
+    const float *out;
+    enum pd_status status = graph_head(m, graph_rows(m, n), &g, err);
     if (status)
         return status;
-    memcpy(m->head.hidden->data, hidden, ggml_nbytes(m->head.hidden));
-    status = backend_compute(&m->exact, m->head.nodes, err);
+    float *in = room_for(m, g->hidden);
+    const size_t row = (size_t)m->p.n_embd;
+    memcpy(in, hidden, (size_t)n * row * sizeof *in);
+    for (int i = n; i < g->n_rows; i++)
+        memcpy(in + (size_t)i * row, hidden, row * sizeof *in);
+    backend_upload(&m->exact, g->hidden, in, ggml_nbytes(g->hidden));
+    status = finish_graph(m, &m->exact, g, n, &out, err);
     if (!status)
-        memcpy(logits, m->head.out->data, ggml_nbytes(m->head.out));
+        memcpy(logits, out, (size_t)n * (size_t)m->p.n_vocab * sizeof *logits);
     return status;
 }
 

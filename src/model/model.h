@@ -25,6 +25,7 @@
 #include "base/row.h"
 #include "gguf/gguf.h"
 #include "kernel/kernel.h"
+#include "model/device.h"
 
 /* What an architecture and its file say of the whole model. */
 struct model_info {
@@ -52,7 +53,8 @@ struct model_options {
     int layer_first, layer_count; /* this stage's run */
     bool embed;                   /* rows arrive as tokens (first stage) */
     bool head;                    /* model_head may be called (last stage, or a draft) */
-    int threads;                  /* within one batch; 0: 1 */
+    const struct device *device;  /* where all of it is computed; NULL: the CPU */
+    int threads;                  /* within one batch, on the CPU; 0: 1 */
     int ctx;                      /* committed positions per kv */
     int tree_rows;                /* live tree rows per kv; 0: 1024 */
     int batch_rows;               /* rows of the largest batch; 0: 64 */
@@ -151,6 +153,6 @@ void kv_drop_tree(struct kv *kv);
 void kv_truncate(struct kv *kv, int pos);
 /* The first n committed positions of `from`, a cache of the same model, or as many as there are, become all that `to`
  * holds. */
-void kv_copy(struct kv *to, const struct kv *from, int n);
+void kv_copy(struct kv *to, struct kv *from, int n);
 
 #endif

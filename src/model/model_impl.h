@@ -1,6 +1,8 @@
 /* model_impl: what the sources of the model folder share. Nothing outside of it includes this.
  *
- * backend.c  ggml's CPU backend: loading, threads, reference kernels, stopping
+ * device.c   the devices there are
+ * backend.c  a device at work: queue, copies; of the CPU threads, reference kernels, stopping
+ * rows.c     K/V of ggml's graphs on their device
  * model.c    weights in place, model_run and model_head
  * layers.c   what a layer computes, written once in the operations of form.h
  * graph.c    these as nodes of ggml's graphs
@@ -17,6 +19,7 @@
 #include "kernel/ops.h"
 #include "kernel/team.h"
 #include "model/arch.h"
+#include "model/device.h"
 #include "model/form.h"
 #include "model/model.h"
 
@@ -25,40 +28,75 @@
 #include <ggml.h>
 
 enum {
-    KV_PAD = 32,     /* n_kv is a multiple of this, so that few graph shapes occur */
-    SLOT_NONE = -1,  /* as a parent: the newest committed row */
-    MODEL_ALIGN = 64 /* bytes; of each layer's K and V */
+    KV_PAD = 32,         /* n_kv is a multiple of this, so that few graph shapes occur; */
+    KV_PAD_DEVICE = 256, /* on other devices than the CPU of this, which their kernels want, */
+    KV_PAD_LONG = 1024,  /* and above 4096 of this */
+    SLOT_NONE = -1,      /* as a parent: the newest committed row */
+    MODEL_ALIGN = 64     /* bytes; of each layer's K and V */
 };
 
-/* One instance of ggml's CPU backend. `exact` turns on the reference kernels. */
+/* A queue of one device, in ggml's words a backend: what is started runs in order. `exact` turns on the reference
+ * kernels of the CPU, where `threads` counts too. */
 struct backend {
     ggml_backend_t ggml;
+    const struct device *device;
 };
-enum pd_status backend_new(struct backend *b, int threads, bool exact, struct pd_error *err);
+enum pd_status backend_new(struct backend *b, const struct device *device, int threads, bool exact,
+                           struct pd_error *err);
 void backend_free(struct backend *b);
+/* Does nothing where the device cannot stop. */
 void backend_set_stop(struct backend *b, model_stop_fn fn, void *user);
-/* PD_ERR_CANCELLED if the stop function said so. */
-enum pd_status backend_compute(struct backend *b, struct ggml_cgraph *graph, struct pd_error *err);
+/* Copies and graphs may be queued only: what they read and write must stay until backend_wait. A graph of the CPU is
+ * computed at once: PD_ERR_CANCELLED if the stop function said so. */
+void backend_upload(const struct backend *b, struct ggml_tensor *t, const void *data, size_t bytes);
+enum pd_status backend_start(const struct backend *b, struct ggml_cgraph *graph, struct pd_error *err);
+void backend_download(const struct backend *b, const struct ggml_tensor *t, void *out, size_t bytes);
+void backend_wait(const struct backend *b);
+ggml_backend_buffer_type_t device_buffers(const struct device *d);
+
+/* Room in the process's memory for what a batch takes to its device and back. */
+enum { STAGING_ALIGN = 64 };
+struct staging {
+    ggml_backend_buffer_t pinned; /* NULL: `plain` it is */
+    void *plain;
+    char *mem;
+    size_t bytes, used;
+};
+enum pd_status staging_new(struct staging *s, const struct device *d, size_t bytes, struct pd_error *err);
+void staging_free(struct staging *s);
+void *staging_take(struct staging *s, size_t bytes); /* used = 0 gives all of it back */
+
 /* The buffer type that rearranges weights for wide batches, or NULL if this CPU has none. */
 ggml_backend_buffer_type_t backend_repack_type(void);
 bool backend_can_repack(ggml_backend_buffer_type_t type, struct ggml_tensor *weight);
 
-/* A graph for one shape of batch, kept until another shape is asked for. */
+/* A graph for one shape of batch. */
 struct graph {
-    ggml_gallocr_t alloc;
-    void *mem; /* tensor headers and the node list */
-    size_t mem_bytes;
+    void *mem;                /* tensor headers and the node list */
     struct ggml_context *ctx; /* in mem */
     struct ggml_cgraph *nodes;
     int n_rows, n_kv;
     uint64_t kv_id; /* whose K/V the graph reads; 0 in the head's graph */
-    bool built, reserved;
-    struct ggml_tensor *tokens; /* [n_rows]         i32  first stage */
+    bool built;
+    uint64_t used;              /* the pool's clock */
+    struct ggml_tensor *tokens; /* [n_rows]         i32  first stage, where the device embeds */
     struct ggml_tensor *hidden; /* [n_embd, n_rows] f32  other stages, and the head */
     struct ggml_tensor *pos;    /* [n_rows]         i32 */
     struct ggml_tensor *slots;  /* [n_rows]         i64  where each row's K/V goes */
     struct ggml_tensor *mask;   /* [n_kv, n_rows]   f16  0: visible, -inf: not an ancestor */
     struct ggml_tensor *out;    /* [n_embd or n_vocab, n_rows] f32 */
+};
+
+/* The shapes that were asked for last; they compute in the same memory. */
+enum { GRAPHS_MAX = 12 };
+struct graphs {
+    ggml_gallocr_t alloc;
+    size_t alloc_bytes; /* its buffer's size when the newest graph was made */
+    size_t max_nodes, mem_bytes;
+    bool reserved;
+    int room; /* graphs kept at most */
+    uint64_t clock;
+    struct graph list[GRAPHS_MAX];
 };
 
 struct weight {
@@ -116,8 +154,10 @@ struct model {
     int buffers_count;
     void **copies;
     int copies_count;
+    const struct device *device;
     struct backend exact, quick; /* quick.ggml is NULL if it is never used */
-    struct graph run, head;      /* not built where our own kernels compute */
+    struct graphs run, head;     /* not built where our own kernels compute */
+    struct staging staging;      /* the same; not on the CPU */
     struct exact own;
     const float *out; /* of the last batch: [n_embd or n_vocab, rows] */
     model_stop_fn stop;
@@ -142,6 +182,8 @@ enum pd_status exact_new(struct model *m, struct pd_error *err);
 void exact_free(struct model *m);
 enum pd_status exact_run(struct model *m, const struct batch *b, struct pd_error *err);
 enum pd_status exact_head(struct model *m, const float *hidden, int n, float *logits, struct pd_error *err);
+/* A token's row of the embedding, which is in the process's memory; out [n_embd]. */
+void exact_embed(const struct model *m, int32_t token, float *out);
 /* Room for batches of so many rows; false if there is no memory. */
 bool routed_new(struct routed *t, const struct arch_params *p, size_t batch_rows);
 void routed_free(struct routed *t);
@@ -151,11 +193,21 @@ enum pd_status backend_product(struct backend *b, struct ggml_tensor *w, const f
                                struct pd_error *err);
 
 /* Set up for graphs of at most max_nodes nodes. */
-enum pd_status graph_new(struct graph *g, size_t max_nodes, struct pd_error *err);
-void graph_free(struct graph *g);
-/* Make g the graph of this shape: all layers of the stage over kv's rows, or (graph_head) norm and head. */
-enum pd_status graph_run(struct model *m, const struct kv *kv, int n_rows, int n_kv, struct pd_error *err);
-enum pd_status graph_head(struct model *m, int n_rows, struct pd_error *err);
+enum pd_status graphs_new(struct graphs *g, const struct device *d, size_t max_nodes, struct pd_error *err);
+void graphs_free(struct graphs *g);
+void graphs_forget(struct graphs *g); /* the layers they compute have changed */
+/* The graph of this shape: all layers of the stage over kv's rows, or (graph_head) norm and head. It lives until the next
+ * call. */
+enum pd_status graph_run(struct model *m, const struct kv *kv, int n_rows, int n_kv, struct graph **out,
+                         struct pd_error *err);
+enum pd_status graph_head(struct model *m, int n_rows, struct graph **out, struct pd_error *err);
+/* PD_ERR_UNSUPPORTED, with the operation's name, if the device cannot compute the layers or the head. Before the weights
+ * are placed. */
+enum pd_status graph_check(struct model *m, struct pd_error *err);
+/* What a batch of so many rows is padded to, and K/V of so many slots: few shapes on devices that prepare for each. */
+int graph_rows(const struct model *m, int n);
+int graph_span(const struct kv *kv);
+int graph_slots(const struct model *m);        /* of a cache */
 size_t graph_run_nodes(const struct model *m); /* upper bound, with inputs */
 enum { GRAPH_HEAD_NODES = 16 };
 
@@ -176,14 +228,11 @@ struct kv {
     uint64_t id; /* never reused in this process, unlike the address */
     const struct model *model;
     int n_layer, ctx, tree_rows;
-    int n_slots;    /* allocated: ctx + tree_rows, rounded up to KV_PAD */
-    size_t k_bytes; /* of one row of K, and of V: [head_dim * n_head_kv] */
-    void *mem;      /* mapped on first touch */
+    int n_slots; /* allocated: graph_slots. On other devices than the CPU the last one is for padding */
+    void *mem;   /* mapped on first touch; NULL on other devices than the CPU */
     size_t mem_bytes;
-    struct ggml_context *headers;
-    ggml_backend_buffer_t buffer;
-    struct ggml_tensor **k, **v; /* [n_layer] of [head_dim * n_head_kv, n_slots]; NULL where ours are used: */
-    struct kv_layer *own;        /* [n_layer] in the layout of our kernels */
+    struct rows *rows;    /* K/V of ggml's graphs; NULL where ours are used: */
+    struct kv_layer *own; /* [n_layer] in the layout of our kernels */
 
     int n_committed;
     int n_tree;            /* live tree rows */
@@ -193,8 +242,38 @@ struct kv {
     uint32_t table_mask;
 };
 
-/* Rows the attention sees: all slots below `top`, rounded up. */
-int kv_span(const struct kv *kv);
+/* K and V as tensors of ggml, on the model's device. Layers are planes of few tensors, so that rows of all layers move at
+ * once. Moves are noted, and carried out together by rows_flush, which every reader calls first. */
+enum { MOVES_MAX = 256 };
+struct rows {
+    ggml_backend_buffer_t buffer;
+    struct ggml_context *headers;
+    struct ggml_tensor **block;  /* [n_blocks] of [width, n_slots, planes], K and V of each layer by turns */
+    int n_blocks, block_planes;  /* planes of a block; the last one has fewer */
+    struct ggml_tensor **k, **v; /* [n_layer] of [width, n_slots] */
+    bool host;                   /* memory of the process: what moves moves at once */
+    size_t row_bytes;
+    int n_slots;
+    struct pd_error error; /* of a move */
+    int n_moves;
+    int32_t from[MOVES_MAX]; /* where a row's numbers are, */
+    int64_t to[MOVES_MAX];   /* and where they belong */
+    ggml_gallocr_t alloc;    /* of the graphs that move */
+};
+enum ggml_type rows_type(enum pd_kv_type type);
+/* `mem` [bytes]: of the CPU; NULL: the device's own. */
+enum pd_status rows_new(struct rows **out, const struct model *m, int n_slots, void *mem,
+                        struct pd_error *err);
+/* The tensors alone, without memory: to plan graphs with. */
+enum pd_status rows_plan(struct rows **out, const struct model *m, int n_slots, struct pd_error *err);
+void rows_free(struct rows *r);
+size_t rows_bytes(const struct model *m, int n_slots); /* of memory, in all */
+void rows_move(struct rows *r, const struct backend *b, int to, int from);
+/* What went wrong with a move shows here. */
+enum pd_status rows_flush(struct rows *r, const struct backend *b, struct pd_error *err);
+/* The first n rows of another cache of the same model. */
+void rows_copy(struct rows *to, struct rows *from, const struct backend *b, int n);
+
 /* Give each row of the batch a slot, in slots[n]; the rows are then live tree rows, or committed, and are taken back by
  * kv_unplace, the last placed first. */
 enum pd_status kv_place(struct kv *kv, const struct row *rows, int n, enum model_kind kind, int64_t *slots,

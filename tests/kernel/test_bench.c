@@ -131,7 +131,7 @@ static double time_ggml(const struct bench *b, struct backend *backend, int n)
     double best = 1e9;
     for (int round = 0; round < (real ? 5 : 1); round++) {
         double start = now();
-        PD_ASSERT(!backend_compute(backend, graph, NULL));
+        PD_ASSERT(!backend_start(backend, graph, NULL));
         best = PD_MIN(best, now() - start);
     }
     ggml_free(ctx);
@@ -194,7 +194,7 @@ int main(void)
     struct pd_error err = {0};
     real = wish && *wish;
     struct backend ggml = {0};
-    if (kernel_choose(getenv("PD_KERNELS"), &k, &err) || backend_new(&ggml, 1, true, &err)) {
+    if (kernel_choose(getenv("PD_KERNELS"), &k, &err) || backend_new(&ggml, device_cpu(), 1, true, &err)) {
         fprintf(stderr, "%s\n", err.text);
         return 2;
     }

@@ -173,7 +173,7 @@ static inline void speed_attention_ggml(struct speed_attention *s, int n_kv, con
     s->graph = ggml_new_graph(s->ctx);
     ggml_build_forward_expand(s->graph, out);
     struct pd_error err;
-    PD_ASSERT(!backend_new(&s->backend, SPEED_THREADS, true, &err));
+    PD_ASSERT(!backend_new(&s->backend, device_cpu(), SPEED_THREADS, true, &err));
 }
 
 /* Seconds of ours against ggml's over n_kv positions, f16 K/V. */
@@ -208,7 +208,7 @@ static inline void speed_attention(const struct kernel *k, int n_kv, int rounds)
             if (!warm)
                 speed_add(&ours, speed_now() - start);
             start = speed_now();
-            PD_ASSERT(!backend_compute(&s.backend, s.graph, &err));
+            PD_ASSERT(!backend_start(&s.backend, s.graph, &err));
             if (!warm)
                 speed_add(&ggml, speed_now() - start);
         }

@@ -13,7 +13,7 @@
 
 #include "model/model_impl.h"
 
-enum { LAYERS = 2, WIDTH = 32, CTX = 90, TREE_ROWS = 20, BATCH = 8, NODES_MAX = 4000 };
+enum { LAYERS = 2, WIDTH = 32, CTX = 90, TREE_ROWS = 20, BATCH = 8, NODES_MAX = 4000, SLOTS_MAX = 512 };
 
 struct naive_node {
     uint32_t parent; /* id; 0: a committed row */
@@ -22,7 +22,7 @@ struct naive_node {
 };
 
 struct world {
-    struct model m; /* only what kv_new reads */
+    struct model m; /* only what kv_new reads, and the backend on other devices than the CPU */
     struct kv *kv;
     uint64_t seed, draws;
     struct naive_node nodes[NODES_MAX];
@@ -36,10 +36,13 @@ static int draw(struct world *w, int below)
     return (int)(rng_u64(w->seed, w->draws++, 0, 0) % (uint64_t)below);
 }
 
-static void world_init(struct world *w, uint64_t seed)
+static void world_init_on(struct world *w, uint64_t seed, const struct device *device)
 {
     struct pd_error err;
     memset(w, 0, sizeof *w);
+    w->m.device = device;
+    if (!device->host)
+        assert_int_equal(backend_new(&w->m.exact, device, 1, false, &err), PD_OK);
     w->seed = seed;
     w->n_nodes = 1;
     w->m.p.head_dim = WIDTH;
@@ -49,22 +52,54 @@ static void world_init(struct world *w, uint64_t seed)
     assert_int_equal(kv_new(&w->kv, &w->m, &err), PD_OK);
 }
 
+static void world_init(struct world *w, uint64_t seed)
+{
+    world_init_on(w, seed, device_cpu());
+}
+
+static void world_free(struct world *w)
+{
+    kv_free(w->kv);
+    backend_free(&w->m.exact);
+}
+
 /* What model_run would do: K and V of layer l hold id + l / 8, and its negative. */
 static void write_row(struct world *w, int64_t slot, uint32_t id)
 {
-    for (int l = 0; l < LAYERS; l++)
+    float k[WIDTH], v[WIDTH];
+    struct pd_error err;
+    assert_int_equal(rows_flush(w->kv->rows, &w->m.exact, &err), PD_OK);
+    for (int l = 0; l < LAYERS; l++) {
         for (int i = 0; i < WIDTH; i++) {
-            ((float *)w->kv->k[l]->data)[slot * WIDTH + i] = (float)id + (float)l / 8;
-            ((float *)w->kv->v[l]->data)[slot * WIDTH + i] = -(float)id - (float)l / 8;
+            k[i] = (float)id + (float)l / 8;
+            v[i] = -k[i];
         }
+        ggml_backend_tensor_set(w->kv->rows->k[l], k, (size_t)slot * sizeof k, sizeof k);
+        ggml_backend_tensor_set(w->kv->rows->v[l], v, (size_t)slot * sizeof v, sizeof v);
+    }
 }
 
-static void check_row(const struct world *w, int64_t slot, uint32_t id)
+/* All of K and V as they are now, [WIDTH, slots] for each layer. */
+static float now_k[LAYERS][SLOTS_MAX * WIDTH], now_v[LAYERS][SLOTS_MAX * WIDTH];
+
+static void fetch(struct world *w)
+{
+    struct pd_error err;
+    const size_t bytes = (size_t)w->kv->n_slots * WIDTH * sizeof(float);
+    assert_true(w->kv->n_slots <= SLOTS_MAX);
+    assert_int_equal(rows_flush(w->kv->rows, &w->m.exact, &err), PD_OK);
+    for (int l = 0; l < LAYERS; l++) {
+        ggml_backend_tensor_get(w->kv->rows->k[l], now_k[l], 0, bytes);
+        ggml_backend_tensor_get(w->kv->rows->v[l], now_v[l], 0, bytes);
+    }
+}
+
+static void check_row(int64_t slot, uint32_t id)
 {
     for (int l = 0; l < LAYERS; l++)
         for (int i = 0; i < WIDTH; i += WIDTH - 1) {
-            assert_true(((float *)w->kv->k[l]->data)[slot * WIDTH + i] == (float)id + (float)l / 8);
-            assert_true(((float *)w->kv->v[l]->data)[slot * WIDTH + i] == -(float)id - (float)l / 8);
+            assert_true(now_k[l][slot * WIDTH + i] == (float)id + (float)l / 8);
+            assert_true(now_v[l][slot * WIDTH + i] == -(float)id - (float)l / 8);
         }
 }
 
@@ -99,8 +134,8 @@ static int slot_of(const struct kv *kv, uint32_t id)
 static void check_mask(const struct world *w, uint32_t id, int64_t slot)
 {
     const struct kv *kv = w->kv;
-    int n_kv = kv_span(kv), visible = w->n_committed;
-    ggml_fp16_t mask[CTX + TREE_ROWS + KV_PAD];
+    int n_kv = graph_span(kv), visible = w->n_committed;
+    ggml_fp16_t mask[SLOTS_MAX];
     assert_true(n_kv <= kv->n_slots && slot < n_kv);
     kv_mask(kv, &slot, 1, n_kv, MODEL_TREE, mask);
     for (int s = 0; s < w->n_committed; s++)
@@ -112,19 +147,20 @@ static void check_mask(const struct world *w, uint32_t id, int64_t slot)
     assert_int_equal(visible, 0);
 }
 
-static void check(const struct world *w)
+static void check(struct world *w)
 {
     const struct kv *kv = w->kv;
+    fetch(w);
     assert_int_equal(kv_committed(kv), w->n_committed);
     assert_int_equal(kv_tree_rows(kv), live_count(w));
     for (int s = 0; s < w->n_committed; s++)
-        check_row(w, s, w->committed[s]);
+        check_row(s, w->committed[s]);
     for (uint32_t id = 1; id < w->n_nodes; id++) {
         assert_int_equal(kv_has(kv, (node_id){id}), w->nodes[id].live);
         if (!w->nodes[id].live)
             continue;
         int slot = slot_of(kv, id);
-        check_row(w, slot, id);
+        check_row(slot, id);
         assert_true(slot >= w->n_committed);
         if (w->nodes[id].parent)
             assert_true(slot > slot_of(kv, w->nodes[id].parent));
@@ -248,33 +284,76 @@ static uint64_t seed_base(void)
     return given ? strtoull(given, NULL, 0) : (uint64_t)time(NULL);
 }
 
+static void step(struct world *w)
+{
+    int what = draw(w, 40);
+    if (what < 22)
+        do_rows(w);
+    else if (what < 32)
+        do_commit(w);
+    else if (what < 36)
+        do_drop(w);
+    else if (what < 38)
+        do_prefill(w);
+    else if (what == 38)
+        kv_drop_tree(w->kv), memset(w->nodes, 0, sizeof w->nodes);
+    else
+        do_truncate(w);
+}
+
+/* check_every: moves of several steps are carried out together. */
+static void against_naive(const struct device *device, uint64_t runs, int check_every)
+{
+    uint64_t base = seed_base();
+    for (uint64_t run = 0; run < runs; run++) {
+        static struct world w;
+        world_init_on(&w, base + run, device);
+        print_message("%s PD_SEED=%llu\n", device->name, (unsigned long long)(base + run));
+        for (int i = 0; i < 150; i++) {
+            step(&w);
+            if (i % check_every == 0)
+                check(&w);
+        }
+        check(&w);
+        world_free(&w);
+        if (getenv("PD_SEED"))
+            break;
+    }
+}
+
 static void test_against_naive(void **state)
 {
     (void)state;
-    uint64_t base = seed_base();
-    for (uint64_t run = 0; run < 60; run++) {
-        static struct world w;
-        world_init(&w, base + run);
-        print_message("PD_SEED=%llu\n", (unsigned long long)(base + run));
-        for (int step = 0; step < 150; step++) {
-            int what = draw(&w, 40);
-            if (what < 22)
-                do_rows(&w);
-            else if (what < 32)
-                do_commit(&w);
-            else if (what < 36)
-                do_drop(&w);
-            else if (what < 38)
-                do_prefill(&w);
-            else if (what == 38)
-                kv_drop_tree(w.kv), memset(w.nodes, 0, sizeof w.nodes);
-            else
-                do_truncate(&w);
-            check(&w);
-        }
-        kv_free(w.kv);
-        if (getenv("PD_SEED"))
-            break;
+    against_naive(device_cpu(), 60, 1);
+}
+
+static void test_on_devices(void **state)
+{
+    (void)state;
+    for (int i = 0; i < device_count(); i++)
+        if (!device_at(i)->host)
+            against_naive(device_at(i), 6, 3);
+}
+
+/* Rows of one cache into another. */
+static void test_copy(void **state)
+{
+    (void)state;
+    for (int i = 0; i < device_count(); i++) {
+        static struct world w, other;
+        world_init_on(&w, 1, device_at(i));
+        world_init_on(&other, 1, device_at(i));
+        kv_free(other.kv); /* of the same model, that is */
+        struct pd_error err;
+        assert_int_equal(kv_new(&other.kv, &w.m, &err), PD_OK);
+        for (int k = 0; k < 4; k++)
+            do_prefill(&w);
+        kv_copy(other.kv, w.kv, 7);
+        other.n_committed = PD_MIN(w.n_committed, 7);
+        memcpy(other.committed, w.committed, sizeof w.committed);
+        check(&other);
+        world_free(&other);
+        world_free(&w);
     }
 }
 
@@ -300,7 +379,7 @@ static void test_bad_rows(void **state)
     assert_int_equal(place_one(w.kv, 2, 7, 1, &slot), PD_ERR_PEER);  /* parent unknown, not at the end */
     assert_int_equal(kv_tree_rows(w.kv), 1);
     assert_int_equal(place_one(w.kv, 2, 1, 1, &slot), PD_OK);
-    kv_free(w.kv);
+    world_free(&w);
 }
 
 /* A chain that walks on by commits, with wide levels around it, drifts upwards until only compaction helps; and a
@@ -325,7 +404,7 @@ static void test_drift(void **state)
     }
     assert_int_equal(kv_committed(w.kv), CTX);
     assert_int_equal(place_one(w.kv, next, 0, CTX, &slot), PD_ERR_MEMORY);
-    kv_free(w.kv);
+    world_free(&w);
 }
 
 static void test_too_big(void **state)
@@ -333,6 +412,7 @@ static void test_too_big(void **state)
     (void)state;
     struct world w = {0};
     struct pd_error err = {0};
+    w.m.device = device_cpu();
     w.m.p.head_dim = 128;
     w.m.p.n_head_kv = 64;
     w.m.o = (struct model_options){.layer_count = 100, .ctx = 1 << 26, .tree_rows = 16, .kv_type = PD_KV_F32};
@@ -343,10 +423,9 @@ static void test_too_big(void **state)
 int main(void)
 {
     const struct CMUnitTest tests[] = {
-        cmocka_unit_test(test_against_naive),
-        cmocka_unit_test(test_bad_rows),
-        cmocka_unit_test(test_drift),
-        cmocka_unit_test(test_too_big),
+        cmocka_unit_test(test_against_naive), cmocka_unit_test(test_on_devices),
+        cmocka_unit_test(test_copy),          cmocka_unit_test(test_bad_rows),
+        cmocka_unit_test(test_drift),         cmocka_unit_test(test_too_big),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
 }
