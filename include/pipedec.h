@@ -126,6 +126,10 @@ struct pd_engine_options {
         no_pack; /* keep weights in the mapped file alone and compute by ggml: less memory, slower, and other bits */
     int parallel; /* requests at once, each with a K/V cache of its own: 1 to 64; 0: 1 */
     int queue;    /* further ones that may wait; 0: 1024 */
+    /* Devices as 'pipedec devices' names them, by stage ("vulkan0,cpu"), one for all stages, or "auto": the GPUs, by free
+     * memory. NULL: what PIPEDEC_DEVICE says, or the CPU. Of the draft NULL is the first stage's. */
+    const char *device, *draft_device;
+    bool exact; /* refuse devices on which a row's bits depend on its batch, and with them the text */
 };
 void pd_engine_options_init(struct pd_engine_options *o);
 

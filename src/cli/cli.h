@@ -36,7 +36,6 @@ struct cli_common {
     bool stats;     /* statistics even if standard error is no terminal */
     int restarts;   /* --restarts, for launch */
     int wire;       /* enum wire_hidden: hidden states between machines */
-    bool exact;     /* refuse what is not exact */
     bool verify;    /* read all of the weights: ranks compare them, one process shows their digest */
     uint64_t given; /* bit k: option CLI_KEY + k is on the command line (bit 63: -t) */
 };
@@ -160,6 +159,7 @@ int cmd_info(int argc, char **argv);
 int cmd_bench(int argc, char **argv);
 int cmd_simulate(int argc, char **argv);
 int cmd_launch(int argc, char **argv);
+int cmd_devices(int argc, char **argv);
 int cmd_profile(int argc, char **argv);
 
 #endif

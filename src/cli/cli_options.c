@@ -28,6 +28,8 @@ enum {
     KEY_SPIN,
     KEY_WIRE,
     KEY_EXACT,
+    KEY_DEVICE,
+    KEY_DRAFT_DEVICE,
     KEY_RESTARTS,
     KEY_PROFILE,
     KEY_EMULATE,
@@ -85,6 +87,13 @@ static const struct argp_option options[] = {
     {"wire", KEY_WIRE, "TYPE", 0,
      "hidden states between machines: f32 (default), or f16, q8: less traffic, not exact", GROUP_PIPELINE},
     {"exact", KEY_EXACT, NULL, 0, "refuse options under which the text could differ", GROUP_PIPELINE},
+    {"device", KEY_DEVICE, "LIST", 0,
+     "where the stages compute, in order (vulkan0,vulkan1,cpu), one device for all, or auto: the GPUs, by "
+     "free "
+     "memory; 'pipedec devices' lists them (the CPU, or $PIPEDEC_DEVICE)",
+     GROUP_PIPELINE},
+    {"draft-device", KEY_DRAFT_DEVICE, "NAME", 0, "where the draft computes (as the first stage)",
+     GROUP_PIPELINE},
     {"restarts", KEY_RESTARTS, "N", 0, "under 'pipedec launch': start again up to N times after a fault",
      GROUP_PIPELINE},
 
@@ -250,7 +259,13 @@ static bool parse_pipeline(struct cli_common *c, int key, char *arg, struct argp
         return true;
     }
     case KEY_EXACT:
-        c->exact = true;
+        o->exact = true;
+        return true;
+    case KEY_DEVICE:
+        o->device = arg;
+        return true;
+    case KEY_DRAFT_DEVICE:
+        o->draft_device = arg;
         return true;
     case KEY_RESTARTS:
         c->restarts = (int)cli_int(state, "--restarts", arg, 0, 1000);
@@ -426,7 +441,7 @@ enum pd_status cli_common_check(const struct cli_common *c, bool need_model, str
 {
     if (need_model && !c->engine.model)
         return error_set(err, PD_ERR_USAGE, "which model? give -m FILE");
-    if (c->exact && c->wire != WIRE_F32)
+    if (c->engine.exact && c->wire != WIRE_F32)
         return error_set(err, PD_ERR_USAGE, "--wire %s is not exact, so it can't go with --exact",
                          wire_hidden_name((enum wire_hidden)c->wire));
     if (c->mode_set && c->engine.mode > PD_MODE_PP && !c->engine.draft)

@@ -144,7 +144,7 @@ static enum pd_status make_driver(void *user, struct driver **out, const struct 
     struct mpi_digest digest = {.model = info->target_digest,
                                 .options = options_digest(common, o),
                                 .file = v.file,
-                                .exact = common->exact};
+                                .exact = common->engine.exact};
     struct tensor_digest *all;
     enum pd_status status = verify_digests(&all, &digest.n_tensors, &v, err);
     if (!status) {

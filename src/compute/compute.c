@@ -423,6 +423,7 @@ static enum pd_status load_stage(struct compute *c, int i, const struct gguf *g,
         .layer_count = s->info.first[i + 1] - s->info.first[i],
         .embed = i == 0,
         .head = last,
+        .device = s->info.devices.stage[i],
         .threads = s->info.threads,
         .ctx = o->ctx,
         .tree_rows = o->tree_rows,
@@ -444,6 +445,7 @@ static enum pd_status load_stage(struct compute *c, int i, const struct gguf *g,
     note_kernels(&s->info.kernels, p->model);
     c->stage[i] = (struct stage_ops){.self = p,
                                      .n_embd = s->info.target.n_embd,
+                                     .elsewhere = !s->info.devices.stage[i]->host,
                                      .run = stage_run,
                                      .kv = part_kv,
                                      .keep = part_keep,
@@ -465,6 +467,7 @@ static enum pd_status load_draft(struct compute *c, const struct gguf *g, const 
         .layer_count = s->info.draft.n_layer,
         .embed = true,
         .head = true,
+        .device = s->info.devices.draft,
         .threads = s->info.draft_threads,
         .ctx = o->ctx,
         .tree_rows = o->draft_tree_rows ? o->draft_tree_rows : 4096,
@@ -486,6 +489,7 @@ static enum pd_status load_draft(struct compute *c, const struct gguf *g, const 
         return status;
     c->draft = (struct draft_ops){.self = p,
                                   .prefill_rows = PD_MIN(CHUNK_ROWS, batch),
+                                  .elsewhere = !s->info.devices.draft->host,
                                   .run = draft_run,
                                   .kv = part_kv,
                                   .keep = part_keep,
@@ -517,32 +521,63 @@ static enum pd_status check_vocab(const struct gguf *target, const struct gguf *
     return status;
 }
 
-/* Bytes of K/V for all layers of a model. */
-static double kv_bytes(const struct model_info *i, enum pd_kv_type type, double positions)
-{
-    static const double element[] = {[PD_KV_F16] = 2, [PD_KV_F32] = 4, [PD_KV_Q8_0] = 34.0 / 32};
-    return 2.0 * i->n_layer * i->n_head_kv * i->head_dim * element[type] * positions;
-}
-
 /* Memory is mapped on first touch, so a context that can never fit would fail late, by the kernel's hand. */
-static enum pd_status check_memory(const struct compute_info *i, const struct compute_options *o,
-                                   struct pd_error *err)
+static enum pd_status check_host(const struct compute_self *s, const struct place_need *n,
+                                 const struct compute_options *o, struct pd_error *err)
 {
     struct sysinfo machine;
     if (sysinfo(&machine) != 0)
         return PD_OK;
     double have = ((double)machine.totalram + (double)machine.totalswap) * machine.mem_unit, need = 0;
-    double share = o->only_role == COMPUTE_ALL ? 1 : 1.0 / o->n_stages;
-    if (o->only_role != ROLE_DRAFTER)
-        need += PD_MAX(o->lanes, 1) * share * kv_bytes(&i->target, o->kv_type, o->ctx);
-    if (i->draft.arch && wanted(o, ROLE_DRAFTER))
-        need += PD_MAX(o->lanes, 1) * kv_bytes(&i->draft, o->kv_type, o->ctx);
+    for (int i = 0; i <= o->n_stages; i++) {
+        const bool draft = i == o->n_stages;
+        const struct device *d = draft ? s->info.devices.draft : s->info.devices.stage[i];
+        if (d->host && wanted(o, draft ? ROLE_DRAFTER : role_stage(i)) && (!draft || n->draft))
+            need += place_bytes(n, i).kv;
+    }
     if (need <= have)
         return PD_OK;
     return error_set(err, PD_ERR_MEMORY,
                      "out of memory: a context of %d needs %.1f GB of K/V, this machine has %.1f GB; give a "
                      "smaller --ctx",
                      o->ctx, need / 1e9, have / 1e9);
+}
+
+static enum pd_status check_memory(const struct compute_self *s, const struct compute_options *o,
+                                   struct pd_error *err)
+{
+    const struct compute_info *i = &s->info;
+    const struct place_need n = {.target = &i->target,
+                                 .draft = i->draft.arch ? &i->draft : NULL,
+                                 .first = i->first,
+                                 .n_stages = o->n_stages,
+                                 .only_role = o->only_role,
+                                 .ctx = o->ctx,
+                                 .lanes = o->lanes,
+                                 .tree_rows = o->tree_rows ? o->tree_rows : 1024,
+                                 .draft_tree_rows = o->draft_tree_rows ? o->draft_tree_rows : 4096,
+                                 .batch_rows = o->batch_rows ? o->batch_rows : BATCH_ROWS,
+                                 .kv_type = o->kv_type};
+    enum pd_status status = check_host(s, &n, o, err);
+    return status ? status : place_check(&i->devices, &n, err);
+}
+
+static enum pd_status place(struct compute_self *s, const struct compute_options *o, struct pd_error *err)
+{
+    const struct place_options po = {.devices = o->devices,
+                                     .draft_device = o->draft_device,
+                                     .n_stages = o->n_stages,
+                                     .only_role = o->only_role};
+    if (!device_cpu())
+        return error_set(err, PD_ERR_UNSUPPORTED,
+                         "ggml's CPU backend was not found; install it or set GGML_BACKEND_PATH");
+    enum pd_status status = place_parse(&s->info.devices, &po, err);
+    const struct device *d = status ? NULL : place_inexact(&s->info.devices, o->n_stages);
+    if (d && o->exact)
+        return error_set(err, PD_ERR_USAGE,
+                         "the bits of %s depend on the batch, so it can't go with --exact; see docs/gpu.md",
+                         d->name);
+    return status;
 }
 
 static enum pd_status open_files(struct compute_self *s, const struct compute_options *o,
@@ -580,7 +615,7 @@ static enum pd_status load_all(struct compute *c, const struct compute_options *
         return error_set(err, PD_ERR_STAGES, "%d stages: no more than %d are possible", o->n_stages,
                          STAGES_MAX);
     if ((status = model_cut(&s->info.target, o->n_stages, s->info.first, err)) ||
-        (status = check_memory(&s->info, o, err)))
+        (status = place(s, o, err)) || (status = check_memory(s, o, err)))
         return status;
     if (draft && wanted(o, ROLE_DRAFTER) && (status = check_vocab(target, draft, o, err)))
         return status;

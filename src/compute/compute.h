@@ -15,10 +15,9 @@
 #define PD_COMPUTE_COMPUTE_H
 
 #include "compute/ops.h"
+#include "compute/place.h"
 #include "model/model.h"
 #include "text/text.h"
-
-enum { COMPUTE_ALL = -1 };
 
 struct compute_options {
     const char *target, *draft;            /* paths; draft NULL: none */
@@ -27,6 +26,9 @@ struct compute_options {
     int n_stages;
     int threads, draft_threads; /* within a batch; 0: by compute_threads */
     bool alone;                 /* batches never overlap (virtual clock): each may have all processors */
+    const char *devices;        /* by stage: place.h; NULL: the CPU */
+    const char *draft_device;   /* NULL: the first stage's */
+    bool exact;                 /* refuse devices whose bits depend on the batch, for the target */
     int ctx;
     int lanes; /* requests at once, each with a K/V cache of its own; 0: 1 */
     enum pd_kv_type kv_type;
@@ -52,7 +54,8 @@ struct compute_info {
     int first[STAGES_MAX + 1]; /* stage i has layers first[i]..first[i + 1] */
     int threads, draft_threads;
     const struct gguf *target_file; /* opened here or borrowed */
-    struct kernels_used kernels;    /* of the target's stages that were built here */
+    struct placement devices;
+    struct kernels_used kernels; /* of the target's stages that were built here */
 };
 const struct compute_info *compute_info(const struct compute *c); /* NULL: not of models */
 

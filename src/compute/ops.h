@@ -63,6 +63,7 @@ struct stage_ops {
     void (*copy)(void *self, int lane, int from, int keep); /* NULL: there is one lane only */
     /* Live tree rows of all lanes (0 after each request); for leak checks. */
     int (*tree_rows)(void *self);
+    bool elsewhere; /* on a device of its own: takes none of the processors */
 };
 struct head_ops {
     void *self;
@@ -82,6 +83,7 @@ struct draft_ops {
     void (*keep)(void *self, int lane, int keep);
     void (*copy)(void *self, int lane, int from, int keep); /* NULL: there is one lane only */
     int (*tree_rows)(void *self);
+    bool elsewhere; /* as of stages */
 };
 struct compute { /* all of a pipeline's computing; a rank fills only its own part */
     struct stage_ops stage[STAGES_MAX];

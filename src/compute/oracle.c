@@ -161,10 +161,19 @@ enum pd_status oracle_new(struct compute *out, const struct oracle_options *o, i
     c->n_stages = n_stages;
     *out = (struct compute){.n_stages = n_stages, .free = oracle_free};
     for (int i = 0; i < n_stages; i++)
-        out->stage[i] =
-            (struct stage_ops){part_new(c), 0, stage_run, stage_kv, stage_keep, stage_copy, stage_tree_rows};
+        out->stage[i] = (struct stage_ops){.self = part_new(c),
+                                           .run = stage_run,
+                                           .kv = stage_kv,
+                                           .keep = stage_keep,
+                                           .copy = stage_copy,
+                                           .tree_rows = stage_tree_rows};
     out->head = (struct head_ops){c, head_run};
-    out->draft = (struct draft_ops){part_new(c), CHUNK_ROWS, draft_run,      stage_kv,
-                                    stage_keep,  stage_copy, stage_tree_rows};
+    out->draft = (struct draft_ops){.self = part_new(c),
+                                    .prefill_rows = CHUNK_ROWS,
+                                    .run = draft_run,
+                                    .kv = stage_kv,
+                                    .keep = stage_keep,
+                                    .copy = stage_copy,
+                                    .tree_rows = stage_tree_rows};
     return PD_OK;
 }

@@ -86,8 +86,8 @@ static enum pd_status take_options(struct pd_engine *e, const struct pd_engine_o
                          o->struct_size);
     memcpy(&e->o, o, o->struct_size);
     e->o.struct_size = sizeof e->o;
-    const char **strings[] = {&e->o.model,         &e->o.draft, &e->o.profile,
-                              &e->o.chat_template, &e->o.trace, &e->o.dump_tree};
+    const char **strings[] = {&e->o.model, &e->o.draft,     &e->o.profile, &e->o.chat_template,
+                              &e->o.trace, &e->o.dump_tree, &e->o.device,  &e->o.draft_device};
     for (size_t i = 0; i < PD_COUNT(strings); i++)
         if (*strings[i])
             *strings[i] = arena_strdup(&e->arena, *strings[i]);
@@ -116,16 +116,20 @@ void engine_compute_options(struct compute_options *out, const struct pd_engine_
     out->kv_type = o->kv_type;
     out->allow_unknown_tokenizer = o->allow_unknown_tokenizer;
     out->no_pack = o->no_pack;
+    out->devices = o->device;
+    out->draft_device = o->draft_device;
+    out->exact = o->exact;
     out->tree_rows = rows_bound(ENGINE_LIVE_ROWS);
     out->draft_tree_rows = nodes + 2 * BATCH_ROWS;
 }
 
-/* Are a prompt's bits those of its chunks? Where ggml computes, with its quicker kernels for full ones. */
+/* Are a prompt's bits those of its chunks? Where ggml computes, with its quicker kernels for full ones, and on other
+ * devices than the CPU. */
 static bool engine_chunked(const struct pd_engine_options *o)
 {
     const struct kernel *own = NULL;
     struct pd_error err;
-    return o->no_pack || model_kernels(&own, &err) || !own;
+    return o->no_pack || !place_on_cpu(o->device) || model_kernels(&own, &err) || !own;
 }
 
 void engine_driver_options(struct driver_options *out, const struct pd_engine_options *o, int n_stages,
@@ -255,7 +259,7 @@ static enum pd_status find_template(struct pd_engine *e, struct pd_error *err)
 
 static enum pd_status load_profile(struct pd_engine *e, struct pd_error *err)
 {
-    e->n_stages = e->o.stages ? e->o.stages : 1;
+    e->n_stages = e->o.stages ? e->o.stages : place_stages(e->o.device);
     if (!e->o.profile)
         return PD_OK;
     enum pd_status status = profile_load(&e->profile, e->o.profile, err);

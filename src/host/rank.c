@@ -303,6 +303,9 @@ static bool pump(void *user)
 static bool enter_gate(struct rank *r)
 {
     const struct driver_options *o = r->o.driver;
+    const struct compute *c = r->o.compute;
+    if (r->drafts ? c->draft.elsewhere : c->stage[r->o.rank - 1].elsewhere)
+        return true;
     if (!r->o.gate || gate_enter(r->o.gate, r->o.rank, r->drafts ? o->draft_threads : o->threads))
         return true;
     while (!gate_entered(r->o.gate, r->o.rank) && !must_stop(r))

@@ -104,7 +104,9 @@ enum pd_status threads_new(struct driver **out, const struct driver_options *o, 
         }
     }
     /* Stages and draft on the same few cores: what the draft computes the target must wait for. */
-    int wanted = t->n * PD_MAX(o->threads, 1) + PD_MAX(o->draft_threads, 1);
+    int wanted = c->draft.elsewhere ? 0 : PD_MAX(o->draft_threads, 1);
+    for (int i = 0; i < t->n; i++)
+        wanted += c->stage[i].elsewhere ? 0 : PD_MAX(o->threads, 1);
     t->o.drafter.doubtful = !o->profile && wanted > get_nprocs();
     pthread_mutex_init(&t->observer_lock, NULL);
     link_local_new(t->link, t->n + 1);

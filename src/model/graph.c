@@ -377,7 +377,9 @@ static enum pd_status check_nodes(const struct model *m, struct graph *g, struct
 {
     for (int i = 0; i < ggml_graph_n_nodes(g->nodes); i++) {
         const struct ggml_tensor *t = ggml_graph_node(g->nodes, i);
-        if (ggml_backend_dev_supports_op(m->device->ggml, t))
+        const bool nothing = t->op == GGML_OP_VIEW || t->op == GGML_OP_RESHAPE || t->op == GGML_OP_PERMUTE ||
+                             t->op == GGML_OP_TRANSPOSE || t->op == GGML_OP_NONE;
+        if (nothing || ggml_backend_dev_supports_op(m->device->ggml, t))
             continue;
         const struct ggml_tensor *w = t->src[0];
         return error_set(

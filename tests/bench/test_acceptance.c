@@ -64,7 +64,7 @@ static void test_record(void **state)
 {
     (void)state;
     struct counter c = {9, 3};
-    struct draft_ops d = {&c, 4, counter_run, counter_kv, counter_keep, NULL, counter_rows};
+    struct draft_ops d = {&c, 4, counter_run, counter_kv, counter_keep, NULL, counter_rows, false};
     int32_t prompt[10], reply[] = {1, 3, 6, 10, 11, 12, 14};
     const int ranks[] = {0, 1, 2, -1, 0, 0, 1};
     for (int i = 0; i < 10; i++)

@@ -123,7 +123,7 @@ static int fake_tree_rows(void *self)
 
 static struct draft_ops fake_ops(struct fake *f)
 {
-    return (struct draft_ops){f, CHUNK, fake_run, fake_kv, fake_keep, NULL, fake_tree_rows};
+    return (struct draft_ops){f, CHUNK, fake_run, fake_kv, fake_keep, NULL, fake_tree_rows, false};
 }
 
 /* ---- a drafter of sorts: the same decisions for both drafts ---- */

@@ -114,8 +114,8 @@ static inline enum pd_status checked_new(struct compute *out, const struct oracl
     for (int i = 0; i < n_stages; i++) {
         c->stage[i].all = c;
         c->stage[i].index = i;
-        out->stage[i] = (struct stage_ops){&c->stage[i], RUN_EMBD,     checked_run,      checked_kv,
-                                           checked_keep, checked_copy, checked_tree_rows};
+        out->stage[i] = (struct stage_ops){&c->stage[i], RUN_EMBD,     checked_run,       checked_kv,
+                                           checked_keep, checked_copy, checked_tree_rows, false};
     }
     out->head = (struct head_ops){c, checked_heads};
     out->self = c;
