@@ -1,5 +1,5 @@
 #!/bin/bash
-# setup.sh GROUP...: install what is missing for the groups base, models, clients, tidy, fuzz, arm. Quick when nothing is.
+# setup.sh GROUP...: install what is missing for the groups base, models, clients, browser, tidy, fuzz, arm. Quick when nothing is.
 #
 # Each need is checked by what it gives (a program, a pkg-config name, a header), so libraries that were built by
 # hand or come from another distribution count. Debian 12 and 13 as root (or with a sudo that doesn't ask) are
@@ -38,6 +38,9 @@ clients|run:python3 -c 'import ensurepip, venv'|python3-venv|venv: the same
 clients|file:/etc/ssl/certs/ca-certificates.crt|ca-certificates|CA certificates: fetching them
 clients|cmd:curl|curl|curl: tests of the server
 clients|cmd:openssl|openssl|openssl: a certificate for tests
+browser|cmd:chromium|chromium|Chromium: tests of the web page
+browser|cmd:chromedriver|chromium-driver|ChromeDriver: the same
+browser|cmd:python3|python3|Python 3: the same
 tidy|cmd:clang-format|clang-format|clang-format
 tidy|cmd:clang-tidy|clang-tidy|clang-tidy
 fuzz|cmd:clang|clang|clang
@@ -186,8 +189,8 @@ install_special() {
 groups=("${@:-base}")
 for group in "${groups[@]}"; do
     case $group in
-    base | models | clients | tidy | fuzz | arm) ;;
-    *) die "setup: no group '$group' (base, models, clients, tidy, fuzz, arm)" ;;
+    base | models | clients | browser | tidy | fuzz | arm) ;;
+    *) die "setup: no group '$group' (base, models, clients, browser, tidy, fuzz, arm)" ;;
     esac
 done
 collect "${groups[@]}"

@@ -147,7 +147,8 @@ static void submit(struct loop *l, struct pd_stream *s)
                         .max_tokens = s->r.max_tokens ? s->r.max_tokens - (int32_t)s->tokens.count : room,
                         .sample = s->r.sampling,
                         .logprobs = s->r.logprobs,
-                        .top_logprobs = s->r.top_logprobs};
+                        .top_logprobs = s->r.top_logprobs,
+                        .plain = s->r.plain};
     if (!s->r.ignore_end) {
         q.n_end_tokens = e->n_end_tokens;
         memcpy(q.end_tokens, e->end_tokens, sizeof q.end_tokens);

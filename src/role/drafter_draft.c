@@ -80,8 +80,8 @@ static struct lane *unread(struct drafter *d, const struct lane *after)
     struct lane *oldest = NULL;
     for (int i = 0; i < d->o.lanes; i++) {
         struct lane *l = &d->lanes[i];
-        if (running(l) && lags(l) && (drafting(d) || !l->advances) && (!after || l->begun > after->begun) &&
-            (!oldest || l->begun < oldest->begun))
+        if (running(l) && !plain(d, l) && lags(l) && (drafting(d) || !l->advances) &&
+            (!after || l->begun > after->begun) && (!oldest || l->begun < oldest->begun))
             oldest = l;
     }
     return oldest;
@@ -128,7 +128,7 @@ static bool start_pass(struct drafter *d, int64_t now, struct effects *out)
         return false;
     for (int i = 0; i < d->o.lanes; i++) {
         struct lane *l = &d->lanes[i];
-        if (!running(l) || lags(l) || room <= lag_of(l))
+        if (!running(l) || plain(d, l) || lags(l) || room <= lag_of(l))
             continue;
         room -= lag_of(l);
         d->view_lanes[n_views] = l;

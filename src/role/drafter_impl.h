@@ -27,8 +27,8 @@ struct lane { /* a request, and what its place in the caches holds after it */
     struct policy policy;
     struct tree tree;
     struct pd_sampling sample;
-    struct sampling_room *sample_room; /* of its lists */
-    int32_t reply_pos;                 /* of the reply's first token */
+    struct pd_logit_bias *bias; /* [LOGIT_BIAS_MAX] its own */
+    int32_t reply_pos;          /* of the reply's first token */
     int32_t end_tokens[END_TOKENS_MAX];
     int n_end_tokens;
     int32_t *tokens;   /* [ctx + 1] by position, the root's included */
@@ -116,6 +116,11 @@ static inline bool drafting(const struct drafter *d)
 static inline bool running(const struct lane *l)
 {
     return l->phase == PHASE_RUN;
+}
+/* Nothing is predicted for this request, though the drafter could. */
+static inline bool plain(const struct drafter *d, const struct lane *l)
+{
+    return l->policy.o.mode != d->o.policy.mode;
 }
 /* Its prompt is sent: rows of its tree may follow. */
 static inline bool decoding(const struct lane *l)

@@ -161,6 +161,7 @@ struct request {           /* what the drafter is asked for; borrowed for the st
     int32_t n_prompt;
     int32_t max_tokens;
     struct pd_sampling sample; /* checked (sample_check) */
+    bool plain;                /* nothing is predicted for it, as in mode pp */
     bool logprobs;             /* tokens come with log-probabilities, */
     int32_t top_logprobs;      /* and so many of the most probable tokens */
     int32_t end_tokens[END_TOKENS_MAX];

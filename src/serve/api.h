@@ -30,7 +30,7 @@ struct api_prompt { /* a text, or tokens */
 struct api_request {
     struct arena arena;
     enum api_form form;
-    bool stream, include_usage, echo, logprobs, ignore_end, return_tokens, timings_per_token, progress;
+    bool stream, include_usage, echo, logprobs, ignore_end, plain, return_tokens, timings_per_token, progress;
     bool keep; /* a lost connection does not end it */
     int n, max_tokens, top_logprobs;
     struct pd_sampling sampling;

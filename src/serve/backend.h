@@ -52,6 +52,7 @@ struct backend_request {
     bool ignore_end, special;
     bool logprobs;
     int top_logprobs;
+    bool plain;       /* nothing is predicted */
     const char *note; /* kept in the journal beside it, for the front (how to render it later); NULL: none */
 };
 

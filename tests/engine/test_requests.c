@@ -703,6 +703,57 @@ static void texts_are_the_same_in_company(void **state)
     }
 }
 
+/* A request that does without predictions: the same text, alone and beside one that is predicted. */
+static void a_plain_request_is_not_predicted(void **state)
+{
+    (void)state;
+    const enum pd_mode modes[] = {PD_MODE_BEST, PD_MODE_LAYER};
+    for (size_t m = 0; m < PD_COUNT(modes); m++) {
+        struct pd_engine_options o;
+        struct pd_engine *e;
+        struct pd_error err = {0};
+        pd_engine_options_init(&o);
+        o.model = o.draft = model;
+        o.threads = 1;
+        o.ctx = 128;
+        o.clock = PD_CLOCK_VIRTUAL;
+        o.profile = "uniform14";
+        o.stages = 3;
+        o.mode = modes[m];
+        o.parallel = 2;
+        o.width = 4;
+        o.children = 2;
+        assert_int_equal(pd_engine_new(&e, &o, &err), PD_OK);
+        struct pd_request r = ask(story, 8, NULL), p = r;
+        p.plain = true;
+        struct pd_reply one = generate(e, &r), two = generate(e, &p), both[2];
+        assert_true(one.stats.hits > 0);
+        assert_string_equal(one.text, two.text);
+        assert_int_equal(two.stats.hits + two.stats.late_hits + two.stats.draft_rows, 0);
+        assert_int_equal(two.stats.rows, 8); /* one a token */
+        struct pd_stream *s[2];
+        engine_hold(e, true);
+        assert_int_equal(pd_stream_new(&s[0], e, &p, &err), PD_OK);
+        assert_int_equal(pd_stream_new(&s[1], e, &r, &err), PD_OK);
+        engine_hold(e, false);
+        for (int i = 0; i < 2; i++) {
+            struct pd_event event = {.type = PD_EVENT_TEXT};
+            while (event.type != PD_EVENT_DONE)
+                assert_int_equal(pd_stream_next(s[i], &event, &err), PD_OK);
+            pd_stream_reply(s[i], &both[i]);
+            assert_string_equal(both[i].text, one.text);
+            pd_stream_free(s[i]);
+        }
+        assert_int_equal(both[0].stats.hits, 0);
+        assert_true(both[1].stats.hits > 0);
+        pd_reply_free(&one);
+        pd_reply_free(&two);
+        pd_reply_free(&both[0]);
+        pd_reply_free(&both[1]);
+        pd_engine_free(e);
+    }
+}
+
 /* One may be cancelled while its neighbours go on; the line is bounded. */
 static void lanes_and_line_are_each_ones_own(void **state)
 {
@@ -787,6 +838,7 @@ int main(void)
         cmocka_unit_test(turns_are_kept_and_history_does_not_show),
         cmocka_unit_test(events_can_be_pulled),
         cmocka_unit_test(texts_are_the_same_in_company),
+        cmocka_unit_test(a_plain_request_is_not_predicted),
         cmocka_unit_test(lanes_and_line_are_each_ones_own),
         cmocka_unit_test(a_speedup_is_measured_or_absent),
         cmocka_unit_test(nonsense_is_refused),

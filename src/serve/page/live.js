@@ -123,13 +123,14 @@ export class Live {
 
   say(t) {
     const p = this.shown, f = this.figures, put = (id, text) => { if ($(id).textContent !== text) $(id).textContent = text; };
-    const some = Number.isFinite(p.newest), runs = some && p.current && !p.current.ended && t < p.newest + 1 && f.busy > 0;
+    const some = Number.isFinite(p.newest), runs = some && p.current?.path.length > 1 && p.current && !p.current.ended && t < p.newest + 1 && f.busy > 0;
     put("f-rate", number(f.rate, 1));
     put("f-between", f.between > 0 ? number(f.between, f.between < 10 ? 1 : 0) + " ms" : "–");
     put("f-step", number(f.steps, 2));
     put("f-hits", Number.isFinite(f.hits) && this.hasTree(p) ? Math.round(f.hits * 100) + " %" : "–");
     put("f-times", f.times > 0 ? number(f.times, 1) + "×" : "–");
-    put("words", runs ? `${f.busy} of ${p.n} stages busy, ${f.alive} guesses in flight, ${f.deepest} tokens ahead` + (f.steps ? `, ${f.steps.toFixed(1)} tokens a step` : "")
+    if (this.trouble?.until > performance.now()) put("words", this.trouble.text);
+    else put("words", runs ? `${f.busy} of ${p.n} stages busy, ${f.alive} guesses in flight, ${f.deepest} tokens ahead` + (f.steps ? `, ${f.steps.toFixed(1)} tokens a step` : "")
       : f.busy ? `The prompt goes through: ${f.busy} of ${p.n} stages busy` : some ? (this.shown === this.live ? "Nothing runs now." : this.name) : "Nothing runs. Ask something and watch.");
     put("span-words", p.n ? `the last ${(this.time.span / 1000).toFixed(1)} s` : "");
     const past = p.newest - p.first;
@@ -182,6 +183,7 @@ export class Live {
       p.add(parseTrace(text));
       if (!Number.isFinite(p.newest)) throw new Error("no batches in it");
       this.shown = p;
+      this.trouble = null;
       this.name = `Replay of ${name}: ${((p.newest - p.first) / 1000).toFixed(1)} s`;
       this.t = p.first;
       this.follows = false;
@@ -189,8 +191,9 @@ export class Live {
       this.play(true);
       $("live-said").textContent = this.name;
     } catch (e) {
-      $("words").textContent = `${name}: ${e.message}`;
-      $("live-said").textContent = $("words").textContent;
+      this.trouble = { text: `${name}: ${e.message}`, until: performance.now() + 8000 };
+      setTimeout(() => this.wake(), 8100);
+      $("words").textContent = $("live-said").textContent = this.trouble.text;
     }
   }
   save() {

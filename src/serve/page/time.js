@@ -50,10 +50,10 @@ export class TimeView {
   }
   grid(g, p, v) {
     const each = v.h / (p.n + 2);
-    g.font = `${Math.min(11, each + 1)}px ${FONT}`;
+    g.font = `10.5px ${FONT}`;
     g.textAlign = "right";
     g.fillStyle = color.soft;
-    for (let tid = 0; tid <= p.n + 1; tid++) if (each >= 8 || tid % 2 === 0) g.fillText(tid === 0 ? "draft" : tid > p.n ? "head" : tid, LEFT - 7, v.y + (tid + 0.5) * each);
+    for (let tid = 0; tid <= p.n + 1; tid++) if (each >= 11 || tid === 0 || tid > p.n || (tid % 2 === 0 && tid < p.n)) g.fillText(tid === 0 ? "draft" : tid > p.n ? "head" : tid, LEFT - 7, v.y + (tid + 0.5) * each);
     const unit = 10 ** Math.floor(Math.log10(this.span / 3)) * ([1, 2, 5].findLast(k => k * 10 ** Math.floor(Math.log10(this.span / 3)) <= this.span / 3) ?? 1);
     g.strokeStyle = color.line;
     g.lineWidth = 1;
