@@ -175,8 +175,8 @@ void pd_engine_get_stats(struct pd_engine *e, struct pd_engine_stats *out);
 
 /* ---- requests ---- */
 
-/* What is done to the target's logits, in this order: logit_bias, repeat penalty, presence and frequency penalty;
- * temperature, top_k, top_p, min_p; then one is drawn. */
+/* What is done to the target's logits, in this order: logit_bias, repeat penalty, presence and frequency penalty, DRY;
+ * top_n_sigma, top_k, typical_p, top_p, min_p, XTC, temperature; then one is drawn. */
 struct pd_sampling {
     float temperature; /* 0: the most probable token */
     int top_k;         /* 0: off */
@@ -190,6 +190,21 @@ struct pd_sampling {
     float presence_penalty, frequency_penalty;
     const struct pd_logit_bias *logit_bias; /* [n_logit_bias], at most 1024; added to these tokens' logits */
     size_t n_logit_bias;
+    float top_n_sigma; /* 0: off; only tokens within so many standard deviations of the best logit */
+    float typical_p;   /* 1: off; only tokens of the most usual surprise that hold so much together */
+    /* With this probability (0: never), at a position, all tokens of at least xtc_threshold but the least probable of them
+     * are left out. Above 0.5 the threshold excludes nothing. */
+    float xtc_probability, xtc_threshold;
+    /* 0: off; else the temperature lies between temperature - range (not below 0) and temperature + range, by the entropy
+     * of what is left as a share of the greatest possible, to the power of the exponent. */
+    float dynatemp_range, dynatemp_exponent;
+    /* 0: off. A token that would repeat what came before, n tokens of it already, loses multiplier x base^(n - allowed
+     * length), if n is at least that; of the newest dry_penalty_last_n tokens (-1: all). No repetition reaches across a
+     * sequence breaker: a text of at most 40 bytes, at most 16 of them. */
+    float dry_multiplier, dry_base;
+    int dry_allowed_length, dry_penalty_last_n;
+    const char *const *dry_sequence_breakers; /* [n_dry_sequence_breakers] */
+    size_t n_dry_sequence_breakers;
 };
 
 struct pd_logit_bias {

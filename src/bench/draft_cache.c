@@ -128,6 +128,25 @@ static void remove_node(struct draft_cache *c, int i)
 
 /* ---- keys ---- */
 
+static struct path_hash filters_hash(struct path_hash h, const struct pd_sampling *p)
+{
+    const float numbers[] = {p->top_n_sigma,    p->typical_p,         p->xtc_probability, p->xtc_threshold,
+                             p->dynatemp_range, p->dynatemp_exponent, p->dry_multiplier,  p->dry_base};
+    for (size_t i = 0; i < PD_COUNT(numbers); i++) {
+        int32_t part;
+        memcpy(&part, &numbers[i], sizeof part);
+        h = path_hash_add(h, part);
+    }
+    h = path_hash_add(path_hash_add(h, p->dry_allowed_length), p->dry_penalty_last_n);
+    for (size_t i = 0; p->dry_multiplier > 0 && i < p->n_dry_sequence_breakers; i++)
+        for (const char *c = p->dry_sequence_breakers[i];; c++) {
+            h = path_hash_add(h, *c);
+            if (!*c)
+                break;
+        }
+    return h;
+}
+
 /* What besides the path decides a ranking: at temperature 0 no noise does, and where the reply begins matters only to
  * what counts its tokens. */
 static struct path_hash sample_hash(const struct draft_ask *ask)
@@ -141,7 +160,7 @@ static struct path_hash sample_hash(const struct draft_ask *ask)
     memcpy(&parts[3], &p->min_p, sizeof p->min_p);
     memcpy(&parts[4], &p->repeat_penalty, sizeof p->repeat_penalty);
     parts[5] = p->repeat_penalty == 1 ? 0 : p->repeat_last_n;
-    if (p->temperature > 0) {
+    if (p->temperature > 0 || p->dynatemp_range > 0 || p->xtc_probability > 0) {
         parts[6] = (int32_t)(uint32_t)p->seed;
         parts[7] = (int32_t)(uint32_t)(p->seed >> 32);
     }
@@ -149,6 +168,7 @@ static struct path_hash sample_hash(const struct draft_ask *ask)
     memcpy(&parts[9], &p->frequency_penalty, sizeof p->frequency_penalty);
     for (size_t i = 0; i < PD_COUNT(parts); i++)
         h = path_hash_add(h, parts[i]);
+    h = filters_hash(h, p);
     for (size_t i = 0; i < p->n_logit_bias; i++) {
         int32_t bias;
         memcpy(&bias, &p->logit_bias[i].bias, sizeof bias);

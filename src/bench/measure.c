@@ -233,11 +233,24 @@ void bench_config(char out[20], const struct bench_key *key)
                               ask->n_end_tokens,
                               sample->presence_penalty,
                               sample->frequency_penalty,
-                              (double)sample->n_logit_bias};
+                              (double)sample->n_logit_bias,
+                              sample->top_n_sigma,
+                              sample->typical_p,
+                              sample->xtc_probability,
+                              sample->xtc_threshold,
+                              sample->dynatemp_range,
+                              sample->dynatemp_exponent,
+                              sample->dry_multiplier,
+                              sample->dry_base,
+                              sample->dry_allowed_length,
+                              sample->dry_penalty_last_n,
+                              (double)sample->n_dry_sequence_breakers};
     uint64_t h = mixed(key->models, numbers, sizeof numbers);
     h = mixed(h, d->policy.shape, sizeof d->policy.shape);
     h = mixed(h, &sample->seed, sizeof sample->seed);
     h = mixed(h, sample->logit_bias, sample->n_logit_bias * sizeof *sample->logit_bias);
+    for (size_t i = 0; i < sample->n_dry_sequence_breakers; i++)
+        h = mixed_text(h, sample->dry_sequence_breakers[i]);
     h = mixed(h, &setup->seed, sizeof setup->seed);
     h = mixed(h, ask->tokens, (size_t)ask->n_tokens * sizeof *ask->tokens);
     h = mixed(h, ask->end_tokens, (size_t)ask->n_end_tokens * sizeof *ask->end_tokens);

@@ -29,6 +29,7 @@ struct cli_common {
     struct pd_engine_options engine; /* model, draft, stages, threads, mode, width, clock, profile, ... */
     struct pd_sampling sampling;     /* its logit_bias is the list below, so this struct stays where it is */
     struct pd_logit_bias logit_bias[LOGIT_BIAS_MAX];
+    const char *breakers[DRY_BREAKERS_MAX];
     bool stages_set, mode_set, clock_set, seed_set, temperature_set;
     bool emulate;   /* --emulate: the profile on the wall clock */
     bool json;      /* one object on standard output */

@@ -6,6 +6,7 @@
 
 #include <errno.h>
 #include <math.h>
+#include <stddef.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
@@ -45,6 +46,18 @@ enum {
     KEY_PRESENCE,
     KEY_FREQUENCY,
     KEY_LOGIT_BIAS,
+    KEY_TOP_N_SIGMA,
+    KEY_TYPICAL,
+    KEY_XTC,
+    KEY_XTC_THRESHOLD,
+    KEY_DYNATEMP,
+    KEY_DYNATEMP_EXP,
+    KEY_DRY,
+    KEY_DRY_BASE,
+    KEY_DRY_LENGTH,
+    KEY_DRY_LAST_N,
+    KEY_DRY_BREAKER,
+    KEY_MIROSTAT,
     KEY_SEED,
     KEY_JSON,
     KEY_STATS,
@@ -126,6 +139,25 @@ static const struct argp_option options[] = {
     {"logit-bias", KEY_LOGIT_BIAS, "ID=BIAS", 0,
      "add BIAS to the logit of token ID (-inf: never that token); may be given several times",
      GROUP_SAMPLING},
+    {"top-n-sigma", KEY_TOP_N_SIGMA, "N", 0,
+     "only tokens within N standard deviations of the best logit (0: off)", GROUP_SAMPLING},
+    {"typical", KEY_TYPICAL, "P", 0, "only tokens of the most usual surprise that hold P together (1: off)",
+     GROUP_SAMPLING},
+    {"xtc-probability", KEY_XTC, "P", 0,
+     "how often all tokens above the threshold but the least of them are left out (0: off)", GROUP_SAMPLING},
+    {"xtc-threshold", KEY_XTC_THRESHOLD, "P", 0, "that threshold (0.1; above 0.5: off)", GROUP_SAMPLING},
+    {"dynatemp-range", KEY_DYNATEMP, "R", 0, "temperature T - R to T + R, by the entropy (0: off)",
+     GROUP_SAMPLING},
+    {"dynatemp-exp", KEY_DYNATEMP_EXP, "E", 0, "the entropy's exponent in that (1)", GROUP_SAMPLING},
+    {"dry-multiplier", KEY_DRY, "M", 0,
+     "DRY: M x base^(n - length) off a token that repeats n tokens (0: off)", GROUP_SAMPLING},
+    {"dry-base", KEY_DRY_BASE, "B", 0, "DRY's base (1.75)", GROUP_SAMPLING},
+    {"dry-allowed-length", KEY_DRY_LENGTH, "N", 0, "DRY: shorter repetitions are free (2)", GROUP_SAMPLING},
+    {"dry-penalty-last-n", KEY_DRY_LAST_N, "N", 0, "DRY: of the newest N tokens (-1: all)", GROUP_SAMPLING},
+    {"dry-sequence-breaker", KEY_DRY_BREAKER, "TEXT", 0,
+     "DRY: no repetition reaches across TEXT, \"none\": across any; several times, in place of \\n : \" *",
+     GROUP_SAMPLING},
+    {"mirostat", KEY_MIROSTAT, "N", OPTION_HIDDEN, NULL, GROUP_SAMPLING},
     {"seed", KEY_SEED, "N", 0, "of the randomness (0); the same seed, the same text", GROUP_SAMPLING},
 
     {NULL, 0, NULL, 0, "Output:", GROUP_OUTPUT},
@@ -325,39 +357,96 @@ static void add_bias(struct cli_common *c, char *arg, struct argp_state *state)
     s->logit_bias = c->logit_bias;
 }
 
+/* Settings that are one number. */
+static const struct number {
+    int key;
+    const char *name;
+    size_t field;
+    double min, max;
+    bool whole;
+} numbers[] = {
+#define REAL(key, name, field, min, max)                                                                     \
+    {                                                                                                        \
+        key, "--" name, offsetof(struct pd_sampling, field), min, max, false                                 \
+    }
+#define WHOLE(key, name, field, min, max)                                                                    \
+    {                                                                                                        \
+        key, "--" name, offsetof(struct pd_sampling, field), min, max, true                                  \
+    }
+    REAL(KEY_TEMP, "temp", temperature, 0, 100),
+    WHOLE(KEY_TOP_K, "top-k", top_k, 0, 1 << 30),
+    REAL(KEY_TOP_P, "top-p", top_p, 1e-9, 1),
+    REAL(KEY_MIN_P, "min-p", min_p, 0, 1),
+    REAL(KEY_REPEAT_PENALTY, "repeat-penalty", repeat_penalty, 0.01, 100),
+    WHOLE(KEY_REPEAT_LAST_N, "repeat-last-n", repeat_last_n, 0, 1 << 30),
+    REAL(KEY_PRESENCE, "presence-penalty", presence_penalty, -PENALTY_RANGE, PENALTY_RANGE),
+    REAL(KEY_FREQUENCY, "frequency-penalty", frequency_penalty, -PENALTY_RANGE, PENALTY_RANGE),
+    REAL(KEY_TOP_N_SIGMA, "top-n-sigma", top_n_sigma, 0, SAMPLING_RANGE),
+    REAL(KEY_TYPICAL, "typical", typical_p, 1e-9, 1),
+    REAL(KEY_XTC, "xtc-probability", xtc_probability, 0, 1),
+    REAL(KEY_XTC_THRESHOLD, "xtc-threshold", xtc_threshold, 0, 1),
+    REAL(KEY_DYNATEMP, "dynatemp-range", dynatemp_range, 0, 100),
+    REAL(KEY_DYNATEMP_EXP, "dynatemp-exp", dynatemp_exponent, 0, SAMPLING_RANGE),
+    REAL(KEY_DRY, "dry-multiplier", dry_multiplier, 0, SAMPLING_RANGE),
+    REAL(KEY_DRY_BASE, "dry-base", dry_base, 1, SAMPLING_RANGE),
+    WHOLE(KEY_DRY_LENGTH, "dry-allowed-length", dry_allowed_length, 1, 1 << 30),
+    WHOLE(KEY_DRY_LAST_N, "dry-penalty-last-n", dry_penalty_last_n, -1, 1 << 30),
+#undef REAL
+#undef WHOLE
+};
+
+static bool parse_number(struct pd_sampling *s, int key, const char *arg, struct argp_state *state)
+{
+    for (size_t i = 0; i < PD_COUNT(numbers); i++) {
+        const struct number *n = &numbers[i];
+        char *to = (char *)s + n->field;
+        if (n->key != key)
+            continue;
+        if (n->whole)
+            *(int *)(void *)to = (int)cli_int(state, n->name, arg, (long)n->min, (long)n->max);
+        else
+            *(float *)(void *)to = (float)cli_float(state, n->name, arg, n->min, n->max);
+        return true;
+    }
+    return false;
+}
+
+static void add_breaker(struct cli_common *c, char *arg, struct argp_state *state)
+{
+    struct pd_sampling *s = &c->sampling;
+    if (s->dry_sequence_breakers != c->breakers) { /* the first one replaces the usual ones */
+        s->dry_sequence_breakers = c->breakers;
+        s->n_dry_sequence_breakers = 0;
+    }
+    if (strcmp(arg, "none") == 0) {
+        s->n_dry_sequence_breakers = 0;
+        return;
+    }
+    if (s->n_dry_sequence_breakers == DRY_BREAKERS_MAX)
+        argp_error(state, "--dry-sequence-breaker: no more than %d", DRY_BREAKERS_MAX);
+    if (!*arg || strlen(arg) > DRY_BREAKER_BYTES)
+        argp_error(state, "--dry-sequence-breaker: give 1 to %d bytes", DRY_BREAKER_BYTES);
+    c->breakers[s->n_dry_sequence_breakers++] = arg;
+}
+
 static bool parse_sampling(struct cli_common *c, int key, char *arg, struct argp_state *state)
 {
     struct pd_sampling *s = &c->sampling;
+    if (parse_number(s, key, arg, state)) {
+        c->temperature_set |= key == KEY_TEMP;
+        return true;
+    }
     switch (key) {
-    case KEY_TEMP:
-        s->temperature = (float)cli_float(state, "--temp", arg, 0, 100);
-        c->temperature_set = true;
-        return true;
-    case KEY_TOP_K:
-        s->top_k = (int)cli_int(state, "--top-k", arg, 0, 1 << 30);
-        return true;
-    case KEY_TOP_P:
-        s->top_p = (float)cli_float(state, "--top-p", arg, 1e-9, 1);
-        return true;
-    case KEY_MIN_P:
-        s->min_p = (float)cli_float(state, "--min-p", arg, 0, 1);
-        return true;
-    case KEY_REPEAT_PENALTY:
-        s->repeat_penalty = (float)cli_float(state, "--repeat-penalty", arg, 0.01, 100);
-        return true;
-    case KEY_REPEAT_LAST_N:
-        s->repeat_last_n = (int)cli_int(state, "--repeat-last-n", arg, 0, 1 << 30);
-        return true;
-    case KEY_PRESENCE:
-        s->presence_penalty =
-            (float)cli_float(state, "--presence-penalty", arg, -PENALTY_RANGE, PENALTY_RANGE);
-        return true;
-    case KEY_FREQUENCY:
-        s->frequency_penalty =
-            (float)cli_float(state, "--frequency-penalty", arg, -PENALTY_RANGE, PENALTY_RANGE);
-        return true;
     case KEY_LOGIT_BIAS:
         add_bias(c, arg, state);
+        return true;
+    case KEY_DRY_BREAKER:
+        add_breaker(c, arg, state);
+        return true;
+    case KEY_MIROSTAT:
+        if (cli_int(state, "--mirostat", arg, 0, 2))
+            argp_error(state, "--mirostat is not supported: it steers by what was drawn before; --min-p or "
+                              "--top-n-sigma come near it");
         return true;
     case KEY_SEED:
         s->seed = seed(state, arg);

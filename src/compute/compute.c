@@ -1,6 +1,7 @@
 /* Computing by models. A stage is a model of a few layers and its kv; the last one has the head too. The draft is a
  * model of all its layers. Nothing here knows about trees or time. */
 #include "compute/compute.h"
+#include "compute/vocab.h"
 
 #include <math.h>
 #include <stdio.h>
@@ -19,13 +20,14 @@ struct part { /* a model and its kv; a stage or the draft */
     struct kv *kv[LANES_MAX]; /* by lane */
     int lanes;
     struct sample_scratch *scratch;
-    float *logits;      /* [n_vocab, slice]; the last stage and the draft */
-    float *hidden;      /* [n_embd, batch_rows] of the draft, [n_embd, head_rows] of the last stage */
-    int head_rows;      /* that the last stage's head computes at once */
-    struct row *rows;   /* [batch_rows]; the draft */
-    float *sorted;      /* [n_embd, BATCH_ROWS] hidden states by lane, where lanes are more than one */
-    int n_vocab;        /* of this model */
-    int n_vocab_ranked; /* tokens that the target knows too */
+    struct vocab *vocab; /* the target's; the last stage and the draft */
+    float *logits;       /* [n_vocab, slice]; the last stage and the draft */
+    float *hidden;       /* [n_embd, batch_rows] of the draft, [n_embd, head_rows] of the last stage */
+    int head_rows;       /* that the last stage's head computes at once */
+    struct row *rows;    /* [batch_rows]; the draft */
+    float *sorted;       /* [n_embd, BATCH_ROWS] hidden states by lane, where lanes are more than one */
+    int n_vocab;         /* of this model */
+    int n_vocab_ranked;  /* tokens that the target knows too */
     float spread;
     bool digesting;  /* the last stage: hash the bits of all logits that are sampled from */
     uint64_t digest; /* so far */
@@ -35,6 +37,7 @@ struct compute_self {
     struct compute_info info;
     struct arena arena;
     struct gguf *target, *draft; /* what was opened here, else NULL */
+    struct vocab *vocab;
     struct part stage[STAGES_MAX];
     struct part drafter;
     int loaded, to_load;
@@ -179,7 +182,8 @@ static void sample_head(struct part *p, const struct head_job *job, int i, const
                                  .logits = logits,
                                  .history = {.base = r->history, .n_base = n},
                                  .n_reply = PD_MAX(n - r->reply_pos, 0),
-                                 .pos = n};
+                                 .pos = n,
+                                 .texts = vocab_texts(p->vocab, r->sample)};
     if (p->digesting)
         p->digest = digest_floats(p->digest, logits, p->n_vocab);
     job->tokens[i] = sample_token(&s, p->scratch);
@@ -226,7 +230,8 @@ static void rank_row(struct part *p, const struct draft_job *job, int i, const f
                                  .logits = logits,
                                  .history = ask->history,
                                  .n_reply = PD_MAX(pos - ask->reply_pos, 0),
-                                 .pos = pos};
+                                 .pos = pos,
+                                 .texts = vocab_texts(p->vocab, ask->sample)};
     const struct sample_ranking r = {.spread = p->spread,
                                      .k = job->k,
                                      .tokens = job->tokens + (size_t)i * (size_t)job->k,
@@ -310,6 +315,7 @@ static void compute_self_free(struct compute *c)
     for (int i = 0; i < STAGES_MAX; i++)
         part_free(&s->stage[i]);
     part_free(&s->drafter);
+    vocab_free(s->vocab);
     gguf_close(s->target);
     gguf_close(s->draft);
     arena_free(&s->arena);
@@ -451,6 +457,7 @@ static enum pd_status load_stage(struct compute *c, int i, const struct gguf *g,
                                      .keep = part_keep,
                                      .copy = part_copy,
                                      .tree_rows = part_tree_rows};
+    p->vocab = s->vocab;
     if (last)
         c->head = (struct head_ops){.self = p, .run = head_run};
     part_loaded(s, o);
@@ -483,6 +490,7 @@ static enum pd_status load_draft(struct compute *c, const struct gguf *g, const 
         return status;
     p->n_vocab_ranked = PD_MIN(p->n_vocab, s->info.target.n_vocab);
     p->spread = o->spread > 0 ? o->spread : 0.8f; /* the draft is under-confident: docs/design.md */
+    p->vocab = s->vocab;
     p->rows = mem_new((size_t)batch, sizeof *p->rows);
     p->hidden = mem_new((size_t)batch * (size_t)s->info.draft.n_embd, sizeof *p->hidden);
     if ((status = part_add_head(p, PD_MIN(HEAD_SLICE, batch), err)))
@@ -610,6 +618,7 @@ static enum pd_status load_all(struct compute *c, const struct compute_options *
         return status;
     s->info.target_digest = gguf_digest(target);
     s->info.target_file = target;
+    s->vocab = vocab_new(target, o->tokenizer);
     s->info.draft_digest = draft ? gguf_digest(draft) : 0;
     if (o->n_stages > STAGES_MAX)
         return error_set(err, PD_ERR_STAGES, "%d stages: no more than %d are possible", o->n_stages,

@@ -1,7 +1,7 @@
 /* driver: a pipeline that runs the pure roles over real or modelled time. The roles never see any of this.
  *
  *   sim      virtual clock, one thread, a priority queue of events ordered by (time, sequence); deterministic
- *   threads  wall clock, one process, one thread a role
+ *   threads  wall clock, one process, one thread a role; one for all stages where two could not compute at once
  *   mpi      wall clock, one rank a role (mpi.h)
  *
  * All three are `struct driver` over the same host (host.h), which carries out what the roles ask for.

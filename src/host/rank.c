@@ -374,18 +374,25 @@ static void compute(struct rank *r)
 
 /* ---- the loop ---- */
 
-/* Whoever waits for a request's end is not kept waiting for anything else. */
-static void turn(struct rank *r, int64_t until_ns)
+/* What has come and what can be computed. False: there was nothing to compute. Whoever waits for a request's end is not
+ * kept waiting for anything else. */
+static bool act(struct rank *r)
 {
     int open = host_open(r->host);
     service(r);
     if (!failed(r) && !r->quit)
         host_ready(r->host);
     if (failed(r) || r->quit || host_open(r->host) < open)
-        return;
-    if (host_work(r->host))
-        compute(r);
-    else
+        return true;
+    if (!host_work(r->host))
+        return false;
+    compute(r);
+    return true;
+}
+
+static void turn(struct rank *r, int64_t until_ns)
+{
+    if (!act(r))
         wait_until(r, until_ns);
 }
 
@@ -397,6 +404,27 @@ enum pd_status rank_serve(struct rank *r, struct pd_error *err)
     if (r->status && err)
         *err = r->error;
     return r->status;
+}
+
+void rank_serve_together(struct rank **ranks, int n)
+{
+    link_punctual();
+    for (;;) {
+        bool busy = false, serves = false;
+        struct link *link = NULL;
+        for (int i = 0; i < n; i++) {
+            struct rank *r = ranks[i];
+            if (r->quit || failed(r))
+                continue;
+            busy |= act(r);
+            serves = true;
+            link = r->o.link;
+        }
+        if (!serves)
+            return;
+        if (!busy)
+            link_local_wait(link, link_clock() + IDLE_WAIT_NS);
+    }
 }
 
 void rank_submit(struct rank *r, const struct request *request, const struct request_sink *sink)

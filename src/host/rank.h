@@ -44,6 +44,9 @@ void rank_free(struct rank *r);
 
 /* PD_OK: told to quit. Else what went wrong here; rank 0 has been told. */
 enum pd_status rank_serve(struct rank *r, struct pd_error *err);
+/* Ranks whose links are together (link_local_together), on one thread by turns: none of them computes while another
+ * does, and from one to the next nobody is woken. Until each was told to quit or failed. Not for emulated devices. */
+void rank_serve_together(struct rank **ranks, int n);
 
 /* Rank 0: see struct driver, whose calls these are. */
 void rank_submit(struct rank *r, const struct request *request, const struct request_sink *sink);

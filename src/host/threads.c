@@ -1,4 +1,5 @@
-/* threads: one process, one thread a stage; the drafter's rank is the caller's thread. */
+/* threads: one process, one thread a stage, or one for all stages where two could not compute at once; the drafter's
+ * rank is the caller's thread. */
 #include "host/rank.h"
 
 #include <pthread.h>
@@ -12,7 +13,9 @@ struct threads {
     int n; /* stages */
     struct link *link[STAGES_MAX + 1];
     struct rank *rank[STAGES_MAX + 1];
-    pthread_t thread[STAGES_MAX + 1];
+    bool together; /* the stages are on one thread */
+    pthread_t thread[STAGES_MAX];
+    int n_threads;
     struct gate *gate;
     pthread_mutex_t observer_lock;
 };
@@ -20,6 +23,13 @@ struct threads {
 static void *stage_thread(void *arg)
 {
     rank_serve(arg, NULL); /* what goes wrong is told to the drafter's rank */
+    return NULL;
+}
+
+static void *stages_thread(void *arg)
+{
+    struct threads *t = arg;
+    rank_serve_together(&t->rank[1], t->n);
     return NULL;
 }
 
@@ -58,11 +68,11 @@ static void threads_wake(struct driver *d)
     rank_wake(drafter_of(d));
 }
 
-static void threads_stop(struct threads *t, int started)
+static void threads_stop(struct threads *t)
 {
-    for (int i = 1; i <= started; i++)
+    for (int i = 1; i <= t->n; i++)
         rank_quit(t->rank[0], i);
-    for (int i = 1; i <= started; i++)
+    for (int i = 0; i < t->n_threads; i++)
         pthread_join(t->thread[i], NULL);
     for (int i = 0; i <= t->n; i++) {
         rank_free(t->rank[i]);
@@ -76,7 +86,7 @@ static void threads_stop(struct threads *t, int started)
 static void threads_free(struct driver *d)
 {
     struct threads *t = (struct threads *)d;
-    threads_stop(t, t->n);
+    threads_stop(t);
 }
 
 enum pd_status threads_new(struct driver **out, const struct driver_options *o, const struct compute *c,
@@ -104,13 +114,18 @@ enum pd_status threads_new(struct driver **out, const struct driver_options *o, 
         }
     }
     /* Stages and draft on the same few cores: what the draft computes the target must wait for. */
-    int wanted = c->draft.elsewhere ? 0 : PD_MAX(o->draft_threads, 1);
+    const int processors = get_nprocs();
+    int here = 0, wanted = c->draft.elsewhere ? 0 : PD_MAX(o->draft_threads, 1);
     for (int i = 0; i < t->n; i++)
-        wanted += c->stage[i].elsewhere ? 0 : PD_MAX(o->threads, 1);
-    t->o.drafter.doubtful = !o->profile && wanted > get_nprocs();
+        here += !c->stage[i].elsewhere;
+    wanted += here * PD_MAX(o->threads, 1);
+    t->o.drafter.doubtful = !o->profile && wanted > processors;
+    t->together = !o->profile && here == t->n && here > 1 && 2 * PD_MAX(o->threads, 1) > processors;
     pthread_mutex_init(&t->observer_lock, NULL);
     link_local_new(t->link, t->n + 1);
-    t->gate = gate_new(get_nprocs(), t->link, t->n + 1);
+    if (t->together)
+        link_local_together(t->link, 1, t->n);
+    t->gate = gate_new(processors, t->link, t->n + 1);
     struct rank_options ro = {.driver = &t->o,
                               .compute = c,
                               .copies = c->stage[0].copy != NULL,
@@ -122,10 +137,11 @@ enum pd_status threads_new(struct driver **out, const struct driver_options *o, 
         ro.link = t->link[i];
         rank_new(&t->rank[i], &ro);
     }
-    for (int i = 1; i <= t->n; i++)
-        if (pthread_create(&t->thread[i], NULL, stage_thread, t->rank[i])) {
-            threads_stop(t, i - 1);
-            return error_set(err, PD_ERR_MEMORY, "no thread for stage %d: too many threads", i - 1);
+    for (int i = 0; i < (t->together ? 1 : t->n); i++, t->n_threads++)
+        if (pthread_create(&t->thread[i], NULL, t->together ? stages_thread : stage_thread,
+                           t->together ? (void *)t : t->rank[i + 1])) {
+            threads_stop(t);
+            return error_set(err, PD_ERR_MEMORY, "no thread for stage %d: too many threads", i);
         }
     *out = &t->driver;
     return PD_OK;

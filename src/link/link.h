@@ -32,6 +32,7 @@ struct parcel {
     float *hidden; /* [n_embd, n]; NULL: none */
     struct pd_logit_bias *bias;
     size_t bytes; /* that it has, or would have, on a wire, hidden states in f32 */
+    struct dry_room *dry;
 };
 /* A parcel with a copy of *m. Lists that are NULL are made room for, not filled, and so are `n_embd` floats a row; 0: no
  * hidden states. */
@@ -74,5 +75,9 @@ void link_punctual(void);
 
 /* Links of n_ranks threads: out[n_ranks]. Each is freed by itself; the last takes the shared part along. */
 void link_local_new(struct link **out, int n_ranks);
+/* Ranks first .. first + n - 1 will live on one thread, which waits for all of them at once. Before any is used. */
+void link_local_together(struct link **links, int first, int n);
+/* Until something has come for one of the ranks together with this one, or link_clock says until_ns. */
+void link_local_wait(struct link *l, int64_t until_ns);
 
 #endif

@@ -1,23 +1,37 @@
 /* Parcels: memory for a message and its lists, and a message out of the bytes that a peer has sent. */
 #include "link/link.h"
 
+#include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+
+/* The lists of a request's settings, behind the parcel. */
+static void take_sampling(struct parcel *p, const struct pd_sampling *from)
+{
+    struct pd_sampling *s = &p->msg.begin.sample;
+    p->dry = (struct dry_room *)(p + 1);
+    p->bias = (struct pd_logit_bias *)(p->dry + 1);
+    s->logit_bias = from->n_logit_bias ? p->bias : NULL;
+    if (from->logit_bias && from->n_logit_bias)
+        memcpy(p->bias, from->logit_bias, from->n_logit_bias * sizeof *p->bias);
+    s->dry_sequence_breakers = from->n_dry_sequence_breakers ? p->dry->list : NULL;
+    for (size_t i = 0; i < from->n_dry_sequence_breakers && from->dry_sequence_breakers; i++) {
+        snprintf(p->dry->text[i], sizeof p->dry->text[i], "%s", from->dry_sequence_breakers[i]);
+        p->dry->list[i] = p->dry->text[i];
+    }
+}
 
 struct parcel *parcel_new(const struct msg *m, int n_embd)
 {
     size_t n = m->type == MSG_ROWS ? (size_t)m->rows.n : 0;
-    size_t n_bias = m->type == MSG_BEGIN ? m->begin.sample.n_logit_bias : 0;
+    const bool begin = m->type == MSG_BEGIN;
+    size_t n_bias = begin ? m->begin.sample.n_logit_bias : 0;
     struct parcel *p = malloc(sizeof *p + n * sizeof(struct row) + n * (size_t)n_embd * sizeof(float) +
-                              n_bias * sizeof(struct pd_logit_bias));
+                              n_bias * sizeof(struct pd_logit_bias) + (begin ? sizeof(struct dry_room) : 0));
     PD_ASSERT(p);
     *p = (struct parcel){.msg = *m};
-    if (n_bias) {
-        p->bias = (struct pd_logit_bias *)(p + 1);
-        if (m->begin.sample.logit_bias)
-            memcpy(p->bias, m->begin.sample.logit_bias, n_bias * sizeof *p->bias);
-        p->msg.begin.sample.logit_bias = p->bias;
-    }
+    if (begin)
+        take_sampling(p, &m->begin.sample);
     p->bytes = wire_size(&p->msg, n_embd, WIRE_F32);
     if (!n)
         return p;
@@ -66,12 +80,12 @@ enum pd_status parcel_decode(struct parcel **out, const struct parcel_bytes *b, 
                          head.envelope.from, head.envelope.to, b->from_rank);
     struct msg shape = {.type = head.is_note ? 0 : (uint8_t)head.type};
     if (head.type == MSG_BEGIN)
-        shape.begin.sample.n_logit_bias = (size_t)head.n_bias;
+        shape.begin.sample = (struct pd_sampling){.n_logit_bias = (size_t)head.n_bias};
     else
         shape.rows.n = head.n_rows;
     struct parcel *p = head.is_note ? parcel_new_note(&(struct note){0})
                                     : parcel_new(&shape, head.has_hidden ? l->n_embd : 0);
-    const struct wire_room to = {p->rows, p->hidden, p->bias};
+    const struct wire_room to = {p->rows, p->hidden, p->bias, p->dry};
     status = head.is_note ? note_decode(p->note, b->data, b->size, l, err)
                           : wire_decode(&p->msg, &to, b->data, b->size, l, err);
     if (status) {

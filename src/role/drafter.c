@@ -12,7 +12,7 @@ static void lane_init(struct lane *l, int index, const struct drafter_options *o
     tree_init(&l->tree, nodes);
     l->tokens = mem_new((size_t)o->ctx + 2, sizeof *l->tokens);
     l->path_ids = mem_new((size_t)o->ctx + 2, sizeof *l->path_ids);
-    l->bias = mem_new(LOGIT_BIAS_MAX, sizeof *l->bias);
+    l->sample_room = mem_new(1, sizeof *l->sample_room);
     l->dead = mem_new(lists, sizeof *l->dead);
     l->commit = mem_new(lists, sizeof *l->commit);
     l->drop = mem_new(lists, sizeof *l->drop);
@@ -23,7 +23,7 @@ static void lane_deinit(struct lane *l)
     tree_deinit(&l->tree);
     free(l->tokens);
     free(l->path_ids);
-    free(l->bias);
+    free(l->sample_room);
     free(l->dead);
     free(l->commit);
     free(l->drop);
@@ -195,7 +195,7 @@ static void lane_begin(struct drafter *d, struct lane *l, const struct request *
     l->request = r->id;
     l->policy.o.mode = r->plain ? PD_MODE_PP : d->o.policy.mode;
     l->begun = ++d->begun;
-    sampling_copy(&l->sample, l->bias, &r->sample);
+    sampling_copy(&l->sample, l->sample_room, &r->sample);
     l->reply_pos = request_reply_pos(r);
     l->n_end_tokens = PD_MIN(r->n_end_tokens, END_TOKENS_MAX);
     memcpy(l->end_tokens, r->end_tokens, sizeof l->end_tokens);

@@ -27,8 +27,8 @@ struct lane { /* a request, and what its place in the caches holds after it */
     struct policy policy;
     struct tree tree;
     struct pd_sampling sample;
-    struct pd_logit_bias *bias; /* [LOGIT_BIAS_MAX] its own */
-    int32_t reply_pos;          /* of the reply's first token */
+    struct sampling_room *sample_room; /* of its lists */
+    int32_t reply_pos;                 /* of the reply's first token */
     int32_t end_tokens[END_TOKENS_MAX];
     int n_end_tokens;
     int32_t *tokens;   /* [ctx + 1] by position, the root's included */

@@ -56,15 +56,6 @@ struct msg *effect_send(struct effects *out, struct outbox *b, int to, enum msg_
     return m;
 }
 
-void sampling_copy(struct pd_sampling *to, struct pd_logit_bias *bias, const struct pd_sampling *from)
-{
-    PD_ASSERT(from->n_logit_bias <= LOGIT_BIAS_MAX);
-    *to = *from;
-    to->logit_bias = from->n_logit_bias ? bias : NULL;
-    if (from->n_logit_bias)
-        memcpy(bias, from->logit_bias, from->n_logit_bias * sizeof *bias);
-}
-
 void kv_ops_init(struct kv_ops *k, int lanes)
 {
     *k = (struct kv_ops){.op = mem_new(2 * (size_t)lanes, sizeof *k->op), .room = 2 * lanes};

@@ -26,9 +26,6 @@ struct effect *effect_new(struct effects *out, enum effect_type type);
 /* A message to one role, zeroed but for type and request. */
 struct msg *effect_send(struct effects *out, struct outbox *b, int to, enum msg_type type, uint32_t request);
 
-/* A request's settings in a machine: the entries of logit_bias, at most LOGIT_BIAS_MAX, are copied to bias. */
-void sampling_copy(struct pd_sampling *to, struct pd_logit_bias *bias, const struct pd_sampling *from);
-
 /* How lanes of a device's kv start, in the order to be told: a lane keeps some positions of its own, or gets them from
  * another. What a later one makes void is left out, so there are never many. */
 struct kv_op {

@@ -33,7 +33,7 @@ struct stage {
     uint32_t received, taken, reported; /* ROWS messages */
     /* what the next effects point to */
     struct row out_rows[BATCH_ROWS];
-    struct pd_logit_bias bias[LOGIT_BIAS_MAX];
+    struct sampling_room sample_room;
     struct ended { /* requests whose END goes on with this step */
         uint32_t request;
         struct msg_end end;
@@ -257,7 +257,8 @@ static void on_begin(struct stage *s, const struct msg *msg, struct effects *out
 {
     const struct msg_begin *b = &msg->begin;
     if (b->lane < 0 || b->lane >= s->o.lanes || b->from < 0 || b->from >= s->o.lanes || !msg->request ||
-        b->sample.n_logit_bias > LOGIT_BIAS_MAX || lane_of(s, msg->request) || s->lanes[b->lane].request) {
+        b->sample.n_logit_bias > LOGIT_BIAS_MAX || b->sample.n_dry_sequence_breakers > DRY_BREAKERS_MAX ||
+        lane_of(s, msg->request) || s->lanes[b->lane].request) {
         fault_set(&s->fault,
                   "request %u begins in lane %d of %d, from lane %d, before the one before has ended",
                   msg->request, b->lane, s->o.lanes, b->from);
@@ -270,7 +271,7 @@ static void on_begin(struct stage *s, const struct msg *msg, struct effects *out
         fault_set(&s->fault, "request %u: too many begin while one batch is in hand", msg->request);
     struct msg_begin *on = &effect_send(out, &s->box, next_role(s), MSG_BEGIN, msg->request)->begin;
     *on = *b;
-    sampling_copy(&on->sample, s->bias, &b->sample);
+    sampling_copy(&on->sample, &s->sample_room, &b->sample);
 }
 
 static void on_chunk(struct stage *s, const struct row *rows, int n)

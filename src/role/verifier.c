@@ -7,7 +7,7 @@ struct lane {         /* what a request has here */
     uint32_t request; /* 0: free */
     struct mirror m;
     struct msg_begin begin;
-    struct pd_logit_bias *bias; /* [LOGIT_BIAS_MAX] of begin.sample */
+    struct sampling_room *sample_room; /* of begin.sample */
     int32_t
         *history; /* [ctx + 1] tokens by position; outlives the request, for the next one that keeps some */
     int32_t tip_pos, produced;
@@ -40,7 +40,7 @@ struct verifier *verifier_new(const struct verifier_options *o)
     for (int i = 0; i < v->o.lanes; i++) {
         mirror_init(&v->lanes[i].m, bound);
         v->lanes[i].history = mem_new((size_t)o->ctx + 1, sizeof *v->lanes[i].history);
-        v->lanes[i].bias = mem_new(LOGIT_BIAS_MAX, sizeof *v->lanes[i].bias);
+        v->lanes[i].sample_room = mem_new(1, sizeof *v->lanes[i].sample_room);
     }
     handles_init(&v->release, v->o.lanes * bound + BATCH_ROWS + 1);
     outbox_init(&v->box, 3 * v->o.lanes + 1);
@@ -54,7 +54,7 @@ void verifier_free(struct verifier *v)
     for (int i = 0; i < v->o.lanes; i++) {
         mirror_deinit(&v->lanes[i].m);
         free(v->lanes[i].history);
-        free(v->lanes[i].bias);
+        free(v->lanes[i].sample_room);
     }
     free(v->lanes);
     free(v->release.handle);
@@ -103,7 +103,8 @@ static void on_begin(struct verifier *v, const struct msg *msg)
     if (b->lane < 0 || b->lane >= v->o.lanes || b->from < 0 || b->from >= v->o.lanes || b->ctx > v->o.ctx ||
         b->root_pos < 0 || b->root_pos >= b->ctx || b->keep < 0 || b->keep > b->root_pos || !msg->request ||
         b->top_logprobs < 0 || b->top_logprobs > LOGPROBS_MAX || b->sample.n_logit_bias > LOGIT_BIAS_MAX ||
-        lane_of(v, msg->request) || v->lanes[b->lane].request) {
+        b->sample.n_dry_sequence_breakers > DRY_BREAKERS_MAX || lane_of(v, msg->request) ||
+        v->lanes[b->lane].request) {
         fault_set(&v->fault, "request %u begins wrongly (lane %d of %d, root at %d of %d)", msg->request,
                   b->lane, v->o.lanes, b->root_pos, b->ctx);
         return;
@@ -113,7 +114,7 @@ static void on_begin(struct verifier *v, const struct msg *msg)
         memcpy(l->history, v->lanes[b->from].history, (size_t)b->keep * sizeof *l->history);
     l->request = msg->request;
     l->begin = *b;
-    sampling_copy(&l->begin.sample, l->bias, &b->sample);
+    sampling_copy(&l->begin.sample, l->sample_room, &b->sample);
     l->produced = 0;
     l->heads = 0;
     l->history[b->root_pos] = b->root_token;

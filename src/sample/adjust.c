@@ -4,18 +4,7 @@
 #include <math.h>
 #include <string.h>
 
-static int32_t length(const struct history *h)
-{
-    return h->n_base + h->n_path;
-}
-
-static int32_t token_at(const struct history *h, int32_t i)
-{
-    return i < h->n_base ? h->base[i] : h->path[i - h->n_base];
-}
-
-/* A stamp that no token has. */
-static uint32_t new_stamp(struct sample_scratch *s)
+uint32_t sample_stamp(struct sample_scratch *s)
 {
     if (++s->stamp_now == 0) {
         memset(s->stamp, 0, (size_t)s->n_vocab * sizeof *s->stamp);
@@ -45,10 +34,10 @@ static void add_bias(const struct pd_sampling *p, struct sample_scratch *s)
 /* Each recent token counts once. */
 static void repeat_penalty(const struct pd_sampling *p, const struct history *h, struct sample_scratch *s)
 {
-    const uint32_t stamp = new_stamp(s);
-    const int32_t n = length(h);
+    const uint32_t stamp = sample_stamp(s);
+    const int32_t n = history_length(h);
     for (int32_t i = PD_MAX(0, n - p->repeat_last_n); i < n; i++) {
-        int32_t id = token_at(h, i);
+        int32_t id = history_at(h, i);
         if (id < 0 || id >= s->n_vocab || s->stamp[id] == stamp)
             continue;
         s->stamp[id] = stamp;
@@ -60,17 +49,17 @@ static void repeat_penalty(const struct pd_sampling *p, const struct history *h,
 static void reply_penalties(const struct sample_job *j, struct sample_scratch *s)
 {
     const struct pd_sampling *p = j->sampling;
-    const uint32_t stamp = new_stamp(s);
-    const int32_t n = length(&j->history), from = PD_MAX(0, n - j->n_reply);
+    const uint32_t stamp = sample_stamp(s);
+    const int32_t n = history_length(&j->history), from = PD_MAX(0, n - j->n_reply);
     for (int32_t i = from; i < n; i++) {
-        int32_t id = token_at(&j->history, i);
+        int32_t id = history_at(&j->history, i);
         if (id < 0 || id >= s->n_vocab)
             continue;
         s->count[id] = s->stamp[id] == stamp ? s->count[id] + 1 : 1;
         s->stamp[id] = stamp;
     }
     for (int32_t i = from; i < n; i++) {
-        int32_t id = token_at(&j->history, i);
+        int32_t id = history_at(&j->history, i);
         if (id < 0 || id >= s->n_vocab || s->stamp[id] != stamp)
             continue;
         s->stamp[id] = 0; /* once */
@@ -82,9 +71,10 @@ static void reply_penalties(const struct sample_job *j, struct sample_scratch *s
 const float *sample_adjust(const struct sample_job *j, struct sample_scratch *s)
 {
     const struct pd_sampling *p = j->sampling;
-    const bool repeats = p->repeat_penalty != 1 && p->repeat_last_n > 0 && length(&j->history) > 0;
+    const bool repeats = p->repeat_penalty != 1 && p->repeat_last_n > 0 && history_length(&j->history) > 0;
     const bool counts = (p->presence_penalty != 0 || p->frequency_penalty != 0) && j->n_reply > 0;
-    if (!j->allowed && !p->n_logit_bias && !repeats && !counts)
+    const bool dry = dry_applies(j);
+    if (!j->allowed && !p->n_logit_bias && !repeats && !counts && !dry)
         return j->logits;
     memcpy(s->logits, j->logits, (size_t)s->n_vocab * sizeof *s->logits);
     if (p->n_logit_bias)
@@ -93,6 +83,8 @@ const float *sample_adjust(const struct sample_job *j, struct sample_scratch *s)
         repeat_penalty(p, &j->history, s);
     if (counts)
         reply_penalties(j, s);
+    if (dry)
+        dry_penalty(j, s);
     if (j->allowed)
         forbid(j->allowed, s);
     return s->logits;

@@ -38,6 +38,7 @@ void sample_scratch_free(struct sample_scratch *s)
     free(s->stamp);
     free(s->count);
     free(s->cand);
+    free(s->repeats);
     free(s);
 }
 
@@ -121,9 +122,8 @@ static vec exp_vec(vec x)
     return y * power.f;
 }
 
-/* Sum of e^((x - max) * scale) over all tokens. What lies 25 below the maximum counts as nothing: a million such
- * tokens weigh less than 2e-5. block_max must be filled. */
-static double sum_exp(const float *x, float max, double scale, const struct sample_scratch *s)
+/* What lies 25 below the maximum counts as nothing: a million such tokens weigh less than 2e-5. */
+double sample_sum_exp(const float *x, float max, double scale, const struct sample_scratch *s)
 {
     const float far = -25, k = (float)scale;
     const vec floor = {far, far, far, far}, none = {0};
@@ -179,8 +179,7 @@ static float select_kth(float *x, int n, int k)
     return x[target];
 }
 
-/* Tokens with a logit of at least `least` (NaN and -inf never), in order of id. block_max must be filled. */
-static int collect(const float *x, float least, struct sample_scratch *s)
+int sample_collect(const float *x, float least, struct sample_scratch *s)
 {
     int n = 0;
     for (int b = 0; b < s->n_blocks; b++) {
@@ -194,7 +193,7 @@ static int collect(const float *x, float least, struct sample_scratch *s)
     return n;
 }
 
-static int by_logit(const void *a, const void *b)
+int cand_by_logit(const void *a, const void *b)
 {
     const struct cand *x = a, *y = b;
     if (x->logit != y->logit)
@@ -218,65 +217,14 @@ int sample_top(const float *x, int k, struct sample_scratch *s)
         memcpy(s->select, s->block_max, (size_t)s->n_blocks * sizeof *s->select);
         least = select_kth(s->select, s->n_blocks, k);
     }
-    int n = collect(x, least, s);
+    int n = sample_collect(x, least, s);
     if (n > 4 * k) { /* a loose floor: find the exact one before sorting */
         for (int i = 0; i < n; i++)
             s->select[i] = s->cand[i].logit;
-        n = collect(x, select_kth(s->select, n, k), s);
+        n = sample_collect(x, select_kth(s->select, n, k), s);
     }
-    qsort(s->cand, (size_t)n, sizeof *s->cand, by_logit);
+    qsort(s->cand, (size_t)n, sizeof *s->cand, cand_by_logit);
     return PD_MIN(n, k);
-}
-
-/* How many of the n best (sorted in cand) it takes to hold the share `top_p` of `total`; n + 1: they don't. */
-static int nucleus(int n, float max, double scale, double share, const struct sample_scratch *s)
-{
-    double sum = 0;
-    for (int i = 0; i < n; i++) {
-        sum += exp(((double)s->cand[i].logit - max) * scale);
-        if (sum >= share)
-            return i + 1;
-    }
-    return n + 1;
-}
-
-/* top-k, top-p, min-p at temperature > 0: the tokens that may be drawn, in cand. Returns how many. */
-static int filter(const struct pd_sampling *p, const float *x, float max, struct sample_scratch *s)
-{
-    const double scale = 1.0 / p->temperature;
-    int n;
-    if (p->top_k > 0 && p->top_k < s->n_vocab) {
-        n = sample_top(x, p->top_k, s);
-        if (p->top_p < 1) {
-            double total = 0;
-            for (int i = 0; i < n; i++)
-                total += exp(((double)s->cand[i].logit - max) * scale);
-            n = PD_MIN(n, nucleus(n, max, scale, total * p->top_p, s));
-        }
-    } else if (p->top_p < 1) {
-        double share = sum_exp(x, max, scale, s) * p->top_p;
-        int want = 128, got;
-        for (;; want *= 8) { /* mostly the first try is enough */
-            want = PD_MIN(want, s->n_vocab);
-            got = sample_top(x, want, s);
-            n = nucleus(got, max, scale, share, s);
-            if (n <= got || got < want || want == s->n_vocab)
-                break;
-        }
-        n = PD_MIN(n, got);
-    } else {
-        n = collect(
-            x, p->min_p > 0 ? (float)(max + p->temperature * log((double)p->min_p)) - 1e-3f : -INFINITY, s);
-    }
-    if (p->min_p > 0) {
-        int kept = 0;
-        double least = log((double)p->min_p);
-        for (int i = 0; i < n; i++)
-            if (((double)s->cand[i].logit - max) * scale >= least)
-                s->cand[kept++] = s->cand[i];
-        n = kept;
-    }
-    return n;
 }
 
 /* ---- noise ---- */
@@ -297,23 +245,16 @@ static uint64_t noise_key(const struct pd_sampling *p, int32_t pos)
     return rng_key(p->seed, (uint32_t)pos, NOISE_STREAM);
 }
 
-static bool filters(const struct pd_sampling *p)
+/* argmax of logit / T + noise over what is left. */
+static int32_t noisy_argmax(const struct chain *c, uint64_t key, const struct sample_scratch *s)
 {
-    return p->top_k > 0 || p->top_p < 1 || p->min_p > 0;
-}
-
-/* argmax of logit / T + noise over cand[n] (n < 0: the whole vocabulary). */
-static int32_t noisy_argmax(const struct pd_sampling *p, const float *x, int n, int32_t pos,
-                            const struct sample_scratch *s)
-{
-    const uint64_t key = noise_key(p, pos);
-    const double scale = 1.0 / p->temperature;
-    const int count = n < 0 ? s->n_vocab : n;
+    const double scale = 1.0 / c->temperature;
+    const int count = c->n < 0 ? s->n_vocab : c->n;
     double best = -INFINITY;
     int32_t best_id = 0;
     for (int i = 0; i < count; i++) {
-        int32_t id = n < 0 ? i : s->cand[i].id;
-        double z = (double)(n < 0 ? x[i] : s->cand[i].logit) * scale;
+        int32_t id = c->n < 0 ? i : s->cand[i].id;
+        double z = (double)(c->n < 0 ? c->x[i] : s->cand[i].logit) * scale;
         uint64_t bits = rng_at(key, (uint32_t)id);
         if (!(z + gumbel_bound(bits) >= best))
             continue;
@@ -326,16 +267,27 @@ static int32_t noisy_argmax(const struct pd_sampling *p, const float *x, int n, 
     return best_id;
 }
 
+static int32_t best_left(const struct chain *c, struct sample_scratch *s)
+{
+    if (c->n < 0)
+        return argmax(c->x, s);
+    int32_t best = 0;
+    for (int i = 1; i < c->n; i++)
+        if (cand_by_logit(&s->cand[i], &s->cand[best]) < 0)
+            best = i;
+    return c->n ? s->cand[best].id : 0;
+}
+
 int32_t sample_token(const struct sample_job *j, struct sample_scratch *s)
 {
-    const struct pd_sampling *p = j->sampling;
     const float *x = sample_adjust(j, s);
-    if (p->temperature <= 0)
+    if (chain_greedy(j->sampling))
         return argmax(x, s);
     float max = find_finite_maxima(&x, s);
     if (max == -INFINITY)
         return 0;
-    return noisy_argmax(p, x, filters(p) ? filter(p, x, max, s) : -1, j->pos, s);
+    struct chain c = chain_run(j, x, max, s);
+    return c.temperature > 0 ? noisy_argmax(&c, noise_key(j->sampling, j->pos), s) : best_left(&c, s);
 }
 
 /* ---- the drafter's ranking ---- */
@@ -343,7 +295,7 @@ int32_t sample_token(const struct sample_job *j, struct sample_scratch *s)
 static int rank_greedy(const float *x, float max, const struct sample_ranking *r, struct sample_scratch *s)
 {
     int n = sample_top(x, PD_MIN(r->k, s->n_vocab), s);
-    double lse = log(sum_exp(x, max, 1.0 / r->spread, s));
+    double lse = log(sample_sum_exp(x, max, 1.0 / r->spread, s));
     for (int i = 0; i < n; i++) {
         r->tokens[i] = s->cand[i].id;
         r->logp[i] = (float)PD_MIN(0.0, ((double)s->cand[i].logit - max) / r->spread - lse);
@@ -351,27 +303,24 @@ static int rank_greedy(const float *x, float max, const struct sample_ranking *r
     return n;
 }
 
-/* Put the noise on cand[n]; or, with n < 0, on those of the vocabulary that can matter: the ones that come within
- * FAR x spread of the best. */
-static int add_noise(const struct sample_job *j, const float *x, int n, float spread,
-                     struct sample_scratch *s)
+/* Put the noise on what is left; or, if that is the whole vocabulary, on those of it that can matter: the ones that come
+ * within FAR x spread of the best. Returns how many are in cand then. */
+static int add_noise(const struct chain *c, uint64_t key, float spread, struct sample_scratch *s)
 {
-    const struct pd_sampling *p = j->sampling;
-    const uint64_t key = noise_key(p, j->pos);
-    if (n >= 0) {
-        for (int i = 0; i < n; i++)
-            s->cand[i].z = s->cand[i].logit + p->temperature * gumbel(rng_at(key, (uint32_t)s->cand[i].id));
-        return n;
-    }
+    const double t = c->temperature;
+    for (int i = 0; i < c->n; i++)
+        s->cand[i].z = s->cand[i].logit + (t > 0 ? t * gumbel(rng_at(key, (uint32_t)s->cand[i].id)) : 0);
+    if (c->n >= 0)
+        return c->n;
     double best = -INFINITY;
-    n = 0;
+    int n = 0;
     for (int i = 0; i < s->n_vocab; i++) {
         uint64_t bits = rng_at(key, (uint32_t)i);
-        if (!((double)x[i] + p->temperature * gumbel_bound(bits) > best - FAR * spread))
+        if (!((double)c->x[i] + t * gumbel_bound(bits) > best - FAR * spread))
             continue;
-        double z = (double)x[i] + p->temperature * gumbel(bits);
+        double z = (double)c->x[i] + t * gumbel(bits);
         best = PD_MAX(best, z);
-        s->cand[n++] = (struct cand){.logit = x[i], .id = i, .z = z};
+        s->cand[n++] = (struct cand){.logit = c->x[i], .id = i, .z = z};
     }
     return n;
 }
@@ -411,14 +360,15 @@ static int rank_noisy(int n, const struct sample_ranking *r, struct sample_scrat
 
 int sample_rank(const struct sample_job *j, const struct sample_ranking *r, struct sample_scratch *s)
 {
-    const struct pd_sampling *p = j->sampling;
     PD_ASSERT(r->spread > 0 && r->k >= 0);
     const float *x = sample_adjust(j, s);
     float max = find_finite_maxima(&x, s);
     if (max == -INFINITY || r->k == 0)
         return 0;
-    if (p->temperature <= 0)
+    if (chain_greedy(j->sampling))
         return rank_greedy(x, max, r, s);
-    int n = filters(p) ? filter(p, x, max, s) : -1;
-    return rank_noisy(add_noise(j, x, n, r->spread, s), r, s);
+    struct chain c = chain_run(j, x, max, s);
+    if (c.temperature <= 0 && c.n < 0)
+        return rank_greedy(x, max, r, s);
+    return rank_noisy(add_noise(&c, noise_key(j->sampling, j->pos), r->spread, s), r, s);
 }

@@ -5,10 +5,14 @@
  *     logit_bias           added; -infinity: never
  *     repeat penalty       of the newest repeat_last_n tokens, prompt or reply, each once
  *     presence, frequency  taken off: presence + frequency x times, of the tokens that the reply holds already
+ *     DRY                  taken off tokens that go on with a repetition, more the longer it is (dry.c)
  *     mask                 tokens that are not allowed: never
- *     temperature -> top-k -> top-p -> min-p -> argmax(logit / T + gumbel(seed, pos, token))
+ *     top-n-sigma -> top-k -> typical-p -> top-p -> min-p -> XTC -> temperature -> argmax(logit / T + gumbel(seed, pos, token))
  *
- * At temperature 0: argmax of the adjusted logits, ties to the lowest id. The Gumbel-max trick makes this an exact
+ * This is llama.cpp's order: probabilities are those of temperature 1 until the very end. XTC's chance is a function of
+ * seed and position too.
+ *
+ * At temperature 0: argmax of what is left, ties to the lowest id. The Gumbel-max trick makes this an exact
  * draw from the filtered softmax, and any two machines with the same seed draw the same token for the same logits. Where
  * nothing is left to choose from it is token 0.
  *
@@ -30,13 +34,28 @@ enum {
     LOGIT_BIAS_MAX = 1024,   /* entries */
     LOGIT_BIAS_RANGE = 1000, /* of a finite one, either way */
     PENALTY_RANGE = 100,     /* presence and frequency, either way */
-    LOGPROBS_MAX = 20        /* most probable tokens beside the chosen one */
+    SAMPLING_RANGE = 1000,   /* of what has no bound of its own */
+    DRY_BREAKERS_MAX = 16,
+    DRY_BREAKER_BYTES = 40,
+    LOGPROBS_MAX = 20 /* most probable tokens beside the chosen one */
 };
 
 /* The settings are struct pd_sampling of pipedec.h. */
 struct pd_sampling sample_defaults(void); /* what pd_sampling_init gives */
 /* Ranges; PD_ERR_USAGE names the field. n_vocab 0: unknown. */
 enum pd_status sample_check(const struct pd_sampling *p, int n_vocab, struct pd_error *err);
+
+/* Where a copy of a request's settings keeps its lists. */
+struct dry_room {
+    const char *list[DRY_BREAKERS_MAX];
+    char text[DRY_BREAKERS_MAX][DRY_BREAKER_BYTES + 1];
+};
+struct sampling_room {
+    struct pd_logit_bias bias[LOGIT_BIAS_MAX];
+    struct dry_room dry;
+};
+/* Copy checked settings; lists of what is off are left out. */
+void sampling_copy(struct pd_sampling *to, struct sampling_room *room, const struct pd_sampling *from);
 
 struct sample_scratch; /* buffers for one vocabulary size */
 struct sample_scratch *sample_scratch_new(int n_vocab);
@@ -48,6 +67,13 @@ struct history {
     int32_t n_base, n_path;
 };
 
+/* The bytes of each token: those of token i begin at data + offset[i]. */
+struct sample_texts {
+    const char *data;
+    const uint32_t *offset; /* [n + 1] */
+    int32_t n;
+};
+
 struct sample_job { /* borrowed for the call */
     const struct pd_sampling *sampling;
     const float *logits;    /* [n_vocab], left as they are */
@@ -57,6 +83,7 @@ struct sample_job { /* borrowed for the call */
     /* [(n_vocab + 31) / 32] bit i % 32 of word i / 32: may token i be chosen here (a grammar's mask of this node); NULL: all
      * may. */
     const uint32_t *allowed;
+    const struct sample_texts *texts; /* what DRY's breakers are looked for in; NULL: there are none */
 };
 
 int32_t sample_token(const struct sample_job *j, struct sample_scratch *s);

@@ -1,4 +1,5 @@
 /* Bodies of the three forms. */
+#include "sample/sample.h"
 #include "serve/api.h"
 
 #include <math.h>
@@ -238,6 +239,57 @@ static void seed(struct parse *p)
     p->r->seed_given = true;
 }
 
+static void breakers(struct parse *p)
+{
+    yyjson_val *v = field_get(&p->f, "dry_sequence_breakers");
+    struct api_request *r = p->r;
+    if (!v)
+        return;
+    if (!yyjson_is_arr(v) || yyjson_arr_size(v) > DRY_BREAKERS_MAX) {
+        field_fail(&p->f, PD_ERR_USAGE, "dry_sequence_breakers", "give a list of at most %d strings",
+                   DRY_BREAKERS_MAX);
+        return;
+    }
+    const size_t n = yyjson_arr_size(v);
+    const char **list = arena_take(&r->arena, (n + 1) * sizeof *list);
+    for (size_t i = 0; i < n && !p->f.status; i++) {
+        yyjson_val *s = yyjson_arr_get(v, i);
+        if (!json_text(s) || !yyjson_get_len(s) || yyjson_get_len(s) > DRY_BREAKER_BYTES)
+            field_fail(&p->f, PD_ERR_USAGE, "dry_sequence_breakers", "give strings of 1 to %d bytes",
+                       DRY_BREAKER_BYTES);
+        else
+            list[i] = copy(r, s);
+    }
+    r->sampling.dry_sequence_breakers = list;
+    r->sampling.n_dry_sequence_breakers = n;
+}
+
+/* What llama.cpp's server has beside the usual fields, by its names. */
+static void more_sampling(struct parse *p)
+{
+    struct pd_sampling *s = &p->r->sampling;
+    int64_t allowed = s->dry_allowed_length, last_n = s->dry_penalty_last_n, mirostat = 0;
+    field_float(&p->f, "top_n_sigma", -1, SAMPLING_RANGE, &s->top_n_sigma);
+    field_float(&p->f, "typical_p", 0, 1, &s->typical_p);
+    field_float(&p->f, "xtc_probability", 0, 1, &s->xtc_probability);
+    field_float(&p->f, "xtc_threshold", 0, 1, &s->xtc_threshold);
+    field_float(&p->f, "dynatemp_range", 0, 100, &s->dynatemp_range);
+    field_float(&p->f, "dynatemp_exponent", 0, SAMPLING_RANGE, &s->dynatemp_exponent);
+    field_float(&p->f, "dry_multiplier", 0, SAMPLING_RANGE, &s->dry_multiplier);
+    field_float(&p->f, "dry_base", 1, SAMPLING_RANGE, &s->dry_base);
+    field_int(&p->f, "dry_allowed_length", 1, INT32_MAX, &allowed);
+    field_int(&p->f, "dry_penalty_last_n", -1, INT32_MAX, &last_n);
+    field_int(&p->f, "mirostat", 0, 2, &mirostat);
+    if (mirostat)
+        field_fail(&p->f, PD_ERR_UNSUPPORTED, "mirostat",
+                   "not supported: it steers by what was drawn before; min_p or top_n_sigma come near it");
+    s->top_n_sigma = PD_MAX(s->top_n_sigma, 0); /* -1: off */
+    s->typical_p = PD_MAX(s->typical_p, 1e-6F);
+    s->dry_allowed_length = (int)allowed;
+    s->dry_penalty_last_n = (int)last_n;
+    breakers(p);
+}
+
 static void sampling(struct parse *p)
 {
     struct pd_sampling *s = &p->r->sampling;
@@ -247,12 +299,13 @@ static void sampling(struct parse *p)
     field_float(&p->f, "min_p", 0, 1, &s->min_p);
     field_int(&p->f, "top_k", -1, INT32_MAX, &top_k);
     field_float(&p->f, "repeat_penalty", 0.01, 100, &s->repeat_penalty);
-    field_int(&p->f, "repeat_last_n", 0, INT32_MAX, &last_n);
+    field_int(&p->f, "repeat_last_n", -1, INT32_MAX, &last_n);
     field_float(&p->f, "presence_penalty", -100, 100, &s->presence_penalty);
     field_float(&p->f, "frequency_penalty", -100, 100, &s->frequency_penalty);
     s->top_p = PD_MAX(s->top_p, 1e-6F); /* 0: the most probable token alone, too */
     s->top_k = (int)PD_MAX(top_k, 0);
-    s->repeat_last_n = (int)last_n;
+    s->repeat_last_n = last_n < 0 ? INT32_MAX : (int)last_n; /* -1: all */
+    more_sampling(p);
     seed(p);
     biases(p);
     stops(p);

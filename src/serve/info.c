@@ -142,6 +142,16 @@ static void put_sampling(yyjson_mut_doc *d, yyjson_mut_val *o, const struct pd_s
     yyjson_mut_obj_add_int(d, o, "repeat_last_n", s->repeat_last_n);
     yyjson_mut_obj_add_real(d, o, "presence_penalty", (double)s->presence_penalty);
     yyjson_mut_obj_add_real(d, o, "frequency_penalty", (double)s->frequency_penalty);
+    yyjson_mut_obj_add_real(d, o, "top_n_sigma", (double)s->top_n_sigma);
+    yyjson_mut_obj_add_real(d, o, "typical_p", (double)s->typical_p);
+    yyjson_mut_obj_add_real(d, o, "xtc_probability", (double)s->xtc_probability);
+    yyjson_mut_obj_add_real(d, o, "xtc_threshold", (double)s->xtc_threshold);
+    yyjson_mut_obj_add_real(d, o, "dynatemp_range", (double)s->dynatemp_range);
+    yyjson_mut_obj_add_real(d, o, "dynatemp_exponent", (double)s->dynatemp_exponent);
+    yyjson_mut_obj_add_real(d, o, "dry_multiplier", (double)s->dry_multiplier);
+    yyjson_mut_obj_add_real(d, o, "dry_base", (double)s->dry_base);
+    yyjson_mut_obj_add_int(d, o, "dry_allowed_length", s->dry_allowed_length);
+    yyjson_mut_obj_add_int(d, o, "dry_penalty_last_n", s->dry_penalty_last_n);
 }
 
 static void put_piece(yyjson_mut_doc *d, yyjson_mut_val *o, const char *key, const struct lexicon *l,

@@ -45,6 +45,35 @@ static void stats(struct codec *c, struct pd_stats *s)
     s->struct_size = sizeof *s;
 }
 
+static void filters(struct codec *c, struct pd_sampling *s)
+{
+    codec_float(c, &s->top_n_sigma, "top_n_sigma");
+    codec_float(c, &s->typical_p, "typical_p");
+    codec_float(c, &s->xtc_probability, "xtc_probability");
+    codec_float(c, &s->xtc_threshold, "xtc_threshold");
+    codec_float(c, &s->dynatemp_range, "dynatemp_range");
+    codec_float(c, &s->dynatemp_exponent, "dynatemp_exponent");
+}
+
+static void dry(struct codec *c, struct pd_sampling *s)
+{
+    codec_float(c, &s->dry_multiplier, "dry_multiplier");
+    codec_float(c, &s->dry_base, "dry_base");
+    codec_i32(c, &s->dry_allowed_length, "dry_allowed_length", INT32_MIN, INT32_MAX);
+    codec_i32(c, &s->dry_penalty_last_n, "dry_penalty_last_n", INT32_MIN, INT32_MAX);
+    codec_count(c, &s->n_dry_sequence_breakers, "dry_sequence_breakers", PROTOCOL_BREAKERS_MAX, 4);
+    const char **list = NULL;
+    if (codec_reads(c))
+        s->dry_sequence_breakers = list =
+            arena_take(c->arena, (s->n_dry_sequence_breakers + 1) * sizeof *list);
+    for (size_t i = 0; i < s->n_dry_sequence_breakers; i++) {
+        const char *text = s->dry_sequence_breakers[i];
+        codec_text(c, &text, "dry_sequence_breakers", PROTOCOL_STOP_BYTES);
+        if (list)
+            list[i] = text;
+    }
+}
+
 static void sampling(struct codec *c, struct pd_sampling *s)
 {
     codec_float(c, &s->temperature, "temperature");
@@ -56,6 +85,8 @@ static void sampling(struct codec *c, struct pd_sampling *s)
     codec_u64(c, &s->seed);
     codec_float(c, &s->presence_penalty, "presence_penalty");
     codec_float(c, &s->frequency_penalty, "frequency_penalty");
+    filters(c, s);
+    dry(c, s);
     codec_count(c, &s->n_logit_bias, "logit_bias", PROTOCOL_BIAS_MAX, 8);
     struct pd_logit_bias *list = NULL;
     if (codec_reads(c))
@@ -306,8 +337,16 @@ enum pd_status protocol_check_request(const struct backend_request *r, struct pd
         return error_set(err, PD_ERR_USAGE, "name: 1 to %d bytes", PROTOCOL_NAME_BYTES);
     if (s->n_logit_bias > PROTOCOL_BIAS_MAX)
         return error_set(err, PD_ERR_USAGE, "logit_bias: %d tokens at most", PROTOCOL_BIAS_MAX);
-    const float all[] = {s->temperature,      s->top_p, s->min_p, s->repeat_penalty, s->presence_penalty,
-                         s->frequency_penalty};
+    if (s->n_dry_sequence_breakers > PROTOCOL_BREAKERS_MAX)
+        return error_set(err, PD_ERR_USAGE, "dry_sequence_breakers: %d texts at most", PROTOCOL_BREAKERS_MAX);
+    for (size_t i = 0; i < s->n_dry_sequence_breakers; i++)
+        if (!s->dry_sequence_breakers[i] || strlen(s->dry_sequence_breakers[i]) > PROTOCOL_STOP_BYTES)
+            return error_set(err, PD_ERR_USAGE, "dry_sequence_breakers[%zu]: %d bytes at most", i,
+                             PROTOCOL_STOP_BYTES);
+    const float all[] = {s->temperature,       s->top_p,         s->min_p,          s->repeat_penalty,
+                         s->presence_penalty,  s->top_n_sigma,   s->typical_p,      s->xtc_probability,
+                         s->frequency_penalty, s->xtc_threshold, s->dynatemp_range, s->dynatemp_exponent,
+                         s->dry_multiplier,    s->dry_base};
     for (size_t i = 0; i < PD_COUNT(all); i++)
         if (all[i] != all[i])
             return error_set(err, PD_ERR_USAGE, "sampling: a value is not a number");
@@ -330,6 +369,14 @@ static void *copy_list(struct arena *arena, const void *list, size_t n, size_t e
     return copy;
 }
 
+static const char *const *copy_texts(struct arena *arena, const char *const *texts, size_t n)
+{
+    const char **copy = arena_take(arena, (n + 1) * sizeof *copy);
+    for (size_t i = 0; i < n; i++)
+        copy[i] = arena_strdup(arena, texts[i]);
+    return copy;
+}
+
 void protocol_copy_request(struct backend_request *out, struct arena *arena, const struct backend_request *r)
 {
     *out = *r;
@@ -338,8 +385,7 @@ void protocol_copy_request(struct backend_request *out, struct arena *arena, con
     out->tokens = copy_list(arena, r->tokens, r->n_tokens, sizeof *r->tokens);
     out->sampling.logit_bias =
         copy_list(arena, r->sampling.logit_bias, r->sampling.n_logit_bias, sizeof *r->sampling.logit_bias);
-    const char **stop = arena_take(arena, (r->n_stop + 1) * sizeof *stop);
-    for (size_t i = 0; i < r->n_stop; i++)
-        stop[i] = arena_strdup(arena, r->stop[i]);
-    out->stop = stop;
+    out->stop = copy_texts(arena, r->stop, r->n_stop);
+    out->sampling.dry_sequence_breakers =
+        copy_texts(arena, r->sampling.dry_sequence_breakers, r->sampling.n_dry_sequence_breakers);
 }

@@ -74,6 +74,8 @@ enum pd_status tokenizer_encode_literal(const struct tokenizer *t, const char *t
 /* The bytes that a token stands for (a control token: its name). Not NUL-terminated; may be half a character.
  * An id outside of the vocabulary has none (size 0). */
 const char *tokenizer_piece(const struct tokenizer *t, int32_t id, size_t *size);
+/* All pieces: that of token i is [offset[i], offset[i + 1]) of the bytes returned. */
+const char *tokenizer_pieces(const struct tokenizer *t, const uint32_t **offset);
 bool tokenizer_is_control(const struct tokenizer *t, int32_t id); /* control, unknown or unused: not text */
 /* A token that ends a reply: eos, eot, eom, and the known names ("<|im_end|>", "<|eot_id|>", "<end_of_turn>"). */
 bool tokenizer_is_end(const struct tokenizer *t, int32_t id);

@@ -394,6 +394,12 @@ const char *tokenizer_piece(const struct tokenizer *t, int32_t id, size_t *size)
     return in_vocab(t, id) ? strings_at(&t->pieces, id, size) : "";
 }
 
+const char *tokenizer_pieces(const struct tokenizer *t, const uint32_t **offset)
+{
+    *offset = t->pieces.offset;
+    return t->pieces.data;
+}
+
 bool tokenizer_is_control(const struct tokenizer *t, int32_t id)
 {
     return in_vocab(t, id) &&

@@ -6,8 +6,9 @@ enum {
     FLAG_HIDDEN = 8,
     FLAG_FORMAT = 3,       /* enum wire_hidden */
     BEGIN_N_BIAS = 10 * 4, /* where the number of entries of logit_bias stands */
-    BEGIN_BYTES = 11 * 4 + 8 * 4 + 8 + 4 + 4 * END_TOKENS_MAX, /* and those entries */
-    PAIR_BYTES = 8,                                            /* a token and a number */
+    BEGIN_BYTES = 12 * 4 + 18 * 4 + 8 + 4 + 4 * END_TOKENS_MAX, /* and those entries, and the breakers */
+    PAIR_BYTES = 8,                                             /* a token and a number */
+    BREAKER_BYTES = DRY_BREAKER_BYTES + 1,                      /* a breaker, filled up with zeros */
     ROWS_BYTES = 8,
     ADVANCE_PROBS =
         13, /* where it stands whether there are log-probabilities: 0, or 1 + the number of most probable tokens */
@@ -48,7 +49,8 @@ size_t wire_size(const struct msg *m, int n_embd, enum wire_hidden h)
     if (m->type == MSG_ROWS)
         size += (size_t)m->rows.n * (WIRE_ROW_BYTES + (m->rows.hidden ? hidden_bytes(n_embd, h) : 0));
     if (m->type == MSG_BEGIN)
-        size += m->begin.sample.n_logit_bias * PAIR_BYTES;
+        size += m->begin.sample.n_logit_bias * PAIR_BYTES +
+                m->begin.sample.n_dry_sequence_breakers * BREAKER_BYTES;
     if (m->type == MSG_ADVANCE && m->advance.probs.there)
         size += probs_bytes(m->advance.probs.n_top);
     return size;
@@ -57,7 +59,7 @@ size_t wire_size(const struct msg *m, int n_embd, enum wire_hidden h)
 size_t wire_size_max(int n_embd)
 {
     size_t rows = ROWS_BYTES + BATCH_ROWS * (WIRE_ROW_BYTES + hidden_bytes(n_embd, WIRE_F32));
-    size_t begin = BEGIN_BYTES + LOGIT_BIAS_MAX * PAIR_BYTES;
+    size_t begin = BEGIN_BYTES + LOGIT_BIAS_MAX * PAIR_BYTES + DRY_BREAKERS_MAX * BREAKER_BYTES;
     return WIRE_HEADER_BYTES + PD_MAX(PD_MAX(rows, begin), (size_t)NOTE_BYTES_MAX);
 }
 
@@ -66,6 +68,29 @@ size_t wire_size_max(int n_embd)
 static uint8_t *put_pair(uint8_t *p, int32_t token, float x)
 {
     return put_float(put32(p, (uint32_t)token), x);
+}
+
+static uint8_t *put_filters(uint8_t *p, const struct pd_sampling *s)
+{
+    p = put_float(p, s->top_n_sigma);
+    p = put_float(p, s->typical_p);
+    p = put_float(p, s->xtc_probability);
+    p = put_float(p, s->xtc_threshold);
+    p = put_float(p, s->dynatemp_range);
+    p = put_float(p, s->dynatemp_exponent);
+    p = put_float(p, s->dry_multiplier);
+    p = put_float(p, s->dry_base);
+    p = put32(p, (uint32_t)s->dry_allowed_length);
+    return put32(p, (uint32_t)s->dry_penalty_last_n);
+}
+
+static uint8_t *put_breaker(uint8_t *p, const char *text)
+{
+    const size_t size = strlen(text);
+    PD_ASSERT(size < BREAKER_BYTES);
+    memset(p, 0, BREAKER_BYTES);
+    memcpy(p, text, size);
+    return p + BREAKER_BYTES;
 }
 
 static uint8_t *put_begin(uint8_t *p, const struct msg_begin *b)
@@ -81,6 +106,7 @@ static uint8_t *put_begin(uint8_t *p, const struct msg_begin *b)
     p = put32(p, b->logprobs ? 1u : 0);
     p = put32(p, (uint32_t)b->top_logprobs);
     p = put32(p, (uint32_t)b->sample.n_logit_bias);
+    p = put32(p, (uint32_t)b->sample.n_dry_sequence_breakers);
     p = put_float(p, b->sample.temperature);
     p = put32(p, (uint32_t)b->sample.top_k);
     p = put_float(p, b->sample.top_p);
@@ -89,12 +115,15 @@ static uint8_t *put_begin(uint8_t *p, const struct msg_begin *b)
     p = put32(p, (uint32_t)b->sample.repeat_last_n);
     p = put_float(p, b->sample.presence_penalty);
     p = put_float(p, b->sample.frequency_penalty);
+    p = put_filters(p, &b->sample);
     p = put64(p, b->sample.seed);
     p = put32(p, (uint32_t)b->n_end_tokens);
     for (int i = 0; i < END_TOKENS_MAX; i++)
         p = put32(p, i < b->n_end_tokens ? (uint32_t)b->end_tokens[i] : 0);
     for (size_t i = 0; i < b->sample.n_logit_bias; i++)
         p = put_pair(p, b->sample.logit_bias[i].token, b->sample.logit_bias[i].bias);
+    for (size_t i = 0; i < b->sample.n_dry_sequence_breakers; i++)
+        p = put_breaker(p, b->sample.dry_sequence_breakers[i]);
     return p;
 }
 
@@ -194,7 +223,30 @@ static void get_bias(struct reader *r, struct pd_logit_bias *b)
     b->bias = take_float(r, "begin.logit_bias", never ? -INFINITY : -LOGIT_BIAS_RANGE, LOGIT_BIAS_RANGE);
 }
 
-static void get_begin(struct reader *r, struct msg_begin *b, struct pd_logit_bias *bias)
+static void get_filters(struct reader *r, struct pd_sampling *s)
+{
+    s->top_n_sigma = take_float(r, "begin.top_n_sigma", 0, SAMPLING_RANGE);
+    s->typical_p = take_float(r, "begin.typical_p", 1e-30f, 1);
+    s->xtc_probability = take_float(r, "begin.xtc_probability", 0, 1);
+    s->xtc_threshold = take_float(r, "begin.xtc_threshold", 0, 1);
+    s->dynatemp_range = take_float(r, "begin.dynatemp_range", 0, 100);
+    s->dynatemp_exponent = take_float(r, "begin.dynatemp_exponent", 0, SAMPLING_RANGE);
+    s->dry_multiplier = take_float(r, "begin.dry_multiplier", 0, SAMPLING_RANGE);
+    s->dry_base = take_float(r, "begin.dry_base", 1, SAMPLING_RANGE);
+    s->dry_allowed_length = take(r, "begin.dry_allowed_length", 1, INT32_MAX);
+    s->dry_penalty_last_n = take(r, "begin.dry_penalty_last_n", -1, INT32_MAX);
+}
+
+static void get_breaker(struct reader *r, struct dry_room *room, size_t i)
+{
+    memcpy(room->text[i], r->p, BREAKER_BYTES);
+    if (!room->text[i][0] || room->text[i][BREAKER_BYTES - 1])
+        reject(r, "begin.dry_sequence_breakers", (uint8_t)room->text[i][0], 1, 255);
+    room->list[i] = room->text[i];
+    r->p += BREAKER_BYTES;
+}
+
+static void get_begin(struct reader *r, struct msg_begin *b, const struct wire_room *to)
 {
     b->lane = take(r, "begin.lane", 0, LANES_MAX - 1);
     b->from = take(r, "begin.from", 0, LANES_MAX - 1);
@@ -207,6 +259,7 @@ static void get_begin(struct reader *r, struct msg_begin *b, struct pd_logit_bia
     b->logprobs = take(r, "begin.logprobs", 0, 1);
     b->top_logprobs = take(r, "begin.top_logprobs", 0, LOGPROBS_MAX);
     b->sample.n_logit_bias = (size_t)take(r, "begin.n_logit_bias", 0, LOGIT_BIAS_MAX);
+    b->sample.n_dry_sequence_breakers = (size_t)take(r, "begin.n_breakers", 0, DRY_BREAKERS_MAX);
     b->sample.temperature = take_float(r, "begin.temperature", 0, 100);
     b->sample.top_k = take(r, "begin.top_k", 0, INT32_MAX);
     b->sample.top_p = take_float(r, "begin.top_p", 1e-30f, 1);
@@ -215,14 +268,18 @@ static void get_begin(struct reader *r, struct msg_begin *b, struct pd_logit_bia
     b->sample.repeat_last_n = take(r, "begin.repeat_last_n", 0, INT32_MAX);
     b->sample.presence_penalty = take_float(r, "begin.presence_penalty", -PENALTY_RANGE, PENALTY_RANGE);
     b->sample.frequency_penalty = take_float(r, "begin.frequency_penalty", -PENALTY_RANGE, PENALTY_RANGE);
+    get_filters(r, &b->sample);
     b->sample.seed = get64(r->p);
     r->p += 8;
     b->n_end_tokens = take(r, "begin.n_end_tokens", 0, END_TOKENS_MAX);
     for (int i = 0; i < END_TOKENS_MAX; i++)
         b->end_tokens[i] = take(r, "begin.end_tokens", 0, token_max(r));
-    b->sample.logit_bias = b->sample.n_logit_bias ? bias : NULL;
+    b->sample.logit_bias = b->sample.n_logit_bias ? to->bias : NULL;
     for (size_t i = 0; i < b->sample.n_logit_bias && !r->bad; i++)
-        get_bias(r, &bias[i]);
+        get_bias(r, &to->bias[i]);
+    b->sample.dry_sequence_breakers = b->sample.n_dry_sequence_breakers ? to->dry->list : NULL;
+    for (size_t i = 0; i < b->sample.n_dry_sequence_breakers && !r->bad; i++)
+        get_breaker(r, to->dry, i);
 }
 
 static void get_row(struct reader *r, struct row *row, bool prefill)
@@ -273,7 +330,7 @@ static void get_payload(struct reader *r, struct msg *m, const struct wire_room 
 {
     switch (m->type) {
     case MSG_BEGIN:
-        get_begin(r, &m->begin, to->bias);
+        get_begin(r, &m->begin, to);
         break;
     case MSG_END:
         m->end.advances = take_unsigned(r, "end.advances", 0, UINT32_MAX);
@@ -303,8 +360,11 @@ static void peek_begin(struct reader *r, struct wire_head *out, size_t size)
 {
     r->p += BEGIN_N_BIAS;
     out->n_bias = take(r, "begin.n_logit_bias", 0, LOGIT_BIAS_MAX);
+    out->n_breakers = take(r, "begin.n_breakers", 0, DRY_BREAKERS_MAX);
     if (!r->bad)
-        want_size(r, size, WIRE_HEADER_BYTES + BEGIN_BYTES + (size_t)out->n_bias * PAIR_BYTES);
+        want_size(r, size,
+                  WIRE_HEADER_BYTES + BEGIN_BYTES + (size_t)out->n_bias * PAIR_BYTES +
+                      (size_t)out->n_breakers * BREAKER_BYTES);
 }
 
 static void peek_advance(struct reader *r, size_t size)
@@ -389,7 +449,8 @@ enum pd_status wire_decode(struct msg *out, const struct wire_room *to, const ui
     memset(out, 0, sizeof *out);
     out->type = (uint8_t)head.type;
     out->request = head.request;
-    PD_ASSERT((to->rows || !head.n_rows) && (to->hidden || !head.has_hidden) && (to->bias || !head.n_bias));
+    PD_ASSERT((to->rows || !head.n_rows) && (to->hidden || !head.has_hidden) && (to->bias || !head.n_bias) &&
+              (to->dry || !head.n_breakers));
     if (head.type != MSG_ROWS) {
         get_payload(&r, out, to);
         return r.bad ? PD_ERR_PEER : PD_OK;

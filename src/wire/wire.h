@@ -41,13 +41,14 @@ struct wire_head {
     struct wire_envelope envelope;
     int n_rows; /* of MSG_ROWS, else 0 */
     bool has_hidden;
-    int n_bias; /* of MSG_BEGIN: entries of logit_bias */
+    int n_bias, n_breakers; /* of MSG_BEGIN: entries of logit_bias, DRY's breakers */
 };
 
 struct wire_room {              /* where the lists of a message go; those that it has not may be NULL */
     struct row *rows;           /* [n_rows] */
     float *hidden;              /* [n_embd, n_rows] f32 */
     struct pd_logit_bias *bias; /* [n_bias] */
+    struct dry_room *dry;       /* of MSG_BEGIN with breakers */
 };
 
 /* Bytes of one message as encoded, and of the largest there is. */

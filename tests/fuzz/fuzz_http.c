@@ -39,7 +39,7 @@ int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size)
     struct pd_error err = {0};
     if (size == 0)
         return 0;
-    d.sampling = (struct pd_sampling){.top_p = 1, .repeat_penalty = 1};
+    d.sampling = (struct pd_sampling){.top_p = 1, .repeat_penalty = 1, .typical_p = 1};
     const enum pd_status status =
         api_parse(&r, (enum api_form)(data[0] % 3), (const char *)data + 1, size - 1, &d, &err);
     CHECK(status == PD_OK || err.text[0]);

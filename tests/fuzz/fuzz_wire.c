@@ -13,7 +13,9 @@ int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size)
     static struct row rows[2][BATCH_ROWS];
     static float hidden[2][BATCH_ROWS * EMBD];
     static struct pd_logit_bias bias[2][LOGIT_BIAS_MAX];
-    const struct wire_room room[2] = {{rows[0], hidden[0], bias[0]}, {rows[1], hidden[1], bias[1]}};
+    static struct dry_room dry[2];
+    const struct wire_room room[2] = {{rows[0], hidden[0], bias[0], &dry[0]},
+                                      {rows[1], hidden[1], bias[1], &dry[1]}};
     static uint8_t bytes[1 << 17];
     const struct wire_limits l = {.n_stages = 14, .n_embd = EMBD, .n_vocab = 1000, .ctx = 400};
     struct wire_head head;
@@ -43,6 +45,10 @@ int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size)
         PD_ASSERT(m.begin.sample.n_logit_bias == again.begin.sample.n_logit_bias);
         PD_ASSERT(!memcmp(bias[0], bias[1], m.begin.sample.n_logit_bias * sizeof bias[0][0]));
         again.begin.sample.logit_bias = m.begin.sample.logit_bias;
+        PD_ASSERT(m.begin.sample.n_dry_sequence_breakers == again.begin.sample.n_dry_sequence_breakers);
+        for (size_t i = 0; i < m.begin.sample.n_dry_sequence_breakers; i++)
+            PD_ASSERT(!strcmp(dry[0].text[i], dry[1].text[i]));
+        again.begin.sample.dry_sequence_breakers = m.begin.sample.dry_sequence_breakers;
     }
     if (m.type != MSG_ROWS)
         PD_ASSERT(!memcmp(&m, &again, sizeof m));

@@ -35,13 +35,16 @@ static const struct {
     float presence, frequency;
     int biased;   /* tokens that are made likelier or less likely */
     int logprobs; /* of so many more tokens than the chosen one; -1: not asked for */
+    float sigma, typical, xtc, dynatemp, dry; /* typical 0: 1 */
 } samplings[] = {
-    {"greedy", true, 0, 1, 0, 1, 0, 0, 0, 0, 5},
-    {"penalty", false, 0, 1, 0, 1.3f, 0, 0.8f, 0.5f, 0, -1},
-    {"warm", false, 0.7f, 1, 0, 1, 0, 0, 0, 60, 20},
-    {"warm-top", true, 0.7f, 0.9f, 0, 1, 40, 0, 0, 0, -1},
-    {"hot", false, 1.3f, 1, 0.02f, 1, 0, -0.5f, 0.7f, 1000, 1},
-    {"hot-all", false, 1.3f, 1, 0, 1, 0, 0, 0, 0, 0},
+    {"greedy", true, 0, 1, 0, 1, 0, 0, 0, 0, .logprobs = 5},
+    {"penalty", false, 0, 1, 0, 1.3f, 0, 0.8f, 0.5f, 0, .logprobs = -1},
+    {"warm", false, 0.7f, 1, 0, 1, 0, 0, 0, 60, .logprobs = 20},
+    {"warm-top", true, 0.7f, 0.9f, 0, 1, 40, 0, 0, 0, .logprobs = -1},
+    {"hot", false, 1.3f, 1, 0.02f, 1, 0, -0.5f, 0.7f, 1000, .logprobs = 1},
+    {"hot-all", false, 1.3f, 1, 0, 1, 0, 0, 0, 0, .logprobs = 0},
+    {"dry", true, 0, 1, 0, 1, 0, 0, 0, 0, -1, .dry = 1.5f},
+    {"excluding", false, 0.8f, 0.98f, 0.01f, 1, 0, 0, 0, 0, -1, 2, 0.9f, 0.6f, 0.5f, 0.4f},
 };
 static const int factor_size[FACTORS] = {POLICY_MODES, PD_COUNT(widths),    PD_COUNT(stage_counts),
                                          DRAFTS,       PD_COUNT(samplings), DRIVERS};
@@ -79,6 +82,11 @@ static struct pd_sampling sampling_of(int index)
     p.repeat_penalty = samplings[index].penalty;
     p.presence_penalty = samplings[index].presence;
     p.frequency_penalty = samplings[index].frequency;
+    p.top_n_sigma = samplings[index].sigma;
+    p.typical_p = samplings[index].typical > 0 ? samplings[index].typical : 1;
+    p.xtc_probability = samplings[index].xtc;
+    p.dynatemp_range = samplings[index].dynatemp;
+    p.dry_multiplier = samplings[index].dry;
     p.logit_bias = bias;
     p.n_logit_bias = (size_t)samplings[index].biased;
     for (int i = 0; i < LOGIT_BIAS_MAX; i++)

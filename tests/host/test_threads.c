@@ -5,12 +5,21 @@
 
 #include <pthread.h>
 #include <setjmp.h>
+#include <sys/sysinfo.h>
 #include <time.h>
 #include <unistd.h>
 
 #include <cmocka.h>
 
 static int32_t prompt[RUN_CTX];
+static int stage_threads; /* as many as there are processors: all stages are on one thread */
+
+static struct driver_options options_of(int n_stages, enum pd_mode mode)
+{
+    struct driver_options o = run_options(n_stages, mode);
+    o.threads = stage_threads;
+    return o;
+}
 
 static struct request request_of(int n, int keep, int max_tokens)
 {
@@ -78,7 +87,7 @@ static void every_mode(void **state)
     for (size_t s = 0; s < PD_COUNT(stages); s++)
         for (int mode = PD_MODE_PP; mode <= PD_MODE_BEST; mode++) {
             struct oracle_options oo = run_oracle(s * 100 + (uint64_t)mode);
-            struct driver_options o = run_options(stages[s], (enum pd_mode)mode);
+            struct driver_options o = options_of(stages[s], (enum pd_mode)mode);
             struct compute c;
             struct driver *d;
             assert_int_equal(checked_new(&c, &oo, stages[s], NULL), PD_OK);
@@ -95,7 +104,7 @@ static void busy_stages(void **state)
     (void)state;
     for (int mode = PD_MODE_PP; mode <= PD_MODE_BEST; mode++) {
         struct oracle_options oo = run_oracle(77 + (uint64_t)mode);
-        struct driver_options o = run_options(5, (enum pd_mode)mode);
+        struct driver_options o = options_of(5, (enum pd_mode)mode);
         struct compute c;
         struct driver *d;
         assert_int_equal(checked_new(&c, &oo, 5, NULL), PD_OK);
@@ -123,7 +132,7 @@ static void cancels(void **state)
 {
     (void)state;
     struct oracle_options oo = run_oracle(5);
-    struct driver_options o = run_options(7, PD_MODE_BEST);
+    struct driver_options o = options_of(7, PD_MODE_BEST);
     struct compute c;
     struct driver *d;
     oo.end_token = -1;
@@ -136,6 +145,7 @@ static void cancels(void **state)
         for (int k = 0; k < 80; k++)
             prompt[k] = (int32_t)(rng_u64(9, (uint64_t)k, (uint64_t)i, 0) % 500);
         struct request r = request_of(80, 0, 150);
+        r.n_end_tokens = 0; /* a canceller may come late */
         struct run_text got = {0};
         struct sink sink = {.user = &got, .on_token = run_collect, .cancel = &who.cancel};
         struct result res;
@@ -161,7 +171,7 @@ static void a_stage_fails(void **state)
 {
     (void)state;
     struct oracle_options oo = run_oracle(6);
-    struct driver_options o = run_options(4, PD_MODE_LAYER);
+    struct driver_options o = options_of(4, PD_MODE_LAYER);
     struct compute c;
     struct driver *d;
     struct pd_error err = {0};
@@ -244,10 +254,26 @@ static void emulation_shown(void **state)
         }
 }
 
+static int apart(void **state)
+{
+    (void)state;
+    stage_threads = 1;
+    return 0;
+}
+
+static int together(void **state)
+{
+    (void)state;
+    stage_threads = get_nprocs();
+    return 0;
+}
+
 int main(void)
 {
     const struct CMUnitTest tests[] = {cmocka_unit_test(every_mode), cmocka_unit_test(busy_stages),
-                                       cmocka_unit_test(cancels), cmocka_unit_test(a_stage_fails),
-                                       cmocka_unit_test(emulation_shown)};
-    return cmocka_run_group_tests(tests, NULL, NULL);
+                                       cmocka_unit_test(cancels), cmocka_unit_test(a_stage_fails)};
+    const struct CMUnitTest emulated[] = {cmocka_unit_test(emulation_shown)};
+    return cmocka_run_group_tests_name("a thread a stage", tests, apart, NULL) +
+           cmocka_run_group_tests_name("one thread for all stages", tests, together, NULL) +
+           cmocka_run_group_tests_name("emulated", emulated, NULL, NULL);
 }

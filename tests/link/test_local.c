@@ -56,8 +56,45 @@ static void left_over(void **state)
         links[i]->free(links[i]);
 }
 
+/* Ranks on one thread: it waits for all of them at once, and wakes for none of the others. */
+static void *send_to_all(void *arg)
+{
+    struct link **links = arg;
+    for (int i = 0; i < 100; i++)
+        link_send_one(links[0], 1 + i % 3, LINK_DATA, i, 1);
+    return NULL;
+}
+
+static void ranks_on_one_thread(void **state)
+{
+    (void)state;
+    struct link *links[5];
+    pthread_t sender;
+    link_local_new(links, 5);
+    link_local_together(links, 1, 3);
+    link_send_one(links[0], 4, LINK_DATA, 1, 0);
+    int64_t begin = link_clock();
+    link_local_wait(links[1], begin + 2000000); /* what has come for another thread's rank is nothing here */
+    assert_true(link_clock() - begin >= 2000000);
+    pthread_create(&sender, NULL, send_to_all, links);
+    for (int got = 0; got < 100;) {
+        link_local_wait(links[2], link_clock() + 60000000000);
+        for (int i = 1; i <= 3; i++)
+            for (struct parcel *p; (p = links[i]->poll(links[i], 0)) != NULL; got++)
+                parcel_free(p);
+    }
+    pthread_join(sender, NULL);
+    links[3]->wake(links[3]);
+    link_local_wait(links[1], link_clock() + 60000000000); /* a wake too */
+    assert_true(links[3]->ready(links[3]));
+    assert_null(links[3]->poll(links[3], link_clock() + 60000000000));
+    for (int i = 0; i < 5; i++)
+        links[i]->free(links[i]);
+}
+
 int main(void)
 {
-    const struct CMUnitTest tests[] = {cmocka_unit_test(conformance), cmocka_unit_test(left_over)};
+    const struct CMUnitTest tests[] = {cmocka_unit_test(conformance), cmocka_unit_test(left_over),
+                                       cmocka_unit_test(ranks_on_one_thread)};
     return cmocka_run_group_tests(tests, NULL, NULL);
 }

@@ -271,12 +271,18 @@ static void what_a_request_asks_of_its_tokens(void **state)
                         .top_logprobs = 1};
     r.sample.logit_bias = bias;
     r.sample.n_logit_bias = 2;
+    char breaker[] = "abc";
+    r.sample.dry_multiplier = 1;
+    r.sample.dry_sequence_breakers = (const char *const[]){breaker};
+    r.sample.n_dry_sequence_breakers = 1;
     w->root_pos = 3;
     step(w, (struct event){.type = EV_REQUEST, .request = &r});
     memset(bias, 0, sizeof bias);
+    breaker[0] = 'x';
     const struct msg_begin *b = &sent_find(&w->fx, MSG_BEGIN)->msg->begin;
     assert_true(b->reply_pos == 3 && b->logprobs && b->top_logprobs == 1 && b->sample.n_logit_bias == 2);
     assert_true(b->sample.logit_bias[1].token == 3 && b->sample.logit_bias[1].bias == -4);
+    assert_string_equal(b->sample.dry_sequence_breakers[0], "abc");
     struct msg m = msg_advance_make(1, 1, 60, 4, PD_REASON_NONE);
     m.advance.probs = (struct logprobs){.there = true, .chosen = -1, .n_top = 1, .top = {{60, -1}}};
     const struct logprobs probs = m.advance.probs;

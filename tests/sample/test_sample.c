@@ -53,31 +53,117 @@ static int by_item(const void *a, const void *b)
     return x->logit != y->logit ? (x->logit > y->logit ? -1 : 1) : x->id - y->id;
 }
 
-/* Ids that may be drawn, best first; probabilities of a plain softmax over them. */
-static int naive_filter(const struct pd_sampling *p, const float *x, int n, struct item *out, double *prob)
+/* The `kept` first items' plain softmax, in prob. */
+static void naive_softmax(const struct item *items, int kept, double *prob)
+{
+    double sum = 0, max = -INFINITY;
+    for (int i = 0; i < kept; i++)
+        max = fmax(max, items[i].logit);
+    for (int i = 0; i < kept; i++)
+        sum += prob[i] = exp(items[i].logit - max);
+    for (int i = 0; i < kept; i++)
+        prob[i] /= sum;
+}
+
+static int naive_sigma(float n, struct item *items, int kept)
+{
+    double sum = 0, squares = 0;
+    for (int i = 0; i < kept; i++)
+        sum += items[i].logit;
+    for (int i = 0; i < kept; i++)
+        squares += pow(items[i].logit - sum / kept, 2);
+    const float least = (float)(items[0].logit - n * sqrt(squares / kept));
+    while (kept > 1 && (float)items[kept - 1].logit < least)
+        kept--;
+    return kept;
+}
+
+struct surprise {
+    double off, prob;
+    struct item item;
+};
+static int by_surprise(const void *a, const void *b)
+{
+    const struct surprise *x = a, *y = b;
+    return x->off != y->off ? (x->off < y->off ? -1 : 1) : by_item(&x->item, &y->item);
+}
+
+static int naive_typical(double share, struct item *items, int kept, double *prob)
+{
+    struct surprise *all = mem_new((size_t)kept, sizeof *all);
+    double entropy = 0, mass = 0;
+    int n = 0;
+    naive_softmax(items, kept, prob);
+    for (int i = 0; i < kept; i++)
+        entropy -= prob[i] > 0 ? prob[i] * log(prob[i]) : 0;
+    for (int i = 0; i < kept; i++)
+        all[i] = (struct surprise){fabs(-log(prob[i]) - entropy), prob[i], items[i]};
+    qsort(all, (size_t)kept, sizeof *all, by_surprise);
+    while (n < kept && mass <= share) {
+        mass += all[n].prob;
+        items[n] = all[n].item;
+        n++;
+    }
+    qsort(items, (size_t)n, sizeof *items, by_item);
+    free(all);
+    return n;
+}
+
+static int naive_xtc(const struct pd_sampling *p, int32_t pos, struct item *items, int kept, double *prob)
+{
+    int reach = 0;
+    naive_softmax(items, kept, prob);
+    while (reach < kept && prob[reach] >= p->xtc_threshold)
+        reach++;
+    if (p->xtc_threshold > 0.5f || reach < 2 ||
+        rng_uniform(p->seed, (uint64_t)pos, 2, 0) > p->xtc_probability)
+        return kept;
+    memmove(items, items + reach - 1, (size_t)(kept - reach + 1) * sizeof *items);
+    return kept - reach + 1;
+}
+
+static double naive_temperature(const struct pd_sampling *p, const struct item *items, int kept, double *prob)
+{
+    double entropy = 0, low = fmax(0, p->temperature - p->dynatemp_range);
+    naive_softmax(items, kept, prob);
+    for (int i = 0; i < kept; i++)
+        entropy -= prob[i] > 0 ? prob[i] * log(prob[i]) : 0;
+    if (p->dynatemp_range <= 0)
+        return p->temperature;
+    return low + (p->temperature + p->dynatemp_range - low) *
+                     pow(kept > 1 ? entropy / log(kept) : 0, p->dynatemp_exponent);
+}
+
+/* Ids that may be drawn at a position, best first; their probabilities. */
+static int naive_filter(const struct pd_sampling *p, const float *x, int n, int32_t pos, struct item *out,
+                        double *prob)
 {
     int kept = 0;
     for (int i = 0; i < n; i++)
         if (!isnan(x[i]))
             out[kept++] = (struct item){x[i], i};
     qsort(out, (size_t)kept, sizeof *out, by_item);
+    if (p->top_n_sigma > 0)
+        kept = naive_sigma(p->top_n_sigma, out, kept);
     if (p->top_k > 0)
         kept = PD_MIN(kept, p->top_k);
-    double sum = 0;
-    for (int i = 0; i < kept; i++)
-        sum += prob[i] = exp((out[i].logit - out[0].logit) / p->temperature);
+    if (p->typical_p < 1)
+        kept = naive_typical(p->typical_p, out, kept, prob);
+    naive_softmax(out, kept, prob);
     double mass = 0;
     int n_top = 0;
     while (n_top < kept && (n_top == 0 || mass < p->top_p))
-        mass += prob[n_top++] / sum;
+        mass += prob[n_top++];
     kept = n_top;
-    while (kept > 1 && prob[kept - 1] < p->min_p)
+    while (kept > 1 && prob[kept - 1] < p->min_p * prob[0])
         kept--;
-    sum = 0;
+    kept = naive_xtc(p, pos, out, kept, prob);
+    const double t = naive_temperature(p, out, kept, prob);
+    struct item *hot = mem_new((size_t)kept, sizeof *hot);
     for (int i = 0; i < kept; i++)
-        sum += prob[i];
-    for (int i = 0; i < kept; i++)
-        prob[i] /= sum;
+        hot[i].logit = out[i].logit / t;
+    naive_softmax(hot, kept, prob);
+    free(hot);
     return kept;
 }
 
@@ -85,21 +171,28 @@ static void draws_follow_softmax(void **state)
 {
     (void)state;
     enum { N = 40, DRAWS = 40000 };
-    static const struct pd_sampling cases[] = {
-        {.temperature = 1, .top_p = 1, .repeat_penalty = 1, .seed = 1},
-        {.temperature = 0.7f, .top_p = 1, .repeat_penalty = 1, .seed = 2},
-        {.temperature = 1.3f, .top_k = 7, .top_p = 1, .repeat_penalty = 1, .seed = 3},
-        {.temperature = 1, .top_p = 0.8f, .repeat_penalty = 1, .seed = 4},
-        {.temperature = 1, .top_p = 1, .min_p = 0.1f, .repeat_penalty = 1, .seed = 5},
-        {.temperature = 0.9f, .top_k = 20, .top_p = 0.9f, .min_p = 0.05f, .repeat_penalty = 1, .seed = 6},
-    };
-    float x[N];
+#define CASE(...) {.top_p = 1, .repeat_penalty = 1, .typical_p = 1, .dynatemp_exponent = 1, __VA_ARGS__}
+    _Pragma("GCC diagnostic push")
+        _Pragma("GCC diagnostic ignored \"-Woverride-init\"") static const struct pd_sampling cases[] = {
+            CASE(.temperature = 1, .seed = 1),
+            CASE(.temperature = 0.7f, .seed = 2),
+            CASE(.temperature = 1.3f, .top_k = 7, .seed = 3),
+            CASE(.temperature = 1, .top_p = 0.8f, .seed = 4),
+            CASE(.temperature = 1, .min_p = 0.1f, .seed = 5),
+            CASE(.temperature = 0.9f, .top_k = 20, .top_p = 0.9f, .min_p = 0.05f, .seed = 6),
+            CASE(.temperature = 1.5f, .top_n_sigma = 1, .seed = 7),
+            CASE(.temperature = 1, .typical_p = 0.6f, .seed = 8),
+            CASE(.temperature = 1, .xtc_probability = 1, .xtc_threshold = 0.05f, .seed = 9),
+            CASE(.temperature = 1, .dynatemp_range = 0.8f, .dynatemp_exponent = 2, .seed = 10),
+            CASE(.temperature = 0, .dynatemp_range = 2, .typical_p = 0.9f, .top_n_sigma = 2, .seed = 11),
+        };
+    _Pragma("GCC diagnostic pop") float x[N];
     fill(x, N, 9, 5);
     struct sample_scratch *s = sample_scratch_new(N);
     for (size_t c = 0; c < PD_COUNT(cases); c++) {
         struct item items[N];
         double prob[N], chi = 0;
-        int kept = naive_filter(&cases[c], x, N, items, prob), count[N] = {0}, allowed = 0, cells = 0;
+        int kept = naive_filter(&cases[c], x, N, 0, items, prob), count[N] = {0}, allowed = 0, cells = 0;
         for (int pos = 0; pos < DRAWS; pos++)
             count[draw(&cases[c], x, pos, s)]++;
         for (int i = 0; i < kept; i++) {
@@ -128,7 +221,7 @@ static void filters_keep_what_naive_keeps(void **state)
     double *prob = mem_new(MOST, sizeof *prob);
     int32_t *tokens = mem_new(MOST, sizeof *tokens);
     float *logp = mem_new(MOST, sizeof *logp);
-    for (uint64_t seed = 0; seed < 120; seed++) {
+    for (uint64_t seed = 0; seed < 400; seed++) {
         int n = 1 + (int)(rng_u64(seed, 1, 0, 0) % (seed % 3 ? 300 : MOST));
         fill(x, n, seed, 8);
         if (seed % 4 == 0) /* many ties */
@@ -141,12 +234,17 @@ static void filters_keep_what_naive_keeps(void **state)
         p.top_k = seed % 2 ? 1 + (int)(rng_u64(seed, 4, 0, 0) % 100) : 0;
         p.top_p = seed % 3 ? 0.3f + 0.65f * (float)rng_uniform(seed, 5, 0, 0) : 1;
         p.min_p = seed % 7 < 3 ? 0.1f * (float)rng_uniform(seed, 6, 0, 0) : 0;
+        p.top_n_sigma = seed % 11 < 3 ? 0.5f + 2 * (float)rng_uniform(seed, 7, 0, 0) : 0;
+        p.typical_p = seed % 13 < 4 ? 0.05f + 0.9f * (float)rng_uniform(seed, 8, 0, 0) : 1;
+        p.xtc_probability = seed % 17 < 6 ? 0.5f : 0;
+        p.xtc_threshold = 0.2f * (float)rng_uniform(seed, 9, 0, 0);
+        p.dynatemp_range = seed % 19 < 6 ? 0.3f : 0;
         p.seed = seed;
-        int kept = naive_filter(&p, x, n, items, prob);
+        int kept = naive_filter(&p, x, n, (int)seed, items, prob);
         struct sample_scratch *s = sample_scratch_new(n);
         /* With k as large as the vocabulary, ranking lists exactly the tokens that may be drawn. */
         int got = rank(&p, x, (int)seed, &(struct sample_ranking){1, n, tokens, logp}, s);
-        bool filtered = p.top_k || p.top_p < 1 || p.min_p > 0;
+        bool filtered = p.top_k || p.top_p < 1 || p.min_p > 0 || p.top_n_sigma > 0 || p.typical_p < 1;
         if (filtered && got != kept)
             fail_msg("seed %d: %d kept, expected %d of %d", (int)seed, got, kept, n);
         double sum = 0;
@@ -210,6 +308,54 @@ static void penalty_counts_each_recent_token_once(void **state)
 
 enum { ADJUSTED = 300, PAST = 200 };
 
+static int32_t token_of(const struct sample_job *j, int i)
+{
+    return i < j->history.n_base ? j->history.base[i] : j->history.path[i - j->history.n_base];
+}
+
+/* Of window tokens [from, n): how many stand behind the breaker that begins last. */
+static int naive_since_breaker(const struct sample_job *j, int from, int n)
+{
+    char text[4 * PAST + 64] = "";
+    int owner[4 * PAST + 64], size = 0, since = n - from;
+    for (int i = from; i < n; i++)
+        for (uint32_t at = j->texts->offset[token_of(j, i)]; at < j->texts->offset[token_of(j, i) + 1];
+             at++) {
+            text[size] = j->texts->data[at];
+            owner[size++] = i;
+        }
+    for (int at = 0; at < size; at++)
+        for (size_t b = 0, longest = 0; b < j->sampling->n_dry_sequence_breakers; b++) {
+            const char *breaker = j->sampling->dry_sequence_breakers[b];
+            const size_t length = strlen(breaker);
+            if (length > longest && at + (int)length <= size && memcmp(text + at, breaker, length) == 0) {
+                longest = length;
+                since = n - 1 - owner[(size_t)at + length - 1];
+            }
+        }
+    return since;
+}
+
+static void naive_dry(const struct sample_job *j, float *x)
+{
+    const struct pd_sampling *p = j->sampling;
+    const int n = j->history.n_base + j->history.n_path;
+    const int from = p->dry_penalty_last_n < 0 ? 0 : PD_MAX(0, n - p->dry_penalty_last_n);
+    const int most = naive_since_breaker(j, from, n);
+    for (int id = 0; id < ADJUSTED; id++) {
+        int longest = 0;
+        for (int i = from; i < n; i++) {
+            int length = 0;
+            while (token_of(j, i) == id && i - 1 - length >= from && length < most &&
+                   token_of(j, i - 1 - length) == token_of(j, n - 1 - length))
+                length++;
+            longest = PD_MAX(longest, length);
+        }
+        if (longest >= p->dry_allowed_length)
+            x[id] -= (float)(p->dry_multiplier * pow(p->dry_base, longest - p->dry_allowed_length));
+    }
+}
+
 /* In the order that the header states, token by token. */
 static void naive_adjust(const struct sample_job *j, float *x)
 {
@@ -229,9 +375,25 @@ static void naive_adjust(const struct sample_job *j, float *x)
             x[id] = x[id] > 0 ? x[id] / p->repeat_penalty : x[id] * p->repeat_penalty;
         if (times)
             x[id] -= p->presence_penalty + (float)times * p->frequency_penalty;
+    }
+    if (p->dry_multiplier > 0)
+        naive_dry(j, x);
+    for (int id = 0; id < ADJUSTED; id++)
         if (j->allowed && !(j->allowed[id / 32] >> (id % 32) & 1))
             x[id] = -INFINITY;
+}
+
+/* Texts of one to three letters. */
+static struct sample_texts made_up_texts(void)
+{
+    static char data[3 * ADJUSTED];
+    static uint32_t offset[ADJUSTED + 1];
+    for (uint32_t i = 0; i < ADJUSTED; i++) {
+        offset[i + 1] = offset[i] + 1 + i % 3;
+        for (uint32_t at = offset[i]; at < offset[i + 1]; at++)
+            data[at] = "abcdefgh\n"[rng_u64(1, at, 0, 0) % 9];
     }
+    return (struct sample_texts){data, offset, ADJUSTED};
 }
 
 static float signed_uniform(uint64_t seed, unsigned what, float size)
@@ -243,9 +405,11 @@ static void settings_apply_in_their_order(void **state)
 {
     (void)state;
     enum { K = 12 };
+    static const char *const breakers[] = {"\n", "ab", "abc", "hhhhhh"};
+    const struct sample_texts texts = made_up_texts();
     struct sample_scratch *s = sample_scratch_new(ADJUSTED);
     int changed = 0;
-    for (uint64_t seed = 0; seed < 400; seed++) {
+    for (uint64_t seed = 0; seed < 600; seed++) {
         float x[ADJUSTED], want[ADJUSTED], before[ADJUSTED], logp[2][K];
         int32_t past[PAST], tokens[2][K];
         uint32_t allowed[(ADJUSTED + 31) / 32];
@@ -256,6 +420,8 @@ static void settings_apply_in_their_order(void **state)
         memcpy(before, x, sizeof x);
         for (int i = 0; i < PAST; i++)
             past[i] = (int32_t)(rng_u64(seed, 1, 0, (uint64_t)i) % ADJUSTED / (seed % 2 ? 10 : 1));
+        for (int i = 100; i < PAST && seed % 9 < 5; i++) /* it repeats itself, all through or now and then */
+            past[i] = rng_u64(seed, 9, 0, (uint64_t)i) % (seed % 9 * 10 + 1) ? past[i - 20] : past[i];
         for (size_t i = 0; i < PD_COUNT(bias); i++)
             bias[i] = (struct pd_logit_bias){(int32_t)(rng_u64(seed, 2, 0, i) % ADJUSTED),
                                              i % 5 ? signed_uniform(seed, 10 + (unsigned)i, 3) : -INFINITY};
@@ -268,6 +434,12 @@ static void settings_apply_in_their_order(void **state)
         p.repeat_last_n = (int)(rng_u64(seed, 4, 0, 0) % PAST);
         p.presence_penalty = seed % 5 ? signed_uniform(seed, 5, 2) : 0;
         p.frequency_penalty = seed % 6 ? signed_uniform(seed, 6, 1) : 0;
+        p.dry_multiplier = seed % 2 ? 0.5f + (float)rng_uniform(seed, 30, 0, 0) : 0;
+        p.dry_base = 1 + (float)rng_uniform(seed, 31, 0, 0);
+        p.dry_allowed_length = 1 + (int)(seed % 4);
+        p.dry_penalty_last_n = seed % 5 ? -1 : (int)(seed % 150);
+        p.dry_sequence_breakers = breakers;
+        p.n_dry_sequence_breakers = seed % (PD_COUNT(breakers) + 1);
         p.logit_bias = bias;
         p.n_logit_bias = seed % 3 ? PD_COUNT(bias) : 0;
         int n_base = (int)(rng_u64(seed, 7, 0, 0) % PAST);
@@ -276,17 +448,20 @@ static void settings_apply_in_their_order(void **state)
                                .history = {past, past + n_base, n_base, PAST - n_base},
                                .n_reply = (int)(rng_u64(seed, 8, 0, 0) % (PAST + 9)), /* more than there is */
                                .pos = PAST,
-                               .allowed = seed % 11 ? NULL : allowed};
+                               .allowed = seed % 11 ? NULL : allowed,
+                               .texts = &texts};
         naive_adjust(&j, want);
         struct pd_sampling plain = p;
         plain.repeat_penalty = 1;
         plain.presence_penalty = plain.frequency_penalty = 0;
         plain.n_logit_bias = 0;
+        plain.dry_multiplier = 0;
         assert_int_equal(sample_token(&j, s), draw(&plain, want, PAST, s));
         int n = sample_rank(&j, &(struct sample_ranking){1, K, tokens[0], logp[0]}, s);
         assert_int_equal(n, rank(&plain, want, PAST, &(struct sample_ranking){1, K, tokens[1], logp[1]}, s));
         assert_memory_equal(tokens[0], tokens[1], (size_t)n * sizeof(int32_t));
-        assert_memory_equal(logp[0], logp[1], (size_t)n * sizeof(float));
+        for (int i = 0; i < n; i++)
+            assert_true(fabsf(logp[0][i] - logp[1][i]) <= 1e-3f * (1 + fabsf(logp[1][i])));
         assert_memory_equal(x, before, sizeof x);
         changed += sample_token(&j, s) != draw(&plain, x, PAST, s);
     }
@@ -629,9 +804,97 @@ static void ranges_of_penalties_and_bias(void **state)
     check_refuses(&p, "logit_bias is NULL");
 }
 
+/* How often XTC leaves the best out, that it does at temperature 0 too, and that drafter and verifier do it together. */
+static void xtc_comes_as_often_as_asked(void **state)
+{
+    (void)state;
+    enum { N = 50, DRAWS = 4000 };
+    float x[N];
+    struct sample_scratch *s = sample_scratch_new(N);
+    for (int i = 0; i < N; i++)
+        x[i] = i < 3 ? 5 - (float)i : -5;
+    for (int t = 0; t < 2; t++) {
+        struct pd_sampling p = sample_defaults();
+        int second = 0;
+        p.temperature = (float)t;
+        p.xtc_probability = 0.3f;
+        p.seed = 5;
+        for (int pos = 0; pos < DRAWS; pos++) {
+            int32_t tokens[4], got = draw(&p, x, pos, s);
+            float logp[4];
+            rank(&p, x, pos, &(struct sample_ranking){1, 4, tokens, logp}, s);
+            assert_int_equal(tokens[0], got);
+            second +=
+                t == 0 ? got == 1 : got != 0 && got != 1; /* 0.66, 0.24 and 0.09: the third is no candidate */
+        }
+        if (t == 0)
+            assert_true(abs(second - (int)(0.3 * DRAWS)) < 150);
+        p.xtc_threshold = 0.6f;
+        for (int pos = 0; pos < 100 && t == 0; pos++)
+            assert_int_equal(draw(&p, x, pos, s), 0);
+    }
+    sample_scratch_free(s);
+}
+
+/* A history of one token a hundred thousand times, and of tokens beyond the vocabulary. */
+static void dry_takes_any_history(void **state)
+{
+    (void)state;
+    enum { N = 8, LONG = 100000 };
+    float x[N] = {9, 8, 7, 6, 5, 4, 3, 2};
+    int32_t *same = mem_new(LONG, sizeof *same);
+    struct sample_scratch *s = sample_scratch_new(N);
+    struct pd_sampling p = sample_defaults();
+    p.dry_multiplier = 1;
+    assert_int_equal(draw_after(&p, x, same, LONG, s), 1); /* 1.75^99998: it is finite, and taken off */
+    assert_int_equal(draw_after(&p, x, same, 0, s), 0);
+    assert_int_equal(draw_after(&p, x, same, 1, s), 0);
+    const int32_t strange[] = {-5, 99, 3, -5, 99, 3, -5, 99};
+    assert_int_equal(draw_after(&p, x, strange, 8, s), 0);
+    p.logit_bias = &(struct pd_logit_bias){3, 3.5f}; /* 9.5, less 1 x 1.75^3 */
+    p.n_logit_bias = 1;
+    assert_int_equal(draw_after(&p, x, strange, 8, s), 0);
+    p.dry_allowed_length = 6;
+    assert_int_equal(draw_after(&p, x, strange, 8, s), 3);
+    free(same);
+    sample_scratch_free(s);
+}
+
+static void ranges_of_the_rest(void **state)
+{
+    (void)state;
+    static const char long_text[] = "a text of forty-one bytes, one too many..";
+#define WRONG(field, value)                                                                                  \
+    do {                                                                                                     \
+        struct pd_sampling q = sample_defaults();                                                            \
+        q.field = value;                                                                                     \
+        check_refuses(&q, #field);                                                                           \
+    } while (0)
+    WRONG(top_n_sigma, -1);
+    WRONG(typical_p, 0);
+    WRONG(xtc_probability, 1.5f);
+    WRONG(xtc_threshold, NAN);
+    WRONG(dynatemp_range, -0.5f);
+    WRONG(dynatemp_exponent, INFINITY);
+    WRONG(dry_multiplier, NAN);
+    WRONG(dry_base, 0.5f);
+    WRONG(dry_allowed_length, 0);
+    WRONG(dry_penalty_last_n, -2);
+    WRONG(dry_sequence_breakers, NULL);
+    WRONG(dry_sequence_breakers, ((const char *const[]){"a", "", "b", "c"}));
+    WRONG(dry_sequence_breakers, ((const char *const[]){"a", "b", "c", long_text}));
+#undef WRONG
+    struct pd_sampling many = sample_defaults();
+    many.n_dry_sequence_breakers = DRY_BREAKERS_MAX + 1;
+    check_refuses(&many, "dry_sequence_breakers: 17 texts");
+}
+
 int main(void)
 {
     const struct CMUnitTest tests[] = {
+        cmocka_unit_test(xtc_comes_as_often_as_asked),
+        cmocka_unit_test(dry_takes_any_history),
+        cmocka_unit_test(ranges_of_the_rest),
         cmocka_unit_test(draws_follow_softmax),
         cmocka_unit_test(filters_keep_what_naive_keeps),
         cmocka_unit_test(greedy_takes_the_lowest_of_equals),

@@ -99,6 +99,18 @@ static inline struct message message_example(int type)
                                                     .seed = ~0ull,
                                                     .presence_penalty = 0.5f,
                                                     .frequency_penalty = -0.5f,
+                                                    .top_n_sigma = 1.5f,
+                                                    .typical_p = 0.8f,
+                                                    .xtc_probability = 0.25f,
+                                                    .xtc_threshold = 0.125f,
+                                                    .dynatemp_range = 0.5f,
+                                                    .dynatemp_exponent = 2,
+                                                    .dry_multiplier = 0.75f,
+                                                    .dry_base = 1.5f,
+                                                    .dry_allowed_length = 3,
+                                                    .dry_penalty_last_n = -1,
+                                                    .dry_sequence_breakers = stops,
+                                                    .n_dry_sequence_breakers = PD_COUNT(stops),
                                                     .logit_bias = bias,
                                                     .n_logit_bias = PD_COUNT(bias)};
         break;

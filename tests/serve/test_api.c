@@ -66,6 +66,41 @@ static void test_chat(void **state)
     api_free(&r);
 }
 
+/* What llama.cpp's server has beside the usual settings. */
+static void test_more_sampling(void **state)
+{
+    (void)state;
+    struct api_request r;
+    struct pd_error err;
+    assert_int_equal(
+        parse(&r, API_PLAIN,
+              "{\"prompt\":\"a\",\"top_n_sigma\":1.5,\"typical_p\":0.5,\"xtc_probability\":0.25,"
+              "\"xtc_threshold\":0.125,\"dynatemp_range\":0.75,\"dynatemp_exponent\":2,"
+              "\"dry_multiplier\":0.5,\"dry_base\":1.5,\"dry_allowed_length\":3,"
+              "\"dry_penalty_last_n\":64,\"dry_sequence_breakers\":[\"\\n\",\"END\"],\"mirostat\":0,"
+              "\"repeat_last_n\":-1}",
+              &err),
+        PD_OK);
+    const struct pd_sampling *s = &r.sampling;
+    assert_true(s->top_n_sigma == 1.5F && s->typical_p == 0.5F && s->xtc_probability == 0.25F);
+    assert_true(s->xtc_threshold == 0.125F && s->dynatemp_range == 0.75F && s->dynatemp_exponent == 2);
+    assert_true(s->dry_multiplier == 0.5F && s->dry_base == 1.5F && s->dry_allowed_length == 3);
+    assert_true(s->dry_penalty_last_n == 64 && s->n_dry_sequence_breakers == 2);
+    assert_string_equal(s->dry_sequence_breakers[1], "END");
+    assert_int_equal(s->repeat_last_n, INT32_MAX);
+    api_free(&r);
+    static const char *const wrong[][2] = {
+        {"{\"prompt\":\"a\",\"mirostat\":2}", "mirostat"},
+        {"{\"prompt\":\"a\",\"dry_sequence_breakers\":[\"\"]}", "dry_sequence_breakers"},
+        {"{\"prompt\":\"a\",\"dry_sequence_breakers\":\"x\"}", "dry_sequence_breakers"},
+        {"{\"prompt\":\"a\",\"dry_base\":0}", "dry_base"},
+        {"{\"prompt\":\"a\",\"xtc_threshold\":2}", "xtc_threshold"}};
+    for (size_t i = 0; i < PD_COUNT(wrong); i++) {
+        assert_int_not_equal(parse(&r, API_PLAIN, wrong[i][0], &err), PD_OK);
+        assert_non_null(strstr(err.text, wrong[i][1]));
+    }
+}
+
 static void test_null_is_absent(void **state)
 {
     (void)state;
@@ -202,8 +237,9 @@ static void test_hostile(void **state)
 int main(void)
 {
     const struct CMUnitTest tests[] = {
-        cmocka_unit_test(test_chat),    cmocka_unit_test(test_null_is_absent), cmocka_unit_test(test_prompts),
-        cmocka_unit_test(test_refused), cmocka_unit_test(test_hostile),
+        cmocka_unit_test(test_chat),           cmocka_unit_test(test_more_sampling),
+        cmocka_unit_test(test_null_is_absent), cmocka_unit_test(test_prompts),
+        cmocka_unit_test(test_refused),        cmocka_unit_test(test_hostile),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
 }

@@ -63,6 +63,13 @@ static void test_request_fields(void **state)
     assert_true(r->sampling.seed == w->sampling.seed && r->sampling.top_k == 40);
     assert_true(r->sampling.presence_penalty == 0.5f && r->sampling.frequency_penalty == -0.5f);
     assert_int_equal(r->sampling.n_logit_bias, 2);
+    assert_true(r->sampling.top_n_sigma == 1.5f && r->sampling.typical_p == 0.8f);
+    assert_true(r->sampling.xtc_probability == 0.25f && r->sampling.xtc_threshold == 0.125f);
+    assert_true(r->sampling.dynatemp_range == 0.5f && r->sampling.dynatemp_exponent == 2);
+    assert_true(r->sampling.dry_multiplier == 0.75f && r->sampling.dry_base == 1.5f);
+    assert_true(r->sampling.dry_allowed_length == 3 && r->sampling.dry_penalty_last_n == -1);
+    assert_int_equal(r->sampling.n_dry_sequence_breakers, 2);
+    assert_string_equal(r->sampling.dry_sequence_breakers[1], w->sampling.dry_sequence_breakers[1]);
     assert_memory_equal(r->sampling.logit_bias, w->sampling.logit_bias, 2 * sizeof *w->sampling.logit_bias);
     assert_int_equal(m.request.n_resume, 2);
     assert_int_equal(m.request.resume[1], 2);

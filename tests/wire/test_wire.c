@@ -17,7 +17,9 @@ static struct row rows_in[BATCH_ROWS], rows_out[BATCH_ROWS];
 static float hidden_in[BATCH_ROWS * EMBD], hidden_out[BATCH_ROWS * EMBD];
 
 static struct pd_logit_bias bias_in[LOGIT_BIAS_MAX], bias_out[LOGIT_BIAS_MAX];
-static const struct wire_room room = {rows_out, hidden_out, bias_out};
+static struct dry_room dry_out;
+static const char *breakers_in[DRY_BREAKERS_MAX];
+static const struct wire_room room = {rows_out, hidden_out, bias_out, &dry_out};
 
 static unsigned pick(uint64_t seed, unsigned what, unsigned n)
 {
@@ -68,6 +70,21 @@ static void random_begin(struct msg_begin *b, uint64_t seed)
     b->top_logprobs = (int)pick(seed, 17, LOGPROBS_MAX + 1);
     b->sample.presence_penalty = (float)pick(seed, 18, 400) / 100 - 2;
     b->sample.frequency_penalty = (float)pick(seed, 19, 400) / 100 - 2;
+    static const char *const texts[] = {"\n", "a longer text of forty bytes, the longes", "\xC3\xA9"};
+    b->sample.top_n_sigma = (float)pick(seed, 60, 30) / 10;
+    b->sample.typical_p = (float)(1 + pick(seed, 61, 100)) / 100;
+    b->sample.xtc_probability = (float)pick(seed, 62, 100) / 100;
+    b->sample.xtc_threshold = (float)pick(seed, 63, 100) / 100;
+    b->sample.dynatemp_range = (float)pick(seed, 64, 100) / 100;
+    b->sample.dynatemp_exponent = (float)pick(seed, 65, 100) / 10;
+    b->sample.dry_multiplier = (float)pick(seed, 66, 100) / 10;
+    b->sample.dry_base = 1 + (float)pick(seed, 67, 100) / 10;
+    b->sample.dry_allowed_length = 1 + (int)pick(seed, 68, 10);
+    b->sample.dry_penalty_last_n = (int)pick(seed, 69, 10) - 1;
+    b->sample.n_dry_sequence_breakers = pick(seed, 70, DRY_BREAKERS_MAX + 1);
+    b->sample.dry_sequence_breakers = b->sample.n_dry_sequence_breakers ? breakers_in : NULL;
+    for (unsigned i = 0; i < b->sample.n_dry_sequence_breakers; i++)
+        breakers_in[i] = texts[pick(seed, 71 + i, 3)];
     b->sample.n_logit_bias = pick(seed, 50, 3) ? pick(seed, 51, 9) : pick(seed, 52, LOGIT_BIAS_MAX + 1);
     b->sample.logit_bias = b->sample.n_logit_bias ? bias_in : NULL;
     for (unsigned i = 0; i < b->sample.n_logit_bias; i++)
@@ -146,6 +163,10 @@ static void check_same(const struct msg *a, const struct msg *b)
             assert_memory_equal(of->logit_bias, b->begin.sample.logit_bias,
                                 of->n_logit_bias * sizeof *of->logit_bias);
         same.begin.sample.logit_bias = of->logit_bias;
+        assert_int_equal(of->n_dry_sequence_breakers, b->begin.sample.n_dry_sequence_breakers);
+        for (size_t i = 0; i < of->n_dry_sequence_breakers; i++)
+            assert_string_equal(of->dry_sequence_breakers[i], b->begin.sample.dry_sequence_breakers[i]);
+        same.begin.sample.dry_sequence_breakers = of->dry_sequence_breakers;
         assert_memory_equal(a, &same, sizeof *a);
         return;
     }
@@ -268,7 +289,21 @@ static void fields_are_named(void **state)
     BEGIN(top_logprobs, LOGPROBS_MAX + 1, "begin.top_logprobs");
     BEGIN(sample.presence_penalty, NAN, "begin.presence_penalty");
     BEGIN(sample.frequency_penalty, 101, "begin.frequency_penalty");
+    BEGIN(sample.top_n_sigma, -1, "begin.top_n_sigma");
+    BEGIN(sample.typical_p, 0, "begin.typical_p");
+    BEGIN(sample.xtc_probability, 2, "begin.xtc_probability");
+    BEGIN(sample.xtc_threshold, NAN, "begin.xtc_threshold");
+    BEGIN(sample.dynatemp_range, -1, "begin.dynatemp_range");
+    BEGIN(sample.dynatemp_exponent, INFINITY, "begin.dynatemp_exponent");
+    BEGIN(sample.dry_multiplier, NAN, "begin.dry_multiplier");
+    BEGIN(sample.dry_base, 0.5f, "begin.dry_base");
+    BEGIN(sample.dry_allowed_length, 0, "begin.dry_allowed_length");
+    BEGIN(sample.dry_penalty_last_n, -2, "begin.dry_penalty_last_n");
 #undef BEGIN
+    random_begin(&m.begin, 1);
+    m.begin.sample.n_dry_sequence_breakers = 1;
+    m.begin.sample.dry_sequence_breakers = (const char *const[]){""};
+    refuse(&m, "begin.dry_sequence_breakers");
     static const float biases[] = {NAN, INFINITY, 1000.5f, -1001};
     for (size_t i = 0; i < PD_COUNT(biases); i++) {
         random_begin(&m.begin, 1);
