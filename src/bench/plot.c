@@ -72,8 +72,7 @@ static bool is_main(const struct report *r, const struct report_cell *c)
     return c->point.stages == r->main.stages && c->point.width == r->main.width;
 }
 
-/* Modes that the main table has, in the order of the policies. */
-static int main_modes(const struct report *r, enum pd_mode *out)
+int report_modes(const struct report *r, enum pd_mode *out)
 {
     int n = 0;
     for (int m = PD_MODE_PP; m <= PD_MODE_BEST; m++) {
@@ -88,7 +87,7 @@ static enum pd_status plot_speedup(const struct report *r, const char *dir, int 
 {
     struct plot p;
     enum pd_mode modes[POLICY_MODES];
-    int n = main_modes(r, modes);
+    int n = report_modes(r, modes);
     if (n < 2)
         return PD_OK;
     enum pd_status s = plot_open(&p, dir, "speedup", "Speed-up over pp by kind of task", err);
@@ -191,10 +190,8 @@ static int by_value(const void *a, const void *b)
     return (x > y) - (x < y);
 }
 
-/* Share of gaps up to a length, at 200 points, for one mode of the main table. */
-static void print_gaps(const struct report *r, FILE *dat, enum pd_mode mode)
+double *report_gaps(const struct report *r, enum pd_mode mode, size_t *n)
 {
-    size_t n = 0;
     double *all = NULL;
     for (int pass = 0; pass < 2; pass++) {
         size_t at = 0;
@@ -208,11 +205,19 @@ static void print_gaps(const struct report *r, FILE *dat, enum pd_mode mode)
                 if (pass)
                     all[at] = (double)run->gaps_ns[g] / 1e6;
         }
-        n = at;
+        *n = at;
         if (!pass)
-            all = mem_new(n, sizeof *all);
+            all = mem_new(at, sizeof *all);
     }
-    qsort(all, n, sizeof *all, by_value);
+    qsort(all, *n, sizeof *all, by_value);
+    return all;
+}
+
+/* Share of gaps up to a length, at 200 points, for one mode of the main table. */
+static void print_gaps(const struct report *r, FILE *dat, enum pd_mode mode)
+{
+    size_t n;
+    double *all = report_gaps(r, mode, &n);
     for (int i = 0; i <= 200 && n; i++)
         fprintf(dat, "%.5g %.5g\n", all[(n - 1) * (size_t)i / 200], i / 2.0);
     fprintf(dat, "\n\n");
@@ -223,7 +228,7 @@ static enum pd_status plot_gaps(const struct report *r, const char *dir, int *dr
 {
     struct plot p;
     enum pd_mode modes[POLICY_MODES];
-    int n = main_modes(r, modes);
+    int n = report_modes(r, modes);
     enum pd_status s = plot_open(&p, dir, "gaps", "Time between tokens", err);
     if (s)
         return s;

@@ -79,7 +79,9 @@ const struct report_cell *report_find(const struct report *r, const char *kind, 
 void report_print(const struct report *r, FILE *f);
 void report_csv(const struct report *r, FILE *f);
 char *report_json(const struct report *r, size_t *size); /* free() it */
-/* dir/report.{txt,csv,json}. PD_ERR_FILE. */
+/* One page with tables and pictures, which needs nothing beside itself (report_html.c). */
+void report_html(const struct report *r, FILE *f);
+/* dir/report.{txt,csv,json,html}. PD_ERR_FILE. */
 enum pd_status report_write(const struct report *r, const char *dir, struct pd_error *err);
 /* dir/{speedup,stages,widths,gaps}.{dat,gp,svg}, those for which there is data. *drawn: how many; -1: no gnuplot on
  * this machine (data and scripts are there all the same). PD_ERR_FILE. */

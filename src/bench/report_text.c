@@ -286,5 +286,8 @@ enum pd_status report_write(const struct report *r, const char *dir, struct pd_e
     char *json = report_json(r, &size);
     fwrite(json, 1, size, f);
     free(json);
-    return close_in(f, dir, "report.json", err);
+    if ((s = close_in(f, dir, "report.json", err)) || (s = open_in(&f, dir, "report.html", err)))
+        return s;
+    report_html(r, f);
+    return close_in(f, dir, "report.html", err);
 }

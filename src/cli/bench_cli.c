@@ -42,7 +42,7 @@ static const struct argp_option options[] = {
     {"parallel", KEY_PARALLEL, "N", 0, "with --rate: requests that run at once (8)", 1},
     {"requests", KEY_REQUESTS, "N", 0, "requests of each load (four for each lane, at least 16)", 1},
     {NULL, 0, NULL, 0, "Results:", 2},
-    {"out", 'o', "DIR", 0, "keep runs, report (text, CSV, JSON) and plots here", 2},
+    {"out", 'o', "DIR", 0, "keep runs, report (HTML, text, CSV, JSON) and plots here", 2},
     {"resume", KEY_RESUME, NULL, 0, "go on with the finished runs in DIR", 2},
     {"csv", KEY_CSV, NULL, 0, "print CSV instead of the table", 2},
     {"no-plots", KEY_NO_PLOTS, NULL, 0, "no plots in DIR", 2},

@@ -51,9 +51,9 @@ static void set_up(struct fixture *f)
 
 static void tear_down(struct fixture *f)
 {
-    static const char *const names[] = {"runs.jsonl", "runs.jsonl.old", "report.txt",
-                                        "report.csv", "report.json",    "speedup",
-                                        "stages",     "widths",         "gaps"};
+    static const char *const names[] = {
+        "runs.jsonl",  "runs.jsonl.old", "report.txt", "report.csv", "report.json",
+        "report.html", "speedup",        "stages",     "widths",     "gaps"};
     static const char *const exts[] = {"", ".dat", ".gp", ".svg"};
     char path[128];
     for (size_t i = 0; i < PD_COUNT(names); i++)

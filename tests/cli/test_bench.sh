@@ -38,6 +38,8 @@ CASES
 "$PIPEDEC" bench -t 1 -m "$model" --questions <(cat "$tmp/odd") --modes pp -n 2 --stages 2 --no-plots --csv \
     --verify-full 0 --out "$tmp/again" >"$tmp/csv" 2>"$tmp/err" || fail "a pipe: exit code $?: $(cat "$tmp/err")"
 grep -q '^"a,""b"" \[2J",pp,2,' "$tmp/csv" || fail "an odd category: $(cat "$tmp/csv")"
+grep -q '<td>a,&quot;b&quot; \[2J<td>pp' "$tmp/again/report.html" || fail "an odd category: $(grep '<td>' "$tmp/again/report.html")"
+grep -qE '<script|https?:' "$tmp/again/report.html" && fail "report.html has a script, or something from elsewhere"
 lines=$(wc -l <"$tmp/again/runs.jsonl")
 sed 's/Who?/Why?/' "$tmp/odd" >"$tmp/odder"
 "$PIPEDEC" bench -t 1 -m "$model" --questions "$tmp/odder" --modes pp -n 2 --stages 2 --no-plots --csv \
