@@ -20,14 +20,16 @@ struct part { /* a model and its kv; a stage or the draft */
     struct kv *kv[LANES_MAX]; /* by lane */
     int lanes;
     struct sample_scratch *scratch;
-    struct vocab *vocab; /* the target's; the last stage and the draft */
-    float *logits;       /* [n_vocab, slice]; the last stage and the draft */
-    float *hidden;       /* [n_embd, batch_rows] of the draft, [n_embd, head_rows] of the last stage */
-    int head_rows;       /* that the last stage's head computes at once */
-    struct row *rows;    /* [batch_rows]; the draft */
-    float *sorted;       /* [n_embd, BATCH_ROWS] hidden states by lane, where lanes are more than one */
-    int n_vocab;         /* of this model */
-    int n_vocab_ranked;  /* tokens that the target knows too */
+    struct vocab *vocab;   /* the target's; the last stage and the draft */
+    float *logits;         /* [n_vocab, slice]; the last stage and the draft */
+    float *hidden;         /* [n_embd, batch_rows] of the draft, [n_embd, head_rows] of the last stage */
+    int head_rows;         /* that the last stage's head computes at once */
+    struct row *rows;      /* [batch_rows]; the draft */
+    float *sorted;         /* [n_embd, BATCH_ROWS] hidden states by lane, where lanes are more than one */
+    int n_vocab;           /* of this model */
+    int n_vocab_ranked;    /* tokens that the target knows too */
+    struct vocab_map *map; /* the draft, where its vocabulary is not the target's; else NULL */
+    float *mapped;         /* [n_vocab_ranked] if there is a map */
     float spread;
     bool digesting;  /* the last stage: hash the bits of all logits that are sampled from */
     uint64_t digest; /* so far */
@@ -211,14 +213,34 @@ static enum pd_status head_run(void *self, const struct head_job *job, struct pd
 
 /* ---- the draft ---- */
 
-/* A token beyond the draft's vocabulary (padding that the target chose all the same) is as good as any other. */
+/* Tokens by the draft's numbers. One beyond its vocabulary (padding that the target chose all the same) is as good as any
+ * other. */
 static const struct row *known_tokens(struct part *p, const struct row *rows, int n)
 {
     memcpy(p->rows, rows, (size_t)n * sizeof *rows);
-    for (int i = 0; i < n; i++)
-        if (p->rows[i].token >= p->n_vocab)
-            p->rows[i].token = 0;
+    for (int i = 0; i < n; i++) {
+        int32_t *token = &p->rows[i].token;
+        if (p->map)
+            *token = *token < p->map->n ? p->map->to_draft[*token] : 0;
+        if (*token >= p->n_vocab)
+            *token = 0;
+    }
     return p->rows;
+}
+
+/* A row's logits by the target's numbers: what has no equal is never proposed. */
+static const float *targets_logits(struct part *p, const float *logits)
+{
+    if (!p->map)
+        return logits;
+    for (int i = 0; i < p->n_vocab_ranked; i++)
+        p->mapped[i] = -INFINITY;
+    for (int32_t i = 0; i < p->map->n_pairs; i++) {
+        const struct vocab_pair pair = p->map->pairs[i];
+        if (pair.draft < p->n_vocab && pair.target < p->n_vocab_ranked)
+            p->mapped[pair.target] = logits[pair.draft];
+    }
+    return p->mapped;
 }
 
 /* Candidates after wanted row `i` of the pass. */
@@ -227,7 +249,7 @@ static void rank_row(struct part *p, const struct draft_job *job, int i, const f
     const struct draft_ask *ask = &job->asks[i];
     const int32_t pos = job->rows[job->n_behind + i].pos + 1;
     const struct sample_job s = {.sampling = ask->sample,
-                                 .logits = logits,
+                                 .logits = targets_logits(p, logits),
                                  .history = ask->history,
                                  .n_reply = PD_MAX(pos - ask->reply_pos, 0),
                                  .pos = pos,
@@ -302,6 +324,8 @@ static void part_free(struct part *p)
     for (int i = 0; i < p->lanes; i++)
         kv_free(p->kv[i]);
     model_free(p->model);
+    vocab_map_free(p->map);
+    free(p->mapped);
     sample_scratch_free(p->scratch);
     free(p->logits);
     free(p->hidden);
@@ -488,7 +512,9 @@ static enum pd_status load_draft(struct compute *c, const struct gguf *g, const 
     enum pd_status status = part_load(p, g, &mo, PD_MAX(o->lanes, 1), err);
     if (status)
         return status;
-    p->n_vocab_ranked = PD_MIN(p->n_vocab, s->info.target.n_vocab);
+    p->n_vocab_ranked = p->map ? s->info.target.n_vocab : PD_MIN(p->n_vocab, s->info.target.n_vocab);
+    if (p->map)
+        p->mapped = mem_new((size_t)p->n_vocab_ranked, sizeof *p->mapped);
     p->spread = o->spread > 0 ? o->spread : 0.8f; /* the draft is under-confident: docs/design.md */
     p->vocab = s->vocab;
     p->rows = mem_new((size_t)batch, sizeof *p->rows);
@@ -505,28 +531,6 @@ static enum pd_status load_draft(struct compute *c, const struct gguf *g, const 
                                   .tree_rows = part_tree_rows};
     part_loaded(s, o);
     return PD_OK;
-}
-
-static enum pd_status check_vocab(const struct gguf *target, const struct gguf *draft,
-                                  const struct compute_options *o, struct pd_error *err)
-{
-    struct tokenizer *own = NULL, *other = NULL;
-    const struct tokenizer *t = o->tokenizer;
-    struct pd_error difference = {0};
-    enum pd_status status = PD_OK;
-    if (!t) {
-        status = tokenizer_new_for(&own, target, o->allow_unknown_tokenizer, err);
-        t = own;
-    }
-    if (!status)
-        status = tokenizer_new_for(&other, draft, o->allow_unknown_tokenizer, err);
-    if (!status)
-        status = tokenizer_same_vocab(t, other, &difference);
-    if (status && difference.text[0])
-        error_set(err, status, "the draft has another vocabulary than the target: %.400s", difference.text);
-    tokenizer_free(other);
-    tokenizer_free(own);
-    return status;
 }
 
 /* Memory is mapped on first touch, so a context that can never fit would fail late, by the kernel's hand. */
@@ -609,6 +613,13 @@ static enum pd_status open_files(struct compute_self *s, const struct compute_op
     return status;
 }
 
+static enum pd_status match_vocab(struct compute_self *s, const struct gguf *target, const struct gguf *draft,
+                                  const struct compute_options *o, struct pd_error *err)
+{
+    const struct vocab_files files = {target, draft, o->tokenizer, o->allow_unknown_tokenizer};
+    return vocab_match(&s->drafter.map, &files, err);
+}
+
 static enum pd_status load_all(struct compute *c, const struct compute_options *o, struct pd_error *err)
 {
     struct compute_self *s = c->self;
@@ -626,7 +637,7 @@ static enum pd_status load_all(struct compute *c, const struct compute_options *
     if ((status = model_cut(&s->info.target, o->n_stages, s->info.first, err)) ||
         (status = place(s, o, err)) || (status = check_memory(s, o, err)))
         return status;
-    if (draft && wanted(o, ROLE_DRAFTER) && (status = check_vocab(target, draft, o, err)))
+    if (draft && wanted(o, ROLE_DRAFTER) && (status = match_vocab(s, target, draft, o, err)))
         return status;
     s->info.threads =
         o->threads ? o->threads : compute_threads(o->n_stages, s->info.target.weights_bytes, o->alone);

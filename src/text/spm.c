@@ -135,7 +135,9 @@ enum pd_status spm_load(struct tokenizer *t, const struct gguf *g, const struct 
         if (t->type[id] == TOKEN_NORMAL || t->type[id] == TOKEN_USER)
             strings_enter(&t->names, id);
     find_bytes(t, names);
-    t->space_prefix = gguf_bool(g, "tokenizer.ggml.add_space_prefix", true);
+    /* Gemma's never put a space before a text, and its older files don't say so. */
+    const bool gemma = strncmp(gguf_cstr(g, "general.architecture", ""), "gemma", 5) == 0;
+    t->space_prefix = gguf_bool(g, "tokenizer.ggml.add_space_prefix", !gemma);
     return PD_OK;
 }
 

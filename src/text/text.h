@@ -86,10 +86,29 @@ int32_t tokenizer_eot(const struct tokenizer *t);
 bool tokenizer_adds_bos(const struct tokenizer *t);
 int32_t tokenizer_find(const struct tokenizer *t, const char *name); /* the token of this exact name, or -1 */
 
+/* ---- two vocabularies ---- */
 /* PD_OK if both speak the same tokens: every id the same piece, but for padding or unused ids at the end that
  * only one of them has, or names otherwise. Else PD_ERR_VOCAB with the first difference. */
 enum pd_status tokenizer_same_vocab(const struct tokenizer *a, const struct tokenizer *b,
                                     struct pd_error *err);
+
+/* Which token of a draft's vocabulary is which of the target's: those with the same text, both control or both not, one
+ * for one. Padding has no equal. */
+struct vocab_pair {
+    int32_t target, draft;
+};
+struct vocab_map {
+    int32_t n;         /* tokens of the target */
+    int32_t *to_draft; /* [n] the equal one; where there is none, what the draft may read in its place */
+    struct vocab_pair *pairs;
+    int32_t n_pairs;
+    double share; /* of the larger vocabulary's tokens */
+};
+#define VOCAB_SHARE_LEAST 0.9
+/* PD_ERR_VOCAB: fewer than that share of the tokens have an equal; the text says how many. */
+enum pd_status vocab_map_new(struct vocab_map **out, const struct tokenizer *target,
+                             const struct tokenizer *draft, struct pd_error *err);
+void vocab_map_free(struct vocab_map *m);
 
 /* ---- streaming detokeniser ---- */
 enum detok_flags {

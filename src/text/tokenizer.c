@@ -1,8 +1,6 @@
-/* The tokenizer as a whole: loading and checking a vocabulary, the tokens looked for before all others, encoding,
- * and comparing two vocabularies. */
+/* The tokenizer as a whole: loading and checking a vocabulary, the tokens looked for before all others, and encoding. */
 #include "text/internal.h"
 
-#include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
 
@@ -10,6 +8,23 @@
 
 #define KEY_TOKENS "tokenizer.ggml.tokens"
 #define KEY_TYPES  "tokenizer.ggml.token_type"
+
+static enum pd_status refuse_kind(const char *model, struct pd_error *err)
+{
+    const char *key = "tokenizer.ggml.model";
+    if (strcmp(model, "bert") == 0)
+        return error_set(
+            err, PD_ERR_UNSUPPORTED,
+            "%s: \"bert\" (WordPiece) is not supported: models that have it read text, they don't write any",
+            key);
+    if (strcmp(model, "t5") == 0)
+        return error_set(
+            err, PD_ERR_UNSUPPORTED,
+            "%s: \"t5\" (unigram) is not supported: models that have it need an encoder beside the decoder",
+            key);
+    return error_set(err, PD_ERR_UNSUPPORTED, "%s: \"%.40s\" is not supported (known: gpt2, llama)", key,
+                     model);
+}
 
 static enum pd_status read_kind(struct tokenizer *t, const struct gguf *g, struct pd_error *err)
 {
@@ -21,8 +36,7 @@ static enum pd_status read_kind(struct tokenizer *t, const struct gguf *g, struc
     else if (strcmp(model, "llama") == 0)
         t->kind = TOKENIZER_SPM;
     else
-        return error_set(err, PD_ERR_UNSUPPORTED,
-                         "tokenizer.ggml.model: \"%.40s\" is not supported (known: gpt2, llama)", model);
+        return refuse_kind(model, err);
     return PD_OK;
 }
 
@@ -441,56 +455,4 @@ int32_t tokenizer_find(const struct tokenizer *t, const char *name)
             return id;
     }
     return -1;
-}
-
-/* ---- two vocabularies ---- */
-
-/* Rows that only fill the embedding matrix up: no text leads to them. */
-static bool is_padding(const struct tokenizer *t, int32_t id)
-{
-    size_t size;
-    const char *piece = strings_at(&t->pieces, id, &size);
-    return t->type[id] == TOKEN_UNUSED ||
-           (size >= 5 && memcmp(piece, "[PAD", 4) == 0 && piece[size - 1] == ']');
-}
-
-/* A piece for a message: bytes that a terminal shouldn't see as \xNN. */
-static void printable(const struct tokenizer *t, int32_t id, char *out, size_t room)
-{
-    size_t size, n = 0;
-    const char *piece = strings_at(&t->pieces, id, &size);
-    for (size_t i = 0; i < size && n + 5 < room; i++) {
-        unsigned char c = (unsigned char)piece[i];
-        n += (size_t)snprintf(out + n, room - n, c >= 0x20 && c < 0x7F ? "%c" : "\\x%02X", c);
-    }
-    out[n] = 0;
-}
-
-enum pd_status tokenizer_same_vocab(const struct tokenizer *a, const struct tokenizer *b,
-                                    struct pd_error *err)
-{
-    if (a->kind != b->kind)
-        return error_set(err, PD_ERR_VOCAB, "the target's tokenizer is %s, the draft's %s", tokenizer_kind(a),
-                         tokenizer_kind(b));
-    int32_t both = PD_MIN(a->n, b->n);
-    char x[64], y[64];
-    for (int32_t id = 0; id < both; id++) {
-        size_t na, nb;
-        const char *pa = strings_at(&a->pieces, id, &na), *pb = strings_at(&b->pieces, id, &nb);
-        if ((na == nb && memcmp(pa, pb, na) == 0) || (is_padding(a, id) && is_padding(b, id)))
-            continue;
-        printable(a, id, x, sizeof x);
-        printable(b, id, y, sizeof y);
-        return error_set(err, PD_ERR_VOCAB, "token %d is \"%s\" in the target and \"%s\" in the draft",
-                         (int)id, x, y);
-    }
-    const struct tokenizer *more = a->n > both ? a : b;
-    for (int32_t id = both; id < more->n; id++) {
-        if (is_padding(more, id))
-            continue;
-        printable(more, id, x, sizeof x);
-        return error_set(err, PD_ERR_VOCAB, "token %d, \"%s\", is in the %s only (%d and %d tokens)", (int)id,
-                         x, more == a ? "target" : "draft", (int)a->n, (int)b->n);
-    }
-    return PD_OK;
 }

@@ -759,6 +759,56 @@ static void detok_of_random_bytes(void **state)
     tokenizer_free(t);
 }
 
+/* Tokens with another number, one that the other has not, one that is control in one and text in the other, padding. */
+static void unlike_vocabularies_are_mapped(void **state)
+{
+    (void)state;
+    enum { N = 40 };
+    char names[N][8];
+    const char *tokens[N], *other[N];
+    int32_t types[N], other_types[N];
+    struct pd_error err = {0};
+    struct vocab_map *map;
+    for (int i = 0; i < N; i++) {
+        snprintf(names[i], sizeof names[i], i < 2 ? "%c" : i == 2 ? "ab" : "w%d", i < 2 ? 'a' + i : i);
+        tokens[i] = names[i];
+        types[i] = 1;
+    }
+    for (int i = 0; i < N; i++) {
+        other[i] = tokens[i < 3 ? i : 3 + (i - 3 + 5) % (N - 3)];
+        other_types[i] = 1;
+    }
+    other[7] = "w99";   /* was w12 */
+    other_types[8] = 3; /* w13 */
+    types[39] = 5;      /* w39 is padding */
+    struct tokenizer *a = small(tokens, types, N), *b = small(other, other_types, N);
+    assert_int_equal(vocab_map_new(&map, a, b, &err), PD_OK);
+    assert_int_equal(map->n_pairs, N - 3);
+    assert_true(map->share == (N - 3.0) / N && map->n == N);
+    for (int32_t i = 0; i < map->n_pairs; i++) {
+        size_t na, nb;
+        const char *x = tokenizer_piece(a, map->pairs[i].target, &na);
+        const char *y = tokenizer_piece(b, map->pairs[i].draft, &nb);
+        assert_true(na == nb && memcmp(x, y, na) == 0);
+        assert_int_equal(map->to_draft[map->pairs[i].target], map->pairs[i].draft);
+        assert_int_not_equal(map->pairs[i].target, 12);
+        assert_int_not_equal(map->pairs[i].target, 13);
+        assert_int_not_equal(map->pairs[i].target, 39);
+    }
+    for (int i = 0; i < N; i++)
+        assert_true(map->to_draft[i] >= 0 && map->to_draft[i] < N);
+    vocab_map_free(map);
+    for (int i = 10; i < 15; i++)
+        other[i] = names[0] + 1; /* five more are gone: "" */
+    struct tokenizer *c = small(other, other_types, N);
+    assert_int_equal(vocab_map_new(&map, a, c, &err), PD_ERR_VOCAB);
+    assert_string_equal(err.text, "80.0 % of the tokens have an equal, 90 % are needed");
+    assert_null(map);
+    tokenizer_free(a);
+    tokenizer_free(b);
+    tokenizer_free(c);
+}
+
 int main(void)
 {
     const struct CMUnitTest tests[] = {
@@ -775,6 +825,7 @@ int main(void)
         cmocka_unit_test(pre_tokenizers_cut),
         cmocka_unit_test(bad_vocabularies_are_refused),
         cmocka_unit_test(vocabularies_differ_in_padding_only),
+        cmocka_unit_test(unlike_vocabularies_are_mapped),
         cmocka_unit_test(detok_holds_back_halves),
         cmocka_unit_test(detok_of_random_bytes),
     };
