@@ -68,7 +68,8 @@ enum { GROUP_MODEL = 10, GROUP_PIPELINE, GROUP_DEVICES, GROUP_SAMPLING, GROUP_OU
 static const struct argp_option options[] = {
     {NULL, 0, NULL, 0, "Models:", GROUP_MODEL},
     {"model", 'm', "FILE", 0, "the target: a GGUF file (of a split model any part)", GROUP_MODEL},
-    {"draft", 'd', "FILE", 0, "a small model of (nearly) the same vocabulary that predicts the target", GROUP_MODEL},
+    {"draft", 'd', "FILE", 0, "a small model of (nearly) the same vocabulary that predicts the target",
+     GROUP_MODEL},
     {"ctx", KEY_CTX, "N", 0, "positions of the context (the model's, but at most 4096)", GROUP_MODEL},
     {"kv", KEY_KV, "TYPE", 0, "type of the KV cache: f16 (default), f32, q8_0", GROUP_MODEL},
     {"chat-template", KEY_TEMPLATE, "NAME|FILE", 0,

@@ -66,6 +66,21 @@
 #define SEED_WORDS                                                                                           \
     CASELESS_CONTRACTIONS "|[^\\r\\n\\p{L}\\p{N}]?\\p{L}+|\\p{N}| ?[^" WS "\\p{L}\\p{N}]+|" LINES
 
+#define KANA_HAN "[\\x{4E00}-\\x{9FA5}\\x{3040}-\\x{30FF}]+"
+#define SPARK_WORDS                                                                                          \
+    "[!-/:-@\\[-`{-~][A-Za-z]+|[^\\r\\n\\p{L}\\p{P}\\p{S}]?[\\p{L}\\p{M}]+| "                                \
+    "?[\\p{P}\\p{S}]+|[\\r\\n]|" SPACE "+(?!" INK ")|" SPACE "+"
+#define YOUTU_SCRIPTS                                                                                        \
+    "[\\x{AC00}-\\x{D7A3}\\x{3131}-\\x{318E}]+|[\\x{FF01}\\x{2026}\\x{201C}\\x{201D}\\x{2018}\\x{2019}"      \
+    "\\x{2014}\\x{FF1A}\\x{FF1B}\\x{FF0C}\\x{3001}-\\x{303F}\\x{FE30}-\\x{FE4F}]+|"                          \
+    "[\\x{3105}-\\x{312F}]+|" KANA_HAN
+/* A word of EXAONE MoE may hold spaces, each between letters. What is repeated is never given back: nothing follows it. */
+#define EXAONE_MOE_WORDS                                                                                     \
+    CASELESS_CONTRACTIONS "|[^\\r\\n\\p{L}\\p{N}]?(?:\\p{L}\\p{M}*+(?: \\p{L}\\p{M}*+)*+)++|\\p{N}| ?[^" WS  \
+                          "\\p{L}\\p{N}]+[\\r\\n/]?|" SPACE "*[\\r\\n]|" SPACE "+(?!" INK ")|" SPACE "+"
+/* Turkish suffixes stay behind their apostrophe. */
+#define UFAKZEKA_WORDS "[^\\r\\n\\p{L}\\p{N}]?\\p{L}+|\\p{N}| ?[^" WS "\\p{L}\\p{N}]+[\\r\\n]*|" LINES
+
 /* Names and their kinship as in llama.cpp's loader (MIT), which writes them into files. */
 static const struct pre_rule rules[] = {
     {.name = "qwen2",
@@ -76,7 +91,7 @@ static const struct pre_rule rules[] = {
      .aliases = " smollm starcoder refact codeshell command-r exaone minerva-7b mellum2 ",
      .level = {"\\p{N}", GPT2_WORDS}},
     {.name = "llama-bpe",
-     .aliases = " llama-bpe llama3 llama-v3 falcon3 falcon-h1 pixtral midm-2.0 lfm2 ",
+     .aliases = " llama-bpe llama3 llama-v3 falcon3 falcon-h1 pixtral midm-2.0 lfm2 jina-v5-nano ",
      .level = {LLAMA3},
      .whole_words = true,
      .adds_bos = true},
@@ -100,13 +115,21 @@ static const struct pre_rule rules[] = {
      .aliases = " deepseek-coder ",
      .level = {"[\\r\\n]", SPACE "?\\p{L}+", SPACE "?\\p{P}+", HAN_ETC, "\\p{N}"}},
     {.name = "deepseek-v3",
-     .aliases = " deepseek-v3 hunyuan-dense joyai-llm ",
-     .level = {"\\p{N}{1,3}", "[\\x{4E00}-\\x{9FA5}\\x{3040}-\\x{30FF}]+", DEEPSEEK3_WORDS}},
+     .aliases = " deepseek-v3 hunyuan-dense joyai-llm hy_v4 ",
+     .level = {"\\p{N}{1,3}", KANA_HAN, DEEPSEEK3_WORDS}},
     {.name = "falcon", .aliases = " falcon ", .level = {"[\\p{P}$+<=>^~|`]+", GPT2_WORDS, "[0-9][0-9][0-9]"}},
     {.name = "bloom", .aliases = " bloom poro-chat gpt3-finnish ", .level = {BLOOM_WORDS}},
     {.name = "viking", .aliases = " viking ", .level = {BLOOM_WORDS, "\\p{N}"}},
     {.name = "bailingmoe", .aliases = " bailingmoe bailingmoe2 llada-moe ", .level = {BAILING_WORDS}},
     {.name = "seed-coder", .aliases = " seed-coder ", .level = {SEED_WORDS}},
+    {.name = "spark2_5", .aliases = " spark2_5 ", .level = {"\\p{N}{1,3}", KANA_HAN, SPARK_WORDS, "\\p{N}"}},
+    {.name = "youtu",
+     .aliases = " youtu ",
+     .level = {YOUTU_SCRIPTS, CASE_WORDS("(?:" CASELESS_CONTRACTIONS ")?", "\\p{N}")},
+     .whole_words = true},
+    {.name = "exaone-moe", .aliases = " exaone-moe ", .level = {EXAONE_MOE_WORDS}},
+    {.name = "ufakzeka", .aliases = " ufakzeka ", .level = {UFAKZEKA_WORDS}},
+    {.name = "laguna", .aliases = " laguna ", .level = {"[^\\n]+|\\n+", LLAMA3_WORDS("\\p{N}")}},
     {.name = "gpt-2",
      .aliases = " gpt-2 gpt2 phi-2 mpt olmo jais gigachat a.x-4.0 mellum modern-bert exaone4 trillion "
                 "granite-docling ",
@@ -118,7 +141,7 @@ static const struct pre_rule rules[] = {
 
 const char *pretoken_names(void)
 {
-    static _Thread_local char text[256];
+    static _Thread_local char text[400];
     text[0] = 0;
     for (size_t i = 0; i < PD_COUNT(rules); i++)
         snprintf(text + strlen(text), sizeof text - strlen(text), "%s%s", i ? ", " : "", rules[i].name);

@@ -288,7 +288,7 @@ static struct tokenizer *build(struct gguf_build *b)
 
 /* A SentencePiece vocabulary: ids 0..2 unknown and control, 3..258 bytes, then pieces. Scores are such that
  * "low" + "er" wins over "lo" + "wer", and two pairs of equal score merge left first. */
-static struct tokenizer *spm(bool prefix)
+static struct tokenizer *spm_of(const char *arch, bool prefix)
 {
     static const struct {
         const char *text;
@@ -316,6 +316,8 @@ static struct tokenizer *spm(bool prefix)
         scores[i] = pieces[i - FIRST].score;
     }
     struct gguf_build b = {0};
+    if (arch)
+        gb_str(&b, "general.architecture", arch);
     gb_str(&b, "tokenizer.ggml.model", "llama");
     gb_array_str(&b, "tokenizer.ggml.tokens", tokens, N);
     gb_array_i32(&b, "tokenizer.ggml.token_type", types, N);
@@ -326,6 +328,28 @@ static struct tokenizer *spm(bool prefix)
     if (!prefix)
         gb_bool(&b, "tokenizer.ggml.add_space_prefix", false);
     return build(&b);
+}
+
+static struct tokenizer *spm(bool prefix)
+{
+    return spm_of(NULL, prefix);
+}
+
+/* A file of Gemma's without the key: no space before the text. */
+static void gemma_puts_no_space_before_a_text(void **state)
+{
+    (void)state;
+    struct tokenizer *t[] = {spm_of("gemma2", true), spm_of("llama", true)};
+    for (size_t i = 0; i < PD_COUNT(t); i++) {
+        struct token_list ids = {0};
+        struct pd_error err = {0};
+        size_t n;
+        assert_int_equal(tokenizer_encode(t[i], "lower", 5, 0, &ids, &err), PD_OK);
+        tokenizer_piece(t[i], ids.ids[0], &n);
+        assert_int_equal(n, i == 0 ? 3 : 6); /* "low" + "er", " lower" */
+        token_list_free(&ids);
+        tokenizer_free(t[i]);
+    }
 }
 
 #define EXPECT(t, flags, text, ...)                                                                          \
@@ -584,6 +608,10 @@ static void bad_vocabularies_are_refused(void **state)
     expect_refused(&b, PD_ERR_FORMAT, "tokenizer.ggml.model");
     gb_str(&b, "tokenizer.ggml.model", "wordpiece");
     expect_refused(&b, PD_ERR_UNSUPPORTED, "wordpiece");
+    gb_str(&b, "tokenizer.ggml.model", "bert");
+    expect_refused(&b, PD_ERR_UNSUPPORTED, "WordPiece");
+    gb_str(&b, "tokenizer.ggml.model", "t5");
+    expect_refused(&b, PD_ERR_UNSUPPORTED, "unigram");
     gb_str(&b, "tokenizer.ggml.model", "gpt2");
     expect_refused(&b, PD_ERR_FORMAT, "tokenizer.ggml.tokens");
 #define START(model)                                                                                         \
@@ -826,6 +854,7 @@ int main(void)
         cmocka_unit_test(bad_vocabularies_are_refused),
         cmocka_unit_test(vocabularies_differ_in_padding_only),
         cmocka_unit_test(unlike_vocabularies_are_mapped),
+        cmocka_unit_test(gemma_puts_no_space_before_a_text),
         cmocka_unit_test(detok_holds_back_halves),
         cmocka_unit_test(detok_of_random_bytes),
     };
