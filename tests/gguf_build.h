@@ -207,6 +207,7 @@ struct test_model_options {
     bool flat_router;            /* all experts are equally good */
     int said_experts, said_used; /* [as it is] what the keys say */
     float yarn_factor;           /* [none] */
+    int window;                  /* [6] of architectures that have windows; olmo2: [none] */
     const char *name;            /* [tiny random model] */
     const char *extra_key;       /* [none] "ARCH." is put before it */
     float extra_value;
@@ -214,6 +215,96 @@ struct test_model_options {
     float spoil;
     int n_parts;               /* above 1: a split set; `path` then ends in "-00001-of-0000N.gguf" */
     const char *chat_template; /* [chatml]; "": none */
+};
+
+/* What an architecture has beside llama's tensors and keys, or in place of them. */
+struct tm_kind {
+    const char *name;
+    bool qk_norm, norm_all; /* norms of q and k, on each head or over all */
+    bool no_pre, post;      /* no norms before a part; norms after it */
+    bool fused, fused_up;   /* attn_qkv; ffn_up holds the gate */
+    bool windows;
+    bool experts, expert_length; /* always; their width has a key */
+    bool shared;                 /* an expert that all rows take */
+    bool oss;                    /* sinks, biases of experts, post_attention_norm for ffn_norm */
+    bool latent;
+    bool long_rope;
+    bool bias, tied; /* always */
+    bool short_ctx;  /* trained for 16 positions, YaRN */
+};
+
+static inline const struct tm_kind *tm_kind_of(const char *arch)
+{
+    static const struct tm_kind kinds[] = {
+        {.name = "qwen3", .qk_norm = true},
+        {.name = "qwen3moe", .qk_norm = true, .experts = true, .expert_length = true},
+        {.name = "gemma2", .post = true, .windows = true, .tied = true},
+        {.name = "gemma3", .qk_norm = true, .post = true, .windows = true},
+        {.name = "gpt-oss",
+         .windows = true,
+         .experts = true,
+         .expert_length = true,
+         .oss = true,
+         .bias = true,
+         .short_ctx = true},
+        {.name = "phi3", .fused = true, .fused_up = true, .long_rope = true},
+        {.name = "glm4", .post = true, .fused_up = true},
+        {.name = "olmo2",
+         .qk_norm = true,
+         .norm_all = true,
+         .no_pre = true,
+         .post = true,
+         .windows = true,
+         .short_ctx = true},
+        {.name = "granite"},
+        {.name = "granitemoe", .experts = true, .shared = true},
+        {.name = "mistral3", .short_ctx = true},
+        {.name = "deepseek2",
+         .experts = true,
+         .expert_length = true,
+         .shared = true,
+         .latent = true,
+         .short_ctx = true},
+        {.name = "any"},
+    };
+    size_t i = 0;
+    while (i + 1 < PD_COUNT(kinds) && strcmp(kinds[i].name, arch) != 0)
+        i++;
+    return &kinds[i];
+}
+
+enum { TM_SHARED = 256, TM_LATENT = 64, TM_ROT = 32, TM_NOPE = 32, TM_VALUE = 32, TM_Q_RANK = 256 };
+
+/* Keys of one architecture: floats, or integers where `u` is not 0. */
+static const struct tm_key {
+    const char *arch, *name;
+    float f;
+    uint32_t u;
+} tm_keys[] = {
+    {"gemma2", "attn_logit_softcapping", 3, 0},
+    {"gemma2", "final_logit_softcapping", 8, 0},
+    {"glm4", "rope.dimension_count", 0, 8},
+    {"granite", "embedding_scale", 0.6f, 0},
+    {"granite", "residual_scale", 0.6f, 0},
+    {"granite", "attention.scale", 0.1f, 0},
+    {"granite", "logit_scale", 2, 0},
+    {"granitemoe", "embedding_scale", 0.6f, 0},
+    {"granitemoe", "logit_scale", 2, 0},
+    {"granitemoe", "expert_shared_feed_forward_length", 0, TM_SHARED},
+    {"mistral3", "rope.scaling.yarn_log_multiplier", 1, 0},
+    {"mistral3", "attention.temperature_scale", 0.4f, 0},
+    {"deepseek2", "attention.q_lora_rank", 0, TM_Q_RANK},
+    {"deepseek2", "attention.kv_lora_rank", 0, TM_LATENT},
+    {"deepseek2", "attention.key_length_mla", 0, TM_NOPE + TM_ROT},
+    {"deepseek2", "attention.value_length_mla", 0, TM_VALUE},
+    {"deepseek2", "rope.dimension_count", 0, TM_ROT},
+    {"deepseek2", "rope.scaling.yarn_log_multiplier", 0.07f, 0},
+    {"deepseek2", "leading_dense_block_count", 0, 1},
+    {"deepseek2", "expert_shared_count", 0, 1},
+    {"deepseek2", "expert_gating_func", 0, 2},
+    {"deepseek2", "expert_weights_scale", 1.5f, 0},
+    {"deepseek2", "expert_group_count", 0, 4},
+    {"deepseek2", "expert_group_used_count", 0, 3},
 };
 
 /* One builder a part; tensors go round. */
@@ -259,12 +350,12 @@ static inline void tm_put(struct test_model_writer *w, const char *name, enum gg
     w->tensors++;
 }
 
-/* A matrix for each expert. */
-static inline void tm_stack(struct test_model_writer *w, const char *name, int64_t ne0, int64_t ne1)
+/* n matrices. */
+static inline void tm_stack(struct test_model_writer *w, const char *name, int64_t ne0, int64_t ne1,
+                            int64_t n)
 {
     enum ggml_type type;
     size_t bytes;
-    const int64_t n = w->o->n_expert;
     void *data = tm_numbers(w->o, name, ne0, ne1 * n, 1.5f / sqrtf((float)ne0), 0, &type, &bytes);
     gb_tensor(&w->parts[w->next], name, type, 3, (const int64_t[]){ne0, ne1, n}, data, bytes);
     w->next = (w->next + 1) % w->n_parts;
@@ -387,21 +478,29 @@ static inline void tm_key_f32(struct gguf_build *b, const char *arch, const char
 
 static inline struct test_model_options tm_defaults(const char *arch, const struct test_model_options *o)
 {
-    const bool moe = strcmp(arch, "qwen3moe") == 0;
+    const struct tm_kind *kind = tm_kind_of(arch);
+    const bool moe = kind->experts;
     struct test_model_options r = o ? *o : (struct test_model_options){0};
 #define TM_DEFAULT(field, value) r.field = r.field ? r.field : (value)
     TM_DEFAULT(n_layer, 4);
     TM_DEFAULT(n_embd, 64);
     TM_DEFAULT(n_head, 4);
     TM_DEFAULT(n_head_kv, 2);
+    r.n_head_kv = kind->latent ? 1 : r.n_head_kv;
     TM_DEFAULT(head_dim, 16);
     TM_DEFAULT(n_ff, 128);
     TM_DEFAULT(n_vocab, 320);
-    TM_DEFAULT(n_ctx, 2048);
+    TM_DEFAULT(n_ctx, kind->short_ctx ? 16 : 2048);
     TM_DEFAULT(n_parts, 1);
     TM_DEFAULT(n_expert, moe ? 8 : 0);
     TM_DEFAULT(n_expert_used, 2);
     TM_DEFAULT(n_ff_exp, moe ? r.n_ff / 2 : r.n_ff);
+    TM_DEFAULT(window, kind->windows ? 6 : 0);
+    r.bias |= kind->bias;
+    r.fused |= kind->fused;
+    if (kind->short_ctx && r.yarn_factor == 0)
+        r.yarn_factor = 4;
+    r.tied |= kind->tied;
 #undef TM_DEFAULT
     PD_ASSERT(r.n_vocab >= 280 && r.n_parts <= 16);
     return r;
@@ -417,8 +516,9 @@ static inline void tm_metadata(struct gguf_build *b, const char *arch, const str
     tm_key_u32(b, arch, "feed_forward_length", o->n_ff);
     tm_key_u32(b, arch, "attention.head_count", o->n_head);
     tm_key_u32(b, arch, "attention.head_count_kv", o->n_head_kv);
-    tm_key_u32(b, arch, "attention.key_length", o->head_dim);
-    tm_key_u32(b, arch, "attention.value_length", o->head_dim);
+    const bool latent = tm_kind_of(arch)->latent;
+    tm_key_u32(b, arch, "attention.key_length", latent ? TM_LATENT + TM_ROT : o->head_dim);
+    tm_key_u32(b, arch, "attention.value_length", latent ? TM_LATENT : o->head_dim);
     tm_key_f32(b, arch, "attention.layer_norm_rms_epsilon", 1e-6f);
     tm_key_f32(b, arch, "rope.freq_base", 10000);
     if (o->yarn_factor > 0) {
@@ -431,78 +531,134 @@ static inline void tm_metadata(struct gguf_build *b, const char *arch, const str
     if (o->n_expert) {
         tm_key_u32(b, arch, "expert_count", o->said_experts ? o->said_experts : o->n_expert);
         tm_key_u32(b, arch, "expert_used_count", o->said_used ? o->said_used : o->n_expert_used);
-        if (strcmp(arch, "qwen3moe") == 0)
+        if (tm_kind_of(arch)->expert_length)
             tm_key_u32(b, arch, "expert_feed_forward_length", o->n_ff_exp);
     }
+    if (o->window)
+        tm_key_u32(b, arch, "attention.sliding_window", o->window);
+    for (size_t i = 0; i < PD_COUNT(tm_keys); i++)
+        if (strcmp(tm_keys[i].arch, arch) == 0 && tm_keys[i].u)
+            tm_key_u32(b, arch, tm_keys[i].name, (int)tm_keys[i].u);
+        else if (strcmp(tm_keys[i].arch, arch) == 0)
+            tm_key_f32(b, arch, tm_keys[i].name, tm_keys[i].f);
+    if (strcmp(arch, "deepseek2") == 0)
+        gb_bool(b, "deepseek2.expert_weights_norm", true);
     if (o->extra_key)
         tm_key_f32(b, arch, o->extra_key, o->extra_value);
     tm_tokenizer(b, arch, o->n_vocab, o->chat_template);
 }
 
-static inline void tm_experts(struct test_model_writer *w, int layer)
+/* A tensor of f32, of one row or more. */
+static inline void tm_floats(struct test_model_writer *w, const char *name, int64_t ne0, int64_t ne1,
+                             float scale)
 {
     const struct test_model_options *o = w->o;
     struct test_model_options f32 = *o;
-    char name[64];
-    snprintf(name, sizeof name, "blk.%d.ffn_gate_inp.weight", layer);
     f32.type = GGML_TYPE_F32;
     w->o = &f32;
-    tm_tensor(w, name, o->n_embd, o->n_expert, o->flat_router ? 0 : 3.0f / sqrtf((float)o->n_embd), 0);
+    tm_tensor(w, name, ne0, ne1, scale, 0);
     w->o = o;
-    snprintf(name, sizeof name, "blk.%d.ffn_gate_exps.weight", layer);
-    tm_stack(w, name, o->n_embd, o->n_ff_exp);
-    snprintf(name, sizeof name, "blk.%d.ffn_up_exps.weight", layer);
-    tm_stack(w, name, o->n_embd, o->n_ff_exp);
-    snprintf(name, sizeof name, "blk.%d.ffn_down_exps.weight", layer);
-    tm_stack(w, name, o->n_ff_exp, o->n_embd);
+}
+
+static inline void tm_experts(struct test_model_writer *w, const struct tm_kind *kind, int layer)
+{
+    const struct test_model_options *o = w->o;
+    const int64_t n = o->n_expert, ff = kind->expert_length ? o->n_ff_exp : o->n_ff;
+    const int64_t shared = strcmp(kind->name, "deepseek2") == 0 ? ff : TM_SHARED;
+    const struct {
+        const char *name;
+        int64_t ne0, ne1, n; /* n: a stack; 0: floats */
+        float scale;
+        bool there;
+    } list[] = {
+        {"ffn_gate_inp.weight", o->n_embd, n, 0, o->flat_router ? 0 : 3.0f / sqrtf((float)o->n_embd), true},
+        {"ffn_gate_exps.weight", o->n_embd, ff, n, 0, true},
+        {"ffn_up_exps.weight", o->n_embd, ff, n, 0, true},
+        {"ffn_down_exps.weight", ff, o->n_embd, n, 0, true},
+        {"ffn_gate_inp.bias", n, 0, 0, 0.3f, kind->oss},
+        {"ffn_gate_exps.bias", ff, n, 0, 0.3f, kind->oss},
+        {"ffn_up_exps.bias", ff, n, 0, 0.3f, kind->oss},
+        {"ffn_down_exps.bias", o->n_embd, n, 0, 0.3f, kind->oss},
+        {"exp_probs_b.bias", n, 0, 0, 0.2f, kind->latent},
+    };
+    char name[64];
+    for (size_t i = 0; i < PD_COUNT(list); i++) {
+        snprintf(name, sizeof name, "blk.%d.%s", layer, list[i].name);
+        if (list[i].there && list[i].n)
+            tm_stack(w, name, list[i].ne0, list[i].ne1, list[i].n);
+        else if (list[i].there)
+            tm_floats(w, name, list[i].ne0, list[i].ne1, list[i].scale);
+    }
+    for (int i = 0; i < 3 && kind->shared; i++) {
+        const int64_t in = i == 2 ? shared : o->n_embd, out = i == 2 ? o->n_embd : shared;
+        snprintf(name, sizeof name, "blk.%d.ffn_%s_shexp.weight", layer,
+                 i == 0   ? "gate"
+                 : i == 1 ? "up"
+                          : "down");
+        tm_tensor(w, name, in, out, 1.5f / sqrtf((float)in), 0);
+    }
 }
 
 static inline void tm_layer(struct test_model_writer *w, const char *arch, int layer)
 {
     const struct test_model_options *o = w->o;
-    int64_t q = (int64_t)o->n_head * o->head_dim, kv = (int64_t)o->n_head_kv * o->head_dim;
+    const struct tm_kind *kind = tm_kind_of(arch);
+    const int64_t q = (int64_t)o->n_head * o->head_dim, kv = (int64_t)o->n_head_kv * o->head_dim;
+    const bool plain = !o->fused && !kind->latent, moe = o->n_expert && !(kind->latent && layer == 0);
     bool llama = strcmp(arch, "llama") == 0;
     const struct {
         const char *name;
         int64_t ne0, ne1;
         bool there;
     } list[] = {
-        {"attn_norm.weight", o->n_embd, 0, true},
-        {"attn_q.weight", o->n_embd, q, !o->fused},
-        {"attn_k.weight", o->n_embd, kv, !o->fused},
-        {"attn_v.weight", o->n_embd, kv, !o->fused},
-        {"attn_output.weight", q, o->n_embd, true},
+        {"attn_norm.weight", o->n_embd, 0, !kind->no_pre},
+        {"attn_q.weight", o->n_embd, q, plain},
+        {"attn_k.weight", o->n_embd, kv, plain},
+        {"attn_v.weight", o->n_embd, kv, plain},
+        {"attn_q_a.weight", o->n_embd, TM_Q_RANK, kind->latent},
+        {"attn_q_a_norm.weight", TM_Q_RANK, 0, kind->latent},
+        {"attn_q_b.weight", TM_Q_RANK, (int64_t)o->n_head * (TM_NOPE + TM_ROT), kind->latent},
+        {"attn_kv_a_mqa.weight", o->n_embd, TM_LATENT + TM_ROT, kind->latent},
+        {"attn_kv_a_norm.weight", TM_LATENT, 0, kind->latent},
+        {"attn_output.weight", kind->latent ? (int64_t)o->n_head * TM_VALUE : q, o->n_embd, true},
         {"attn_q.bias", q, 0, o->bias && !o->fused},
         {"attn_k.bias", kv, 0, o->bias && !o->fused},
         {"attn_v.bias", kv, 0, o->bias && !o->fused},
-        {"attn_output.bias", o->n_embd, 0, o->bias && llama},
-        {"attn_q_norm.weight", o->head_dim, 0, strncmp(arch, "qwen3", 5) == 0},
-        {"attn_k_norm.weight", o->head_dim, 0, strncmp(arch, "qwen3", 5) == 0},
-        {"ffn_norm.weight", o->n_embd, 0, true},
-        {"ffn_gate.weight", o->n_embd, o->n_ff, !o->n_expert},
-        {"ffn_up.weight", o->n_embd, o->n_ff, !o->n_expert},
-        {"ffn_down.weight", o->n_ff, o->n_embd, !o->n_expert},
+        {"attn_output.bias", o->n_embd, 0, o->bias && (llama || kind->oss)},
+        {"attn_sinks.weight", o->n_head, 0, kind->oss},
+        {"attn_q_norm.weight", kind->norm_all ? q : o->head_dim, 0, kind->qk_norm},
+        {"attn_k_norm.weight", kind->norm_all ? kv : o->head_dim, 0, kind->qk_norm},
+        {"post_attention_norm.weight", o->n_embd, 0, kind->post || kind->oss},
+        {"ffn_norm.weight", o->n_embd, 0, !kind->no_pre && !kind->oss},
+        {"post_ffw_norm.weight", o->n_embd, 0, kind->post},
+        {"ffn_gate.weight", o->n_embd, o->n_ff, !moe && !kind->fused_up},
+        {"ffn_up.weight", o->n_embd, o->n_ff * (kind->fused_up ? 2 : 1), !moe},
+        {"ffn_down.weight", o->n_ff, o->n_embd, !moe},
         {"ffn_gate.bias", o->n_ff, 0, o->bias && llama && !o->n_expert},
         {"ffn_up.bias", o->n_ff, 0, o->bias && llama && !o->n_expert},
         {"ffn_down.bias", o->n_embd, 0, o->bias && llama && !o->n_expert},
     };
+    char name[64];
     for (size_t i = 0; i < PD_COUNT(list); i++) {
-        char name[64];
         bool norm = strstr(list[i].name, "norm") != NULL;
         snprintf(name, sizeof name, "blk.%d.%s", layer, list[i].name);
         if (list[i].there)
             tm_tensor(w, name, list[i].ne0, list[i].ne1,
                       list[i].ne1 ? 1.5f / sqrtf((float)list[i].ne0) : 0.1f, norm ? 1 : 0);
     }
-    if (o->n_expert)
-        tm_experts(w, layer);
+    for (int i = 0; i < 2 && kind->latent; i++) {
+        snprintf(name, sizeof name, "blk.%d.attn_%c_b.weight", layer, "kv"[i]);
+        tm_stack(w, name, i ? TM_LATENT : TM_NOPE, i ? TM_VALUE : TM_LATENT, o->n_head);
+    }
+    if (moe)
+        tm_experts(w, kind, layer);
     if (o->fused)
         tm_fused(w, layer, "weight", o->n_embd, 1.5f / sqrtf((float)o->n_embd));
     if (o->fused && o->bias)
         tm_fused(w, layer, "bias", 0, 0.1f);
 }
 
-/* Write a tiny model of `arch` ("llama", "qwen2", "qwen3", "qwen3moe"; any other name gets llama's tensors). Aborts if the file
+/* Write a tiny model of `arch` (those of tm_kind_of; any other name gets llama's tensors). Aborts if the file
  * cannot be written. With n_parts the siblings' names are derived from `path`. */
 static inline void test_build_model(const char *arch, const struct test_model_options *options,
                                     const char *path)
@@ -521,6 +677,9 @@ static inline void test_build_model(const char *arch, const struct test_model_op
         tm_tensor(w, "output.bias", o.n_vocab, 0, 0.5f, 0);
     if (o.rope_freqs)
         tm_tensor(w, "rope_freqs.weight", o.head_dim / 2, 0, 0.2f, 2);
+    for (int i = 0; i < 2 && tm_kind_of(arch)->long_rope; i++)
+        tm_tensor(w, i ? "rope_factors_long.weight" : "rope_factors_short.weight", o.head_dim / 2, 0, 0.2f,
+                  2);
     tm_metadata(&w->parts[0], arch, &o);
     for (int i = 0; i < o.n_parts; i++) {
         char part[4096], *tail;

@@ -130,8 +130,8 @@ static enum pd_status gather(struct facts *f, const struct gguf *g, int stages, 
         f->template = template_detect(&family, template, NULL) == PD_OK ? template_name(family)
                       : is_program(template)                            ? "jinja"
                                                                         : "unknown";
-    f->kv_bytes =
-        4ull * (uint64_t)f->model.n_layer * (uint64_t)f->model.n_head_kv * (uint64_t)f->model.head_dim;
+    f->kv_bytes = 2ull * (uint64_t)f->model.n_layer * (uint64_t)f->model.n_head_kv *
+                  (uint64_t)(f->model.head_dim + f->model.v_dim);
     if (!stages)
         return PD_OK;
     f->stages = stages;
@@ -192,8 +192,9 @@ static void print_model(struct facts *f)
                human(m->weights_bytes, "B"));
     printf("%-15s %d heads of %d, %d for keys and values\n", "attention", m->n_head, m->head_dim,
            m->n_head_kv);
-    printf("%-15s base %g, %d dimensions%s%s\n", "rotation", (double)p->rope_base, p->n_rot,
-           scaling[p->rope_scaling], arch_tensor(f->g, ARCH_ROPE_FREQS, 0) ? ", with frequency factors" : "");
+    printf("%-15s base %g, %d dimensions%s%s\n", "rotation", (double)p->rope[0].base, p->n_rot,
+           scaling[p->rope[0].scaling],
+           arch_tensor(f->g, ARCH_ROPE_FREQS, 0) ? ", with frequency factors" : "");
     printf("%-15s %d positions, %s each in the f16 cache\n", "context", m->ctx_train,
            human(f->kv_bytes, "B"));
     printf("%-15s %s%s%s, %zu tokens, %zu merges; the embedding has %d rows\n", "tokenizer",
@@ -295,7 +296,7 @@ static void json_model(yyjson_mut_doc *d, yyjson_mut_val *o, struct facts *f)
     yyjson_mut_obj_add_int(d, o, "head_dim", m->head_dim);
     yyjson_mut_obj_add_int(d, o, "n_vocab", m->n_vocab);
     yyjson_mut_obj_add_int(d, o, "ctx_train", m->ctx_train);
-    yyjson_mut_obj_add_real(d, o, "rope_base", (double)f->params.rope_base);
+    yyjson_mut_obj_add_real(d, o, "rope_base", (double)f->params.rope[0].base);
     yyjson_mut_obj_add_uint(d, o, "kv_bytes_per_position", f->kv_bytes);
     yyjson_mut_obj_add_bool(d, o, "tied_head", m->tied_head);
     yyjson_mut_obj_add_uint(d, o, "weights_bytes", m->weights_bytes);

@@ -181,7 +181,7 @@ static double kv_element(enum pd_kv_type type)
 /* A position's K and V in one layer. */
 static double kv_layer(const struct place_need *n, const struct model_info *i)
 {
-    return 2.0 * i->n_head_kv * i->head_dim * kv_element(n->kv_type) * PD_MAX(n->lanes, 1);
+    return (double)i->n_head_kv * (i->head_dim + i->v_dim) * kv_element(n->kv_type) * PD_MAX(n->lanes, 1);
 }
 
 static struct place_bytes bytes_of(const struct place_need *n, const struct model_info *i, int first, int end,

@@ -387,6 +387,13 @@ const float *gguf_array_f32(const struct gguf *g, const char *key)
     return kv ? kv->floats : NULL;
 }
 
+bool gguf_array_bool(const struct gguf *g, const char *key, size_t index)
+{
+    const struct gguf_kv *kv = find_array(g, key, GGUF_KIND_BOOL);
+    PD_ASSERT(kv && index < kv->count);
+    return kv->raw[index] != 0;
+}
+
 size_t gguf_tensor_count(const struct gguf *g)
 {
     return g->n_tensors;

@@ -81,6 +81,7 @@ size_t gguf_array_count(const struct gguf *g, const char *key, enum gguf_kind ki
 struct gguf_str gguf_array_str(const struct gguf *g, const char *key, size_t index); /* O(log keys) */
 const int32_t *gguf_array_i32(const struct gguf *g, const char *key); /* kind I32 (or U32), aligned copy */
 const float *gguf_array_f32(const struct gguf *g, const char *key);
+bool gguf_array_bool(const struct gguf *g, const char *key, size_t index);
 
 /* Tensors. A type is one of ggml's numbers, below GGUF_TYPES_MAX. */
 enum { GGUF_TYPES_MAX = 64 };

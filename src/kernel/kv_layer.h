@@ -25,9 +25,14 @@ static inline void *k_tile(const struct kv_layer *l, int head, int tile)
     return (char *)l->k + (size_t)head * k_head_bytes(l) + (size_t)tile * k_tile_bytes(l);
 }
 
+static inline int v_width(const struct kv_layer *l)
+{
+    return l->v_dim ? l->v_dim : l->head_dim;
+}
+
 static inline size_t v_row_bytes(const struct kv_layer *l)
 {
-    const size_t n = ((size_t)l->head_dim + 15) / 16 * 16;
+    const size_t n = ((size_t)v_width(l) + 15) / 16 * 16;
     return l->form == KV_FORM_F32 ? n * 4 : l->form == KV_FORM_F16 ? n * 2 : n / KV_BLOCK * KV_BLOCK_BYTES;
 }
 

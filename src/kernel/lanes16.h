@@ -216,4 +216,19 @@ LANE_INLINE vf lane_exp(vf x)
     return choose(nan, x, choose(tiny, ALL(0), e));
 }
 
+/* Within three units in the last place: a polynomial in x^2 near 0, elsewhere (1 - e) / (1 + e) with e = e^(-2 |x|). */
+LANE_INLINE vf lane_tanh(vf x)
+{
+    const vf size = absolute(x), z = x * x;
+    vf p = ALL(-1382.0f / 155925);
+    p = FMA(p, z, ALL(62.0f / 2835));
+    p = FMA(p, z, ALL(-17.0f / 315));
+    p = FMA(p, z, ALL(2.0f / 15));
+    p = FMA(p, z, ALL(-1.0f / 3));
+    const vf near = FMA(x * z, p, x), e = lane_exp(size * -2.0f);
+    const vf far = (ALL(1) - e) / (ALL(1) + e);
+    const vi sign = bits_of(x) & (int32_t)0x80000000u;
+    return choose(below(size, ALL(0.25f)), near, of_bits(bits_of(far) | sign));
+}
+
 #endif

@@ -64,7 +64,8 @@ size_t attention_scratch_bytes(const struct attention *a)
     int most = 1;
     for (int i = 0; i < a->n_rows; i++)
         most = PD_MAX(most, a->rows[i].prefix + a->rows[i].n_tail);
-    size_t scores = ((size_t)most + KV_TILE - 1) / KV_TILE * KV_TILE;
-    size_t sums = ((size_t)a->kv.head_dim + 15) / 16 * 16;
+    /* Rows of 16 begin at a slot's place or at a rank's: one more of them. */
+    size_t scores = ((size_t)most + KV_TILE - 1) / KV_TILE * KV_TILE + KV_TILE;
+    size_t sums = ((size_t)v_width(&a->kv) + 15) / 16 * 16;
     return ATTENTION_GROUP * (scores + sums) * sizeof(float);
 }

@@ -2,7 +2,8 @@
  * of threads, rows and slots. Sums over a row run in 16 partial sums (element i into sum i mod 16, in order), joined
  * in a fixed tree; sums over positions run by a position's rank among those that a row sees.
  *
- * exp is within one unit in the last place, sine and cosine are right to the rounding of a float, division and square
+ * exp is within one unit in the last place, sine and cosine are right to the rounding of a float, tanh
+ * within three units, division and square
  * root are IEEE's. NaN and infinity come out as they should; only the bits of a NaN may differ between machines.
  *
  * Ownership: all memory is the caller's. Threading: no state; different rows, heads or vectors may be computed by
@@ -26,7 +27,8 @@ enum { KV_TILE = 16 }; /* slots; n_slots is a multiple of it */
 
 struct kv_layer {
     enum kv_form form;
-    int head_dim, n_head_kv, n_slots; /* q8_0: head_dim is a multiple of 32 */
+    int head_dim, n_head_kv, n_slots; /* q8_0: head_dim and v_dim are multiples of 32 */
+    int v_dim;                        /* of a head's V; 0: head_dim */
     void *k, *v;                      /* zeroed before first use */
 };
 size_t kv_layer_k_bytes(const struct kv_layer *l);
@@ -36,10 +38,11 @@ void kv_layer_move(const struct kv_layer *l, int to, int from);
 /* Slots 0 .. n - 1, rounded up to a tile, of a layer of the same shape. */
 void kv_layer_copy(const struct kv_layer *to, const struct kv_layer *from, int n);
 
-/* What a row sees: slots 0 .. prefix - 1, and then, in this order, tail[0 .. n_tail - 1], all of them >= prefix. */
+/* What a row sees: slots first .. prefix - 1, and then, in this order, tail[0 .. n_tail - 1], all of them >= prefix. */
 struct attention_row {
     int prefix, n_tail;
     const int32_t *tail;
+    int first; /* <= prefix */
 };
 
 struct attention {
@@ -48,8 +51,10 @@ struct attention {
     float scale;
     int n_rows;
     const struct attention_row *rows;
-    const float *q; /* [head_dim * n_head, n_rows] */
-    float *out;     /* the same shape */
+    const float *q;     /* [head_dim * n_head, n_rows] */
+    float *out;         /* [v_dim * n_head, n_rows] */
+    float cap;          /* scores x become cap * tanh(x / cap); 0: they stay */
+    const float *sinks; /* [n_head] a score each in the head's softmax, of no position; NULL: none */
 };
 /* Bytes of scratch memory that each thread needs, to be aligned to 64. */
 size_t attention_scratch_bytes(const struct attention *a);
@@ -61,6 +66,12 @@ struct ops {
     void (*add)(float *x, const float *y, int n);
     /* x[n] += y * by, the product rounded first */
     void (*add_scaled)(float *x, const float *y, float by, int n);
+    /* x[n] *= by */
+    void (*scale)(float *x, float by, int n);
+    /* x[n] = cap * tanh(x / cap) */
+    void (*soft_cap)(float *x, float cap, int n);
+    /* x[n] = 1 / (1 + e^-x) */
+    void (*sigmoid)(float *x, int n);
     /* x[n] to e^(x - the largest) / their sum; x has room for n rounded up to a multiple of 16. */
     void (*softmax)(float *x, int n);
     /* x[n_rot] turned by the angles whose cosines and sines [n_rot / 2] are given. far: pairs are (i, i + n_rot / 2),
@@ -69,7 +80,9 @@ struct ops {
     /* gate[n] = silu(gate) * up, and gelu (its tanh form) */
     void (*silu_mul)(float *gate, const float *up, int n);
     void (*gelu_mul)(float *gate, const float *up, int n);
-    /* K and V of one row, [head_dim * n_head_kv] each, into a slot. */
+    /* gpt-oss's: gate[n] = g * sigmoid(1.702 g) * (u + 1), g at most 7, u from -7 to 7 */
+    void (*clamped_mul)(float *gate, const float *up, int n);
+    /* K and V of one row, [head_dim * n_head_kv] and [v_dim * n_head_kv], into a slot. */
     void (*store)(const struct kv_layer *l, int slot, const float *k, const float *v);
     /* Softmax attention for query vectors first .. end - 1 of n_rows * n_head; vector i belongs to the K/V head
      * i / (n_rows * n_head / n_head_kv), and within it to row and head in that order. Every row sees something. */
@@ -90,6 +103,8 @@ struct rope {
     double size;   /* what cosines and sines are multiplied by */
     double *angle; /* [n_pairs], radians a position */
 };
+/* ln x for normal x > 0, the same bits on every machine. */
+double rope_log(double x);
 void rope_init(struct rope *r, const struct rope_options *o);
 void rope_deinit(struct rope *r);
 /* cosine, sine [n_pairs] of a position from 0 to 2^26. */

@@ -62,6 +62,47 @@ static void add_scaled(float *x, const float *y, float by, int n)
         x[i] += y[i] * by;
 }
 
+static void scale(float *x, float by, int n)
+{
+    for (int i = 0; i < n; i++)
+        x[i] *= by;
+}
+
+/* f of every element, which knows one more number. */
+LANE_INLINE void each_element(float *x, int n, float with, vf (*f)(vf, float))
+{
+    const int whole = n / LANES * LANES, rest = n - whole;
+    for (int i = 0; i < whole; i += W)
+        store(x + i, f(load(x + i), with));
+    if (rest) {
+        vf v[H];
+        load_rest(x + whole, rest, 0, v);
+        EACH(h, H) v[h] = f(v[h], with);
+        store_rest(x + whole, rest, v);
+    }
+}
+
+LANE_INLINE vf capped(vf x, float cap)
+{
+    return lane_tanh(x / cap) * cap;
+}
+
+static void soft_cap(float *x, float cap, int n)
+{
+    each_element(x, n, cap, capped);
+}
+
+LANE_INLINE vf inverse_plus_one(vf x, float unused)
+{
+    (void)unused;
+    return ALL(1) / (lane_exp(-x) + 1.0f);
+}
+
+static void sigmoid(float *x, int n)
+{
+    each_element(x, n, 0, inverse_plus_one);
+}
+
 static void rotate(float *x, const float *cosine, const float *sine, int n_rot, bool far)
 {
     const int step = far ? 1 : 2, other = far ? n_rot / 2 : 1;
@@ -84,30 +125,55 @@ LANE_INLINE vf gelu(vf x)
     return x / (lane_exp(y * -2.0f) + 1.0f);
 }
 
-LANE_INLINE void activate(float *gate, const float *up, int n, bool is_gelu)
+/* NaN stays. */
+LANE_INLINE vf at_most(vf x, float limit)
+{
+    return choose(below(ALL(limit), x), ALL(limit), x);
+}
+
+LANE_INLINE vf silu_of(vf g, vf u)
+{
+    return silu(g) * u;
+}
+
+LANE_INLINE vf gelu_of(vf g, vf u)
+{
+    return gelu(g) * u;
+}
+
+LANE_INLINE vf clamped_of(vf g, vf u)
+{
+    const vf x = at_most(g, 7), y = -at_most(-at_most(u, 7), 7);
+    return x / (lane_exp(x * -1.702f) + 1.0f) * (y + 1.0f);
+}
+
+LANE_INLINE void activate(float *gate, const float *up, int n, vf (*f)(vf, vf))
 {
     const int whole = n / LANES * LANES, rest = n - whole;
-    for (int i = 0; i < whole; i += W) {
-        vf g = load(gate + i);
-        store(gate + i, (is_gelu ? gelu(g) : silu(g)) * load(up + i));
-    }
+    for (int i = 0; i < whole; i += W)
+        store(gate + i, f(load(gate + i), load(up + i)));
     if (rest) {
         vf g[H], u[H];
         load_rest(gate + whole, rest, 0, g);
         load_rest(up + whole, rest, 0, u);
-        EACH(h, H) g[h] = (is_gelu ? gelu(g[h]) : silu(g[h])) * u[h];
+        EACH(h, H) g[h] = f(g[h], u[h]);
         store_rest(gate + whole, rest, g);
     }
 }
 
 static void silu_mul(float *gate, const float *up, int n)
 {
-    activate(gate, up, n, false);
+    activate(gate, up, n, silu_of);
 }
 
 static void gelu_mul(float *gate, const float *up, int n)
 {
-    activate(gate, up, n, true);
+    activate(gate, up, n, gelu_of);
+}
+
+static void clamped_mul(float *gate, const float *up, int n)
+{
+    activate(gate, up, n, clamped_of);
 }
 
 /* ---- K and V ---- */
@@ -172,11 +238,11 @@ static void store_v(const struct kv_layer *l, int head, int slot, const float *x
 {
     void *row = v_row(l, head, slot);
     if (l->form == KV_FORM_F32)
-        memcpy(row, x, (size_t)l->head_dim * sizeof *x);
+        memcpy(row, x, (size_t)v_width(l) * sizeof *x);
     else if (l->form == KV_FORM_F16)
-        store_halves(x, l->head_dim, row);
+        store_halves(x, v_width(l), row);
     else
-        for (int d = 0; d < l->head_dim; d += KV_BLOCK) {
+        for (int d = 0; d < v_width(l); d += KV_BLOCK) {
             int8_t *block = (int8_t *)row + d / KV_BLOCK * KV_BLOCK_BYTES;
             const uint16_t scale = quantise(x + d, block + 2);
             memcpy(block, &scale, 2);
@@ -187,7 +253,7 @@ static void store_kv(const struct kv_layer *l, int slot, const float *k, const f
 {
     for (int h = 0; h < l->n_head_kv; h++) {
         store_k(l, h, slot, k + h * l->head_dim);
-        store_v(l, h, slot, v + h * l->head_dim);
+        store_v(l, h, slot, v + h * v_width(l));
     }
 }
 
@@ -209,14 +275,26 @@ enum { GROUP = 4 };
 struct vector {
     const float *q;
     float *out;
-    float *sum, *score; /* scratch: what out becomes, filled up to 16; scores, then weights, by rank */
+    float *sum; /* scratch: what out becomes, filled up to 16 */
+    float *
+        score; /* scratch: scores, then weights, by place: slots below the prefix, then the tail's. Ranks begin at the
+                   * row's first place */
     const struct attention_row *row;
-    int n; /* visible positions */
+    int end;           /* of its places */
+    const float *sink; /* NULL: none */
 };
 
-LANE_INLINE int slot_of_rank(const struct attention_row *row, int rank)
+struct group {
+    const struct attention *a;
+    int head, n;
+    int from,
+        shared; /* slots that are walked for all of them: from the first that any sees to the last that all may */
+    struct vector v[GROUP];
+};
+
+LANE_INLINE int slot_of_place(const struct attention_row *row, int place)
 {
-    return rank < row->prefix ? rank : row->tail[rank - row->prefix];
+    return place < row->prefix ? place : row->tail[place - row->prefix];
 }
 
 /* Element d of 16 slots of K. */
@@ -263,15 +341,20 @@ LANE_INLINE void score_tile(enum kv_form form, int G, const void *tile, int head
     EACH(g, G) EACH(h, H) store(out[g] + h * W, sum[g][h] * scale);
 }
 
-/* Scores of the first `shared` slots, and of what their last tile has beyond them. */
-LANE_INLINE void score_shared(enum kv_form form, int G, const struct attention *a, int head, int shared,
-                              const struct vector *v)
+/* Scores of the slots that the group shares, and of what their first and last tiles have beyond them. */
+LANE_INLINE void score_shared(enum kv_form form, int G, const struct group *s)
 {
-    for (int tile = 0; tile * KV_TILE < shared; tile++) {
+    for (int tile = s->from / KV_TILE; tile * KV_TILE < s->shared; tile++) {
         float *out[GROUP];
-        EACH(g, G) out[g] = v[g].score + tile * KV_TILE;
-        score_tile(form, G, k_tile(&a->kv, head, tile), a->kv.head_dim, a->scale, v, out);
+        EACH(g, G) out[g] = s->v[g].score + tile * KV_TILE;
+        score_tile(form, G, k_tile(&s->a->kv, s->head, tile), s->a->kv.head_dim, s->a->scale, s->v, out);
     }
+}
+
+/* Where the places of one vector begin that are not shared. */
+LANE_INLINE int alone_from(const struct vector *v, int shared)
+{
+    return PD_MAX(shared, v->row->first);
 }
 
 /* Scores of the other positions that one vector sees. */
@@ -279,18 +362,18 @@ LANE_INLINE void score_tail(enum kv_form form, const struct attention *a, int he
                             const struct vector *v)
 {
     float some[LANES], *out = some;
-    for (int rank = shared, tile = -1; rank < v->n; rank++) {
-        const int slot = slot_of_rank(v->row, rank);
+    for (int place = alone_from(v, shared), tile = -1; place < v->end; place++) {
+        const int slot = slot_of_place(v->row, place);
         if (slot / KV_TILE != tile) {
             tile = slot / KV_TILE;
             score_tile(form, 1, k_tile(&a->kv, head, tile), a->kv.head_dim, a->scale, v, &out);
         }
-        v->score[rank] = some[slot % KV_TILE];
+        v->score[place] = some[slot % KV_TILE];
     }
 }
 
-/* Scores to weights; returns their sum. */
-static float to_weights(float *score, int n)
+/* Scores to weights; returns their sum, to which a sink adds its own. */
+static float to_weights(float *score, int n, const float *sink)
 {
     vf top[H], sum[H];
     const int padded = (n + LANES - 1) / LANES * LANES;
@@ -303,7 +386,9 @@ static float to_weights(float *score, int n)
             vf s = load(score + i + h * W);
             top[h] = choose(below(top[h], s), s, top[h]);
         }
-    const float max = join_max(top);
+    float max = join_max(top);
+    if (sink)
+        max = *sink > max ? *sink : max;
     EACH(h, H) sum[h] = ALL(0);
     for (int i = 0; i < padded; i += LANES)
         EACH(h, H)
@@ -312,25 +397,32 @@ static float to_weights(float *score, int n)
             store(score + i + h * W, e);
             sum[h] += e;
         }
-    return join_sum(sum);
+    float total = join_sum(sum);
+    if (sink) {
+        float lanes[W];
+        store(lanes, lane_exp(ALL(*sink - max)));
+        total += lanes[0];
+    }
+    return total;
 }
 
 static void softmax(float *x, int n)
 {
-    const float total = to_weights(x, n);
+    const float total = to_weights(x, n, NULL);
     for (int i = 0; i < n; i++)
         x[i] /= total;
 }
 
-/* Output elements d .. d + 16 C - 1 of G vectors, as far as the first `shared` slots go. */
-LANE_INLINE void mix_shared(enum kv_form form, int G, int C, const struct attention *a, int head, int shared,
-                            const struct vector *v, int d)
+/* Output elements d .. d + 16 C - 1 of G vectors, as far as the shared slots go. What a vector does not see there has
+ * the weight 0, which leaves a sum of finite numbers as it is. */
+LANE_INLINE void mix_shared(enum kv_form form, int G, int C, const struct group *s, int d)
 {
     vf sum[GROUP][4][H];
-    const char *row = v_row(&a->kv, head, 0);
-    const size_t step = v_row_bytes(&a->kv);
+    const struct vector *v = s->v;
+    const char *row = v_row(&s->a->kv, s->head, s->from);
+    const size_t step = v_row_bytes(&s->a->kv);
     EACH(g, G) EACH(c, C) EACH(h, H) sum[g][c][h] = ALL(0);
-    for (int i = 0; i < shared; i++, row += step)
+    for (int i = s->from; i < s->shared; i++, row += step)
         EACH(c, C)
         {
             vf x[H];
@@ -344,36 +436,31 @@ LANE_INLINE void mix_shared(enum kv_form form, int G, int C, const struct attent
 LANE_INLINE void mix_tail(enum kv_form form, const struct attention *a, int head, int shared,
                           const struct vector *v, float total)
 {
-    for (int d = 0; d < a->kv.head_dim; d += LANES) {
+    const int width = v_width(&a->kv);
+    for (int d = 0; d < width; d += LANES) {
         vf sum[H], x[H];
         load_row(v->sum + d, sum);
-        for (int rank = shared; rank < v->n; rank++) {
-            load_v(form, v_row(&a->kv, head, slot_of_rank(v->row, rank)), d, x);
-            EACH(h, H) sum[h] = FMA(x[h], ALL(v->score[rank]), sum[h]);
+        for (int place = alone_from(v, shared); place < v->end; place++) {
+            load_v(form, v_row(&a->kv, head, slot_of_place(v->row, place)), d, x);
+            EACH(h, H) sum[h] = FMA(x[h], ALL(v->score[place]), sum[h]);
         }
         EACH(h, H) sum[h] = sum[h] / total;
-        if (a->kv.head_dim - d >= LANES)
+        if (width - d >= LANES)
             EACH(h, H) store(v->out + d + h * W, sum[h]);
         else
-            store_rest(v->out + d, a->kv.head_dim - d, sum);
+            store_rest(v->out + d, width - d, sum);
     }
 }
-
-struct group {
-    const struct attention *a;
-    int head, n, shared;
-    struct vector v[GROUP];
-};
 
 LANE_INLINE void mix_group(enum kv_form form, int G, const struct group *s)
 {
     enum { WIDE = LANE_ACCUMULATORS };
-    const int C = WIDE / G < 1 ? 1 : WIDE / G > 4 ? 4 : WIDE / G, head_dim = s->a->kv.head_dim;
+    const int C = WIDE / G < 1 ? 1 : WIDE / G > 4 ? 4 : WIDE / G, width = v_width(&s->a->kv);
     int d = 0;
-    for (; d + C * LANES <= head_dim; d += C * LANES)
-        mix_shared(form, G, C, s->a, s->head, s->shared, s->v, d);
-    for (; d < head_dim; d += LANES)
-        mix_shared(form, G, 1, s->a, s->head, s->shared, s->v, d);
+    for (; d + C * LANES <= width; d += C * LANES)
+        mix_shared(form, G, C, s, d);
+    for (; d < width; d += LANES)
+        mix_shared(form, G, 1, s, d);
 }
 
 /* Calls with the group's size as a constant. */
@@ -404,15 +491,26 @@ static const int sizes[SIZES] = {4, 3, 2, 1};
 #endif
 #endif
 
+/* Weights of a vector whose scores are there, and 0 for what the group walks over and it does not see. */
+static float weigh(const struct group *s, const struct vector *v)
+{
+    const int first = v->row->first, n = v->end - first;
+    if (s->a->cap != 0)
+        soft_cap(v->score + first, s->a->cap, n);
+    for (int i = s->from; i < PD_MIN(first, s->shared); i++)
+        v->score[i] = 0;
+    return to_weights(v->score + first, n, v->sink);
+}
+
 LANE_INLINE void attend_group(enum kv_form form, struct group *s)
 {
     float total[GROUP];
-#define SCORE(n) score_shared(form, n, s->a, s->head, s->shared, s->v)
+#define SCORE(n) score_shared(form, n, s)
 #define MIX(n)   mix_group(form, n, s)
     WITH_SIZE(SCORE)
     for (int g = 0; g < s->n; g++) {
         score_tail(form, s->a, s->head, s->shared, &s->v[g]);
-        total[g] = to_weights(s->v[g].score, s->v[g].n);
+        total[g] = weigh(s, &s->v[g]);
     }
     WITH_SIZE(MIX)
     for (int g = 0; g < s->n; g++)
@@ -442,7 +540,7 @@ static void attend(const struct attention *a, int first, int end, void *scratch)
         [KV_FORM_F16] = attend_f16, [KV_FORM_F32] = attend_f32, [KV_FORM_Q8_0] = attend_q8_0};
     const int per_row = a->n_head / a->kv.n_head_kv, per_head = per_row * a->n_rows;
     const size_t room = attention_scratch_bytes(a) / ATTENTION_GROUP / sizeof(float);
-    const size_t sum_room = ((size_t)a->kv.head_dim + LANES - 1) / LANES * LANES;
+    const size_t v_dim = (size_t)v_width(&a->kv), sum_room = (v_dim + LANES - 1) / LANES * LANES;
     for (int i = first; i < end;) {
         struct group s = {.a = a, .head = i / per_head};
         int left = PD_MIN(end, (s.head + 1) * per_head) - i, k = 0;
@@ -450,15 +548,18 @@ static void attend(const struct attention *a, int first, int end, void *scratch)
             k++;
         for (s.n = 0; s.n < sizes[k]; s.n++, i++) {
             const int row = i % per_head / per_row, q_head = s.head * per_row + i % per_row;
-            const size_t at = ((size_t)row * (size_t)a->n_head + (size_t)q_head) * (size_t)a->kv.head_dim;
+            const size_t at = (size_t)row * (size_t)a->n_head + (size_t)q_head;
+            const struct attention_row *sees = &a->rows[row];
             float *own = (float *)scratch + (size_t)s.n * room;
-            s.v[s.n] = (struct vector){.q = a->q + at,
-                                       .out = a->out + at,
+            s.v[s.n] = (struct vector){.q = a->q + at * (size_t)a->kv.head_dim,
+                                       .out = a->out + at * v_dim,
                                        .sum = own,
                                        .score = own + sum_room,
-                                       .row = &a->rows[row],
-                                       .n = a->rows[row].prefix + a->rows[row].n_tail};
-            s.shared = s.n == 0 ? a->rows[row].prefix : PD_MIN(s.shared, a->rows[row].prefix);
+                                       .row = sees,
+                                       .end = sees->prefix + sees->n_tail,
+                                       .sink = a->sinks ? &a->sinks[q_head] : NULL};
+            s.shared = s.n == 0 ? sees->prefix : PD_MIN(s.shared, sees->prefix);
+            s.from = s.n == 0 ? sees->first : PD_MIN(s.from, sees->first);
         }
         of_form[a->kv.form](&s);
     }
@@ -467,9 +568,13 @@ static void attend(const struct attention *a, int first, int end, void *scratch)
 const struct ops PD_OPS = {.norm = norm,
                            .add = add,
                            .add_scaled = add_scaled,
+                           .scale = scale,
+                           .soft_cap = soft_cap,
+                           .sigmoid = sigmoid,
                            .softmax = softmax,
                            .rotate = rotate,
                            .silu_mul = silu_mul,
                            .gelu_mul = gelu_mul,
+                           .clamped_mul = clamped_mul,
                            .store = store_kv,
                            .attend = attend};

@@ -7,8 +7,8 @@
 
 static const double PI = 0x1.921fb54442d18p1, LN2 = 0x1.62e42fefa39efp-1;
 
-/* ln x for normal x > 0: x = m 2^e with m in [sqrt(1/2), sqrt(2)), ln m = 2 artanh((m - 1) / (m + 1)). */
-static double natural_log(double x)
+/* x = m 2^e with m in [sqrt(1/2), sqrt(2)), ln m = 2 artanh((m - 1) / (m + 1)). */
+double rope_log(double x)
 {
     int e;
     double m = frexp(x, &e); /* exact */
@@ -35,7 +35,7 @@ static double exponential(double x)
 /* The pair that has turned `turns` times after n_ctx_orig positions (YaRN's correction dimension). */
 static double pair_of_turns(const struct rope_options *o, double turns)
 {
-    return o->n_rot * natural_log(o->n_ctx_orig / (turns * 2 * PI)) / (2 * natural_log(o->base));
+    return o->n_rot * rope_log(o->n_ctx_orig / (turns * 2 * PI)) / (2 * rope_log(o->base));
 }
 
 /* 1 for pairs that turn often and keep their angle, 0 for slow ones, which are interpolated. */
@@ -56,8 +56,8 @@ void rope_init(struct rope *r, const struct rope_options *o)
     const bool yarn = o->ext_factor != 0 && o->base > 1;
     r->size = o->attn_factor;
     if (yarn)
-        r->size *= 1 + 0.1 * natural_log(1 / o->freq_scale);
-    const double log_base = natural_log(o->base);
+        r->size *= 1 + 0.1 * rope_log(1 / o->freq_scale);
+    const double log_base = rope_log(o->base);
     for (int i = 0; i < r->n_pairs; i++) {
         double angle = exponential(-2.0 * i / o->n_rot * log_base);
         if (o->divisors)

@@ -1,4 +1,4 @@
-#include "model/arch.h"
+#include "model/arch_read.h"
 
 #include <ggml.h>
 #include <math.h>
@@ -16,33 +16,100 @@ _Static_assert(ARCH_TENSOR_COUNT <= 64, "the masks have 64 bits");
 #define FFN_BIAS (BIT(ARCH_FFN_GATE_BIAS) | BIT(ARCH_FFN_UP_BIAS) | BIT(ARCH_FFN_DOWN_BIAS))
 #define EXPERT_FFN                                                                                           \
     (BIT(ARCH_FFN_ROUTER) | BIT(ARCH_FFN_GATE_EXPS) | BIT(ARCH_FFN_UP_EXPS) | BIT(ARCH_FFN_DOWN_EXPS))
-#define QK_NORM  (BIT(ARCH_ATTN_Q_NORM) | BIT(ARCH_ATTN_K_NORM))
-#define QKV_BIAS (BIT(ARCH_ATTN_Q_BIAS) | BIT(ARCH_ATTN_K_BIAS) | BIT(ARCH_ATTN_V_BIAS))
-#define FUSED    (BIT(ARCH_ATTN_QKV) | BIT(ARCH_ATTN_QKV_BIAS))
+#define POST_NORMS (BIT(ARCH_ATTN_POST_NORM) | BIT(ARCH_FFN_POST_NORM))
+#define QK_NORM    (BIT(ARCH_ATTN_Q_NORM) | BIT(ARCH_ATTN_K_NORM))
+#define QKV_BIAS   (BIT(ARCH_ATTN_Q_BIAS) | BIT(ARCH_ATTN_K_BIAS) | BIT(ARCH_ATTN_V_BIAS))
+#define LOW_RANK_Q (BIT(ARCH_ATTN_Q_A) | BIT(ARCH_ATTN_Q_A_NORM) | BIT(ARCH_ATTN_Q_B))
+#define LATENT_KV  (BIT(ARCH_ATTN_KV_A) | BIT(ARCH_ATTN_KV_A_NORM) | BIT(ARCH_ATTN_K_B) | BIT(ARCH_ATTN_V_B))
+#define PRE_NORMS  (BIT(ARCH_ATTN_NORM) | BIT(ARCH_FFN_NORM))
+#define LONG_ROPE  (BIT(ARCH_ROPE_SHORT) | BIT(ARCH_ROPE_LONG))
+#define EXPERT_BIAS                                                                                          \
+    (BIT(ARCH_FFN_ROUTER_BIAS) | BIT(ARCH_FFN_GATE_EXPS_BIAS) | BIT(ARCH_FFN_UP_EXPS_BIAS) |                 \
+     BIT(ARCH_FFN_DOWN_EXPS_BIAS))
+#define SHARED_FFN (BIT(ARCH_FFN_GATE_SHARED) | BIT(ARCH_FFN_UP_SHARED) | BIT(ARCH_FFN_DOWN_SHARED))
+#define FUSED      (BIT(ARCH_ATTN_QKV) | BIT(ARCH_ATTN_QKV_BIAS))
 
 static const struct arch entries[] = {
     {.name = "llama",
-     .rope_neox = false,
-     .act = ARCH_ACT_SILU,
      .every = {COMMON, BIT(ARCH_OUTPUT) | BIT(ARCH_ROPE_FREQS) | FUSED | QKV_BIAS | BIT(ARCH_ATTN_OUT_BIAS)},
      .dense = {FFN, FFN_BIAS},
      .experts = {EXPERT_FFN, 0}},
     {.name = "qwen2",
      .rope_neox = true,
-     .act = ARCH_ACT_SILU,
      .every = {COMMON, BIT(ARCH_OUTPUT) | BIT(ARCH_OUTPUT_BIAS) | FUSED | QKV_BIAS},
      .dense = {FFN, 0}},
     {.name = "qwen3",
      .rope_neox = true,
-     .act = ARCH_ACT_SILU,
      .every = {COMMON | QK_NORM, BIT(ARCH_OUTPUT) | FUSED | QKV_BIAS},
      .dense = {FFN, 0}},
     {.name = "qwen3moe",
      .rope_neox = true,
-     .act = ARCH_ACT_SILU,
      .every = {COMMON | QK_NORM, BIT(ARCH_OUTPUT) | FUSED | QKV_BIAS},
      .experts = {EXPERT_FFN, 0},
      .expert_length = true},
+    {.name = "phi3",
+     .rope_neox = true,
+     .every = {COMMON, BIT(ARCH_OUTPUT) | LONG_ROPE | FUSED | QKV_BIAS},
+     .dense = {BIT(ARCH_FFN_UP) | BIT(ARCH_FFN_DOWN), 0},
+     .gate_in_up = true,
+     .scales_q = true},
+    {.name = "glm4",
+     .every = {COMMON | POST_NORMS, BIT(ARCH_OUTPUT) | FUSED | QKV_BIAS},
+     .dense = {BIT(ARCH_FFN_UP) | BIT(ARCH_FFN_DOWN), 0},
+     .gate_in_up = true},
+    {.name = "olmo2",
+     .rope_neox = true,
+     .every = {(COMMON | POST_NORMS | QK_NORM | BIT(ARCH_OUTPUT)) & ~PRE_NORMS, FUSED},
+     .dense = {FFN, 0},
+     .norm_all = true,
+     .read = arch_read_olmo2},
+    {.name = "granite",
+     .every = {COMMON, BIT(ARCH_OUTPUT) | BIT(ARCH_ROPE_FREQS) | FUSED | QKV_BIAS | BIT(ARCH_ATTN_OUT_BIAS)},
+     .dense = {FFN, FFN_BIAS},
+     .scales = true,
+     .read = arch_read_granite},
+    {.name = "granitemoe",
+     .every = {COMMON, BIT(ARCH_OUTPUT) | BIT(ARCH_ROPE_FREQS) | FUSED | QKV_BIAS | BIT(ARCH_ATTN_OUT_BIAS)},
+     .experts = {EXPERT_FFN, SHARED_FFN},
+     .scales = true,
+     .read = arch_read_granite},
+    {.name = "mistral3",
+     .every = {COMMON, BIT(ARCH_OUTPUT) | BIT(ARCH_ROPE_FREQS) | FUSED | QKV_BIAS | BIT(ARCH_ATTN_OUT_BIAS)},
+     .dense = {FFN, FFN_BIAS},
+     .experts = {EXPERT_FFN, 0},
+     .read = arch_read_mistral3},
+    {.name = "gpt-oss",
+     .rope_neox = true,
+     .act = ARCH_ACT_CLAMPED,
+     .every = {(COMMON & ~BIT(ARCH_FFN_NORM)) | BIT(ARCH_ATTN_POST_NORM) | BIT(ARCH_ATTN_SINKS) |
+                   BIT(ARCH_ATTN_OUT_BIAS) | BIT(ARCH_OUTPUT),
+               FUSED | QKV_BIAS},
+     .experts = {EXPERT_FFN | EXPERT_BIAS, 0},
+     .expert_length = true,
+     .post_norm_first = true,
+     .read = arch_read_gpt_oss},
+    {.name = "deepseek2",
+     .every = {GLOBAL | BIT(ARCH_ATTN_NORM) | LATENT_KV | BIT(ARCH_ATTN_OUT) | BIT(ARCH_FFN_NORM),
+               BIT(ARCH_OUTPUT)},
+     .dense = {FFN, 0},
+     .experts = {EXPERT_FFN, BIT(ARCH_FFN_CHOICE_BIAS)},
+     .expert_length = true,
+     .latent = true,
+     .read = arch_read_deepseek2},
+    {.name = "gemma2",
+     .rope_neox = true,
+     .act = ARCH_ACT_GELU,
+     .every = {COMMON | POST_NORMS, FUSED},
+     .dense = {FFN, 0},
+     .scales_q = true,
+     .read = arch_read_gemma2},
+    {.name = "gemma3",
+     .rope_neox = true,
+     .act = ARCH_ACT_GELU,
+     .every = {COMMON | POST_NORMS | QK_NORM, BIT(ARCH_OUTPUT) | FUSED},
+     .dense = {FFN, 0},
+     .scales_q = true,
+     .read = arch_read_gemma3},
 };
 
 const struct arch *arch_find(const char *name)
@@ -55,19 +122,53 @@ const struct arch *arch_find(const char *name)
 
 const char *arch_known(void)
 {
-    return "llama, qwen2, qwen3, qwen3moe";
+    return "llama, qwen2, qwen3, qwen3moe, phi3, glm4, olmo2, granite, granitemoe, mistral3, gpt-oss, "
+           "deepseek2, gemma2, "
+           "gemma3";
+}
+
+bool arch_takes(const struct arch *a, enum arch_tensor_id id)
+{
+    return ((a->every.required | a->every.optional | a->dense.required | a->dense.optional |
+             a->experts.required | a->experts.optional) &
+            BIT(id)) != 0;
 }
 
 /* ---- tensors ---- */
 
-enum dim { ONE, EMBD, VOCAB, Q, KV, QKV, HEAD, FF, ROT_HALF, EXPERTS, FF_EXP };
+enum dim {
+    ROT,
+    Q_RANK,
+    LATENT,
+    LATENT_K,
+    NOPE,
+    VALUE,
+    ONE,
+    EMBD,
+    VOCAB,
+    Q,
+    KV,
+    QKV,
+    MIX,
+    Q_NORM,
+    K_NORM,
+    HEADS,
+    FF,
+    UP,
+    ROT_HALF,
+    EXPERTS,
+    FF_EXP,
+    FF_SHARED
+};
+enum kind { VECTOR = 1, MATRIX, STACK };
 
 static const struct slot {
     const char *name;
     bool per_layer;
+    enum kind kind;
     enum dim d[3];
 } slots[ARCH_TENSOR_COUNT] = {
-#define SLOT(id, name, per_layer, d0, d1, d2) [id] = {name, per_layer, {d0, d1, d2}},
+#define SLOT(id, name, per_layer, kind, d0, d1, d2) [id] = {name, per_layer, kind, {d0, d1, d2}},
     ARCH_TENSOR_LIST(SLOT)
 #undef SLOT
 };
@@ -82,15 +183,37 @@ static int64_t dim_value(const struct arch_params *p, enum dim d)
     case VOCAB:
         return p->n_vocab;
     case Q:
-        return (int64_t)p->n_head * p->head_dim;
+        return (int64_t)p->n_head * p->key_dim;
     case KV:
         return (int64_t)p->n_head_kv * p->head_dim;
     case QKV:
         return ((int64_t)p->n_head + 2 * (int64_t)p->n_head_kv) * p->head_dim;
-    case HEAD:
+    case ROT:
+        return p->n_rot;
+    case Q_RANK:
+        return p->q_rank;
+    case LATENT:
+        return p->v_dim;
+    case LATENT_K:
         return p->head_dim;
+    case NOPE:
+        return p->key_dim - p->n_rot;
+    case VALUE:
+        return p->value_dim;
+    case MIX:
+        return (int64_t)p->n_head * p->value_dim;
+    case Q_NORM:
+        return p->arch->norm_all ? dim_value(p, Q) : p->head_dim;
+    case K_NORM:
+        return p->arch->norm_all ? dim_value(p, KV) : p->head_dim;
+    case HEADS:
+        return p->n_head;
     case FF:
         return p->n_ff;
+    case UP:
+        return p->arch->gate_in_up ? 2 * (int64_t)p->n_ff : p->n_ff;
+    case FF_SHARED:
+        return p->n_ff_shared;
     case ROT_HALF:
         return p->n_rot / 2;
     case EXPERTS:
@@ -103,7 +226,12 @@ static int64_t dim_value(const struct arch_params *p, enum dim d)
 
 int arch_tensor_dims(enum arch_tensor_id id)
 {
-    return slots[id].d[1] == ONE ? 1 : slots[id].d[2] == ONE ? 2 : 3;
+    return (int)slots[id].kind;
+}
+
+bool arch_tensor_of_experts(enum arch_tensor_id id)
+{
+    return slots[id].kind == STACK && slots[id].d[2] == EXPERTS;
 }
 
 void arch_tensor_name(char text[64], enum arch_tensor_id id, int layer)
@@ -139,24 +267,40 @@ static enum arch_tensor_id fused_of(enum arch_tensor_id id)
     }
 }
 
+/* Rows before .. before + rows - 1 of `of` for a tensor of their own; elements, if it is a vector. */
+static const struct gguf_tensor *rows_of(const struct gguf_tensor *all, int64_t before, int64_t rows,
+                                         struct arena *a)
+{
+    struct gguf_tensor *t = arena_take(a, sizeof *t);
+    const int dim = all->n_dims > 1 ? 1 : 0;
+    const size_t row_bytes = all->bytes / (size_t)all->ne[dim];
+    *t = *all;
+    t->ne[dim] = rows;
+    t->bytes = (size_t)rows * row_bytes;
+    t->data = (const char *)all->data + (size_t)before * row_bytes;
+    return t;
+}
+
 const struct gguf_tensor *arch_weight(const struct arch_params *p, const struct gguf *g,
                                       enum arch_tensor_id id, int layer, struct arena *a)
 {
+    if (p->arch->gate_in_up && (id == ARCH_FFN_GATE || id == ARCH_FFN_UP)) {
+        const struct gguf_tensor *both = arch_tensor(g, ARCH_FFN_UP, layer);
+        return both ? rows_of(both, id == ARCH_FFN_GATE ? 0 : p->n_ff, p->n_ff, a) : NULL;
+    }
+    if (p->arch->latent && (id == ARCH_ATTN_KV_A || id == ARCH_ATTN_K_ROT)) {
+        const struct gguf_tensor *both = arch_tensor(g, ARCH_ATTN_KV_A, layer);
+        const bool first = id == ARCH_ATTN_KV_A;
+        return both ? rows_of(both, first ? 0 : p->v_dim, first ? p->v_dim : p->n_rot, a) : NULL;
+    }
     enum arch_tensor_id fused = fused_of(id);
     const struct gguf_tensor *all = fused < ARCH_TENSOR_COUNT ? arch_tensor(g, fused, layer) : NULL;
     if (!all)
         return id == ARCH_ATTN_QKV || id == ARCH_ATTN_QKV_BIAS ? NULL : arch_tensor(g, id, layer);
-    struct gguf_tensor *t = arena_take(a, sizeof *t);
     int64_t q = dim_value(p, Q), kv = dim_value(p, KV);
     bool is_q = id == ARCH_ATTN_Q || id == ARCH_ATTN_Q_BIAS,
          is_k = id == ARCH_ATTN_K || id == ARCH_ATTN_K_BIAS;
-    int64_t before = is_q ? 0 : is_k ? q : q + kv, rows = is_q ? q : kv;
-    size_t row_bytes = all->bytes / (size_t)dim_value(p, QKV); /* a bias: of one number */
-    *t = *all;
-    t->ne[all->n_dims > 1 ? 1 : 0] = rows;
-    t->bytes = (size_t)rows * row_bytes;
-    t->data = (const char *)all->data + (size_t)before * row_bytes;
-    return t;
+    return rows_of(all, is_q ? 0 : is_k ? q : q + kv, is_q ? q : kv, a);
 }
 
 /* Types a matrix may have: those that ggml can turn back into floats, so that it can multiply with them. */
@@ -171,7 +315,12 @@ static struct arch_tensors tensors_of(const struct arch_params *p, int layer)
 {
     const struct arch *a = p->arch;
     const struct arch_tensors *ffn = p->layers[layer].ffn == ARCH_FFN_EXPERTS ? &a->experts : &a->dense;
-    return (struct arch_tensors){a->every.required | ffn->required, a->every.optional | ffn->optional};
+    struct arch_tensors fit = {a->every.required | ffn->required, a->every.optional | ffn->optional};
+    if (a->latent)
+        fit.required |= p->q_rank ? LOW_RANK_Q : BIT(ARCH_ATTN_Q);
+    if (p->n_ff_shared && p->layers[layer].ffn == ARCH_FFN_EXPERTS)
+        fit.required |= SHARED_FFN;
+    return fit;
 }
 
 static enum pd_status check_shape(const struct arch_params *p, const struct gguf *g, enum arch_tensor_id id,
@@ -252,196 +401,4 @@ enum pd_status arch_check(const struct arch_params *p, const struct gguf *g, str
                 "%s: the tensor '%s' is not known in a model of architecture '%s' with %d layers",
                 gguf_path(g), gguf_tensor_at(g, i)->name, p->arch->name, p->n_layer);
     return PD_OK;
-}
-
-/* ---- hyperparameters ---- */
-
-struct reader {
-    const struct gguf *g;
-    const char *arch;
-    struct pd_error *err;
-    enum pd_status status; /* the first failure; later reads do nothing */
-    char key[96];
-};
-
-static bool find_key(struct reader *r, const char *name)
-{
-    snprintf(r->key, sizeof r->key, "%s.%s", r->arch, name);
-    return gguf_has(r->g, r->key);
-}
-
-static void refuse(struct reader *r, enum pd_status status, const char *why)
-{
-    if (!r->status)
-        r->status = error_set(r->err, status, "%s: '%s' %s", gguf_path(r->g), r->key, why);
-}
-
-/* An integer from 1 to max; `missing` if the key is not there, -1: it must be. */
-static int32_t read_int(struct reader *r, const char *name, int32_t max, int32_t missing)
-{
-    if (r->status)
-        return 1;
-    if (!find_key(r, name)) {
-        if (missing < 0)
-            refuse(r, PD_ERR_FORMAT, "is missing");
-        return missing;
-    }
-    uint32_t v = gguf_u32(r->g, r->key, 0);
-    if (v >= 1 && v <= (uint32_t)max)
-        return (int32_t)v;
-    char why[96];
-    if (gguf_array_count(r->g, r->key, GGUF_KIND_I32))
-        refuse(r, PD_ERR_UNSUPPORTED, "differs between layers, which is not supported");
-    snprintf(why, sizeof why, "must be a whole number from 1 to %d", max);
-    refuse(r, PD_ERR_FORMAT, why);
-    return 1;
-}
-
-/* A float within [min, max]; NaN fails both comparisons. `missing` NaN: it must be there. */
-static float read_float(struct reader *r, const char *name, float min, float max, float missing)
-{
-    if (r->status)
-        return min;
-    if (!find_key(r, name)) {
-        if (isnan(missing))
-            refuse(r, PD_ERR_FORMAT, "is missing");
-        return missing;
-    }
-    float v = gguf_f32(r->g, r->key, NAN);
-    if (v >= min && v <= max)
-        return v;
-    char why[96];
-    snprintf(why, sizeof why, "must be a number from %g to %g", (double)min, (double)max);
-    refuse(r, PD_ERR_FORMAT, why);
-    return min;
-}
-
-static void read_attention(struct reader *r, struct arch_params *p)
-{
-    p->n_head = read_int(r, "attention.head_count", 1 << 16, -1);
-    p->n_head_kv = read_int(r, "attention.head_count_kv", 1 << 16, p->n_head);
-    if (p->n_head % p->n_head_kv)
-        refuse(r, PD_ERR_FORMAT, "does not divide the number of heads");
-    bool divides = p->n_embd % p->n_head == 0;
-    p->head_dim = read_int(r, "attention.key_length", 1 << 14, divides ? p->n_embd / p->n_head : -1);
-    if (p->head_dim % 2)
-        refuse(r, PD_ERR_FORMAT, "must be even: the rotary embedding works on pairs");
-    if (read_int(r, "attention.value_length", 1 << 14, p->head_dim) != p->head_dim)
-        refuse(r, PD_ERR_UNSUPPORTED, "differs from the key length, which is not supported");
-    p->attn_scale = 1.0f / sqrtf((float)p->head_dim);
-    p->rms_eps = read_float(r, "attention.layer_norm_rms_epsilon", 1e-20f, 1, NAN);
-    if (find_key(r, "attention.causal") && !gguf_bool(r->g, r->key, true))
-        refuse(r, PD_ERR_UNSUPPORTED, "is false: the model does not generate text");
-}
-
-static void read_rope_scaling(struct reader *r, struct arch_params *p)
-{
-    const char *type = find_key(r, "rope.scaling.type") ? gguf_cstr(r->g, r->key, "?") : "linear";
-    if (strcmp(type, "none") == 0)
-        p->rope_scaling = ARCH_ROPE_PLAIN;
-    else if (strcmp(type, "linear") == 0)
-        p->rope_scaling = ARCH_ROPE_LINEAR;
-    else if (strcmp(type, "yarn") == 0)
-        p->rope_scaling = ARCH_ROPE_YARN;
-    else
-        refuse(r, PD_ERR_UNSUPPORTED, "must be none, linear or yarn");
-    float factor = read_float(r, "rope.scale_linear", 1e-3f, 1e6f, 1); /* the key's older name */
-    factor = read_float(r, "rope.scaling.factor", 1e-3f, 1e6f, factor);
-    if (p->rope_scaling == ARCH_ROPE_LINEAR && factor == 1)
-        p->rope_scaling = ARCH_ROPE_PLAIN;
-    p->rope_freq_scale = p->rope_scaling == ARCH_ROPE_PLAIN ? 1 : 1 / factor;
-    p->rope_attn_factor = read_float(r, "rope.scaling.attn_factor", 1e-3f, 1e3f, 1);
-    p->rope_ext_factor = p->rope_scaling == ARCH_ROPE_YARN;
-    p->rope_beta_fast = 32;
-    p->rope_beta_slow = 1;
-    p->rope_ctx_orig = read_int(r, "rope.scaling.original_context_length", 1 << 30, p->ctx_train);
-}
-
-static void read_rope(struct reader *r, struct arch_params *p)
-{
-    p->n_rot = read_int(r, "rope.dimension_count", 1 << 14, p->head_dim);
-    if (p->n_rot > p->head_dim || p->n_rot % 2)
-        refuse(r, PD_ERR_FORMAT, "must be even and not above the head's dimension");
-    p->rope_base = read_float(r, "rope.freq_base", 1, 1e12f, 10000);
-    read_rope_scaling(r, p);
-}
-
-/* Variants that share an architecture's name, but need a graph that we lack. */
-static void refuse_variants(struct reader *r)
-{
-    static const char *const scales[] = {"logit_scale", "residual_scale", "embedding_scale"};
-    for (size_t i = 0; i < PD_COUNT(scales); i++)
-        if (find_key(r, scales[i]) && gguf_f32(r->g, r->key, 0) != 1 && gguf_f32(r->g, r->key, 1) != 0)
-            refuse(r, PD_ERR_UNSUPPORTED, "is not 1, which is not supported");
-}
-
-/* How many experts, how many of them a row takes, and how wide they are. */
-static void read_experts(struct reader *r, struct arch_params *p)
-{
-    enum { EXPERTS_MAX = 1024, USED_MAX = 64 };
-    const bool none = !find_key(r, "expert_count") || gguf_u32(r->g, r->key, 1) == 0;
-    if (none && !p->arch->dense.required)
-        refuse(r, PD_ERR_FORMAT, "must be there and not zero: the architecture is one of experts");
-    if (!none && !p->arch->experts.required)
-        refuse(r, PD_ERR_UNSUPPORTED, "is not zero: experts are not supported in this architecture");
-    if (none || r->status)
-        return;
-    p->n_expert = read_int(r, "expert_count", EXPERTS_MAX, -1);
-    p->n_expert_used = read_int(r, "expert_used_count", USED_MAX, -1);
-    if (p->n_expert_used > p->n_expert)
-        refuse(r, PD_ERR_FORMAT, "is more than there are experts");
-    p->n_ff_exp = p->n_ff;
-    if (p->arch->expert_length)
-        p->n_ff_exp =
-            read_int(r, "expert_feed_forward_length", 1 << 22, PD_MAX(p->n_ff / p->n_expert_used, 1));
-}
-
-static void plan_layers(struct arch_params *p)
-{
-    for (int l = 0; l < p->n_layer; l++)
-        p->layers[l].ffn = p->n_expert ? ARCH_FFN_EXPERTS : ARCH_FFN_DENSE;
-}
-
-/* The embedding has a row for each token, and may have more (padding). */
-static void read_vocab(struct reader *r, struct arch_params *p)
-{
-    const struct gguf_tensor *t = gguf_tensor(r->g, slots[ARCH_TOKEN_EMBD].name);
-    snprintf(r->key, sizeof r->key, "%s", slots[ARCH_TOKEN_EMBD].name);
-    if (!t)
-        refuse(r, PD_ERR_FORMAT, "(tensor) is missing");
-    else if (t->n_dims != 2 || t->ne[1] > 1 << 24)
-        refuse(r, PD_ERR_FORMAT, "(tensor) must have 2 dimensions and at most 16777216 rows");
-    if (r->status || !t)
-        return;
-    p->n_vocab = (int32_t)t->ne[1];
-    size_t tokens = gguf_array_count(r->g, "tokenizer.ggml.tokens", GGUF_KIND_STRING);
-    snprintf(r->key, sizeof r->key, "tokenizer.ggml.tokens");
-    if (tokens > (size_t)p->n_vocab)
-        refuse(r, PD_ERR_FORMAT, "lists more tokens than the embedding has rows");
-    if (read_int(r, "vocab_size", 1 << 24, p->n_vocab) > p->n_vocab)
-        refuse(r, PD_ERR_FORMAT, "is more than the embedding's rows");
-}
-
-enum pd_status arch_read(struct arch_params *p, const struct gguf *g, struct pd_error *err)
-{
-    *p = (struct arch_params){0};
-    const char *name = gguf_cstr(g, "general.architecture", NULL);
-    if (!name)
-        return error_set(err, PD_ERR_FORMAT, "%s: 'general.architecture' is missing", gguf_path(g));
-    p->arch = arch_find(name);
-    if (!p->arch)
-        return error_set(err, PD_ERR_UNSUPPORTED, "%s: architecture '%.60s' is not supported (known: %s)",
-                         gguf_path(g), name, arch_known());
-    struct reader r = {.g = g, .arch = p->arch->name, .err = err};
-    p->n_layer = read_int(&r, "block_count", ARCH_LAYERS_MAX, -1);
-    p->n_embd = read_int(&r, "embedding_length", 1 << 18, -1);
-    p->n_ff = read_int(&r, "feed_forward_length", 1 << 22, p->arch->expert_length ? 1 : -1);
-    p->ctx_train = read_int(&r, "context_length", 1 << 30, -1);
-    read_attention(&r, p);
-    read_rope(&r, p);
-    refuse_variants(&r);
-    read_experts(&r, p);
-    plan_layers(p);
-    read_vocab(&r, p);
-    return r.status;
 }

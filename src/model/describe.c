@@ -29,7 +29,7 @@ static uint64_t idle_bytes(const struct arch_params *p, const struct gguf *g, in
 {
     uint64_t bytes = 0;
     for (int id = 0; id < ARCH_TENSOR_COUNT; id++) {
-        const bool stack = arch_tensor_dims((enum arch_tensor_id)id) == 3;
+        const bool stack = arch_tensor_of_experts((enum arch_tensor_id)id);
         const struct gguf_tensor *t = stack ? arch_tensor(g, (enum arch_tensor_id)id, layer) : NULL;
         if (t)
             bytes += t->bytes / (uint64_t)p->n_expert * (uint64_t)(p->n_expert - p->n_expert_used);
@@ -71,6 +71,7 @@ enum pd_status model_describe(struct model_info *info, const struct gguf *g, str
         .n_head = p.n_head,
         .n_head_kv = p.n_head_kv,
         .head_dim = p.head_dim,
+        .v_dim = p.v_dim,
         .n_ff = p.n_ff,
         .n_expert = p.n_expert,
         .n_expert_used = p.n_expert_used,

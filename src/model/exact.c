@@ -7,29 +7,7 @@
 
 int exact_width(const struct model *m, enum reg r)
 {
-    const struct arch_params *p = &m->p;
-    switch (r) {
-    case REG_Q:
-    case REG_MIX:
-        return p->n_head * p->head_dim;
-    case REG_K:
-    case REG_V:
-        return p->n_head_kv * p->head_dim;
-    case REG_GATE:
-    case REG_UP:
-        return p->n_ff;
-    case REG_ROUTER:
-        return p->n_expert;
-    case REG_EXP_GATE:
-    case REG_EXP_UP:
-        return p->n_expert_used * p->n_ff_exp;
-    case REG_EXP_OUT:
-        return p->n_expert_used * p->n_embd;
-    case REG_LOGITS:
-        return p->n_vocab;
-    default:
-        return p->n_embd;
-    }
+    return reg_width(&m->p, r);
 }
 
 float *exact_row(const struct run *r, enum reg reg, int row)
@@ -49,7 +27,7 @@ int exact_grain(int cost)
     return PD_MAX(PIECE / PD_MAX(cost, 1), 1);
 }
 
-static const float *vector(const struct run *r, int layer, enum arch_tensor_id id)
+const float *exact_vector(const struct run *r, int layer, enum arch_tensor_id id)
 {
     const struct weight *w = id == ARCH_NO_TENSOR ? NULL : model_weight(r->m, layer, id);
     return w && w->tensor ? w->tensor->data : NULL;
@@ -67,6 +45,8 @@ void exact_embed(const struct model *m, int32_t token, float *out)
         memcpy(out, row, (size_t)t->ne[0] * sizeof *out);
     else
         ggml_get_type_traits(t->type)->to_float(row, out, t->ne[0]);
+    for (int i = 0; m->p.embed_scale != 1 && i < m->p.n_embd; i++)
+        out[i] *= m->p.embed_scale;
 }
 
 static bool exact_input(void *self)
@@ -100,7 +80,7 @@ static void norm_rows(void *user, int first, int end, int thread)
 static bool exact_norm(void *self, int layer, enum reg out, enum reg in, enum arch_tensor_id weight)
 {
     struct run *r = self;
-    struct norm_job j = {r, out, in, vector(r, layer, weight)};
+    struct norm_job j = {r, out, in, exact_vector(r, layer, weight)};
     team_for(r->team, r->n, exact_grain(exact_width(r->m, in)), norm_rows, &j);
     return exact_go_on(r);
 }
@@ -134,8 +114,49 @@ static bool by_pairs(struct run *r, enum reg to, enum reg from, void (*fn)(float
 static bool exact_activate(void *self, enum reg gate, enum reg up)
 {
     struct run *r = self;
-    PD_ASSERT(r->m->p.arch->act == ARCH_ACT_SILU);
-    return by_pairs(r, gate, up, r->e->ops->silu_mul, 4);
+    const struct ops *o = r->e->ops;
+    const enum arch_act act = r->m->p.arch->act;
+    return by_pairs(r, gate, up,
+                    act == ARCH_ACT_SILU   ? o->silu_mul
+                    : act == ARCH_ACT_GELU ? o->gelu_mul
+                                           : o->clamped_mul,
+                    4);
+}
+
+/* A number for all elements of a register. */
+struct number_job {
+    float *x;
+    size_t n;
+    float by;
+    void (*fn)(float *x, float by, int n);
+};
+
+static void number_items(void *user, int first, int end, int thread)
+{
+    (void)thread;
+    const struct number_job *j = user;
+    size_t from = (size_t)first * PAIR_ITEM, to = PD_MIN((size_t)end * PAIR_ITEM, j->n);
+    j->fn(j->x + from, j->by, (int)(to - from));
+}
+
+static bool by_number(struct run *r, enum reg x, float by, void (*fn)(float *, float, int), int cost)
+{
+    struct number_job j = {r->e->reg[x], (size_t)r->n * (size_t)exact_width(r->m, x), by, fn};
+    int items = (int)((j.n + PAIR_ITEM - 1) / PAIR_ITEM);
+    team_for(r->team, items, exact_grain(PAIR_ITEM * cost), number_items, &j);
+    return exact_go_on(r);
+}
+
+static bool exact_scale(void *self, enum reg x, float by)
+{
+    struct run *r = self;
+    return by_number(r, x, by, r->e->ops->scale, 1);
+}
+
+static bool exact_soft_cap(void *self, enum reg x, float cap)
+{
+    struct run *r = self;
+    return by_number(r, x, cap, r->e->ops->soft_cap, 4);
 }
 
 static bool exact_add(void *self, enum reg to, enum reg x)
@@ -223,7 +244,7 @@ static bool exact_linear(void *self, int layer, enum reg in, const struct linear
     size_t bytes = 0;
     for (int i = 0; i < n; i++) {
         const struct weight *w = model_weight(r->m, layer, to[i].weight);
-        const float *bias = vector(r, layer, to[i].bias);
+        const float *bias = exact_vector(r, layer, to[i].bias);
         if (!w->packed.packed) {
             if (!multiply_other(r, w, in, to[i].out, bias))
                 return false;
@@ -255,6 +276,7 @@ struct rotate_job {
     enum reg reg;
     int n_heads;
     const float *head_norm;
+    int rope;
 };
 
 static void rotate_rows(void *user, int first, int end, int thread)
@@ -264,12 +286,14 @@ static void rotate_rows(void *user, int first, int end, int thread)
     const struct arch_params *p = &j->r->m->p;
     const struct exact *e = j->r->e;
     for (int i = first; i < end; i++) {
-        const size_t at = (size_t)i * (size_t)e->rope.n_pairs;
+        const size_t at = (size_t)i * (size_t)p->n_rot / 2;
         float *x = exact_row(j->r, j->reg, i);
-        for (int h = 0; h < j->n_heads; h++, x += p->head_dim) {
+        const int width = exact_width(j->r->m, j->reg) / j->n_heads;
+        for (int h = 0; h < j->n_heads; h++, x += width) {
             if (j->head_norm)
-                e->ops->norm(x, j->head_norm, p->head_dim, p->rms_eps, x);
-            e->ops->rotate(x, e->cosine + at, e->sine + at, p->n_rot, p->arch->rope_neox);
+                e->ops->norm(x, j->head_norm, width, p->rms_eps, x);
+            e->ops->rotate(x, e->turn[j->rope].cosine + at, e->turn[j->rope].sine + at, p->n_rot,
+                           p->arch->rope_neox);
         }
     }
 }
@@ -277,8 +301,41 @@ static void rotate_rows(void *user, int first, int end, int thread)
 static bool exact_rotate(void *self, int layer, enum reg x, int n_heads, enum arch_tensor_id head_norm)
 {
     struct run *r = self;
-    struct rotate_job j = {r, x, n_heads, vector(r, layer, head_norm)};
+    struct rotate_job j = {r, x, n_heads, exact_vector(r, layer, head_norm), model_plan(r->m, layer)->rope};
     team_for(r->team, r->n, exact_grain(exact_width(r->m, x) * 2), rotate_rows, &j);
+    return exact_go_on(r);
+}
+
+static bool exact_ends(void *self, enum reg out, enum reg in, int n_heads)
+{
+    struct run *r = self;
+    const size_t to = (size_t)(exact_width(r->m, out) / n_heads),
+                 from = (size_t)(exact_width(r->m, in) / n_heads);
+    for (size_t h = 0; h < (size_t)r->n * (size_t)n_heads; h++)
+        memcpy(r->e->reg[out] + h * to, r->e->reg[in] + (h + 1) * from - to, to * sizeof(float));
+    return exact_go_on(r);
+}
+
+static bool exact_join_heads(void *self, enum reg out, enum reg a, enum reg b, int n_heads)
+{
+    struct run *r = self;
+    const size_t n_a = (size_t)(exact_width(r->m, a) / n_heads),
+                 n_b = (size_t)(exact_width(r->m, b) / n_heads);
+    float *to = r->e->reg[out];
+    PD_ASSERT(exact_width(r->m, out) == (int)(n_a + n_b) * n_heads);
+    for (size_t h = 0; h < (size_t)r->n * (size_t)n_heads; h++, to += n_a + n_b) {
+        memcpy(to, r->e->reg[a] + h * n_a, n_a * sizeof *to);
+        memcpy(to + n_a, r->e->reg[b] + h * n_b, n_b * sizeof *to);
+    }
+    return exact_go_on(r);
+}
+
+static bool exact_temper(void *self, enum reg x)
+{
+    struct run *r = self;
+    const struct arch_params *p = &r->m->p;
+    for (int i = 0; i < r->n; i++)
+        r->e->ops->scale(exact_row(r, x, i), model_temper(p, r->b->rows[i].pos), exact_width(r->m, x));
     return exact_go_on(r);
 }
 
@@ -323,20 +380,22 @@ static void attend_vectors(void *user, int first, int end, int thread)
 /* Rows at.. of one cache. */
 static void attend_span(struct run *r, int layer, const struct model_span *span, int at)
 {
-    struct exact *e = r->e;
+    const struct attention_row *rows = r->e->rows[model_plan(r->m, layer)->window != 0] + at;
     struct attend_job j = {.r = r,
                            .a = {.kv = span->kv->own[layer],
                                  .n_head = r->m->p.n_head,
                                  .scale = r->m->p.attn_scale,
+                                 .cap = r->m->p.attn_cap,
+                                 .sinks = exact_vector(r, layer, ARCH_ATTN_SINKS),
                                  .n_rows = span->n,
-                                 .rows = e->rows + at,
+                                 .rows = rows,
                                  .q = exact_row(r, REG_Q, at),
                                  .out = exact_row(r, REG_MIX, at)}};
     j.scratch = (attention_scratch_bytes(&j.a) + 63) / 64 * 64;
     const int vectors = span->n * r->m->p.n_head, threads = team_threads(r->team);
     size_t most = 0;
-    for (int i = at; i < at + span->n; i++)
-        most = PD_MAX(most, (size_t)e->rows[i].prefix + (size_t)e->rows[i].n_tail);
+    for (int i = 0; i < span->n; i++)
+        most = PD_MAX(most, (size_t)(rows[i].prefix - rows[i].first + rows[i].n_tail));
     /* Vectors of one K/V head share their walk over the slots, so as many together as threads leave. */
     int together = PD_MIN((vectors + threads - 1) / threads, 8);
     int least = exact_grain((int)PD_MIN(most * (size_t)r->m->p.head_dim / 4, (size_t)PIECE));
@@ -356,10 +415,16 @@ static const struct form exact_form = {
     .norm = exact_norm,
     .linear = exact_linear,
     .rotate = exact_rotate,
+    .heads = exact_heads,
+    .ends = exact_ends,
+    .join_heads = exact_join_heads,
+    .temper = exact_temper,
     .store = exact_store,
     .attend = exact_attend,
     .activate = exact_activate,
     .add = exact_add,
+    .scale = exact_scale,
+    .soft_cap = exact_soft_cap,
     .route = exact_route,
     .experts = exact_experts,
     .join = exact_join,
@@ -376,6 +441,16 @@ static bool make_room(void **p, size_t *have, size_t bytes)
     *p = aligned_alloc(64, (bytes + 63) / 64 * 64);
     *have = *p ? bytes : 0;
     return *p != NULL;
+}
+
+/* Of what a row sees the newest `window` positions. */
+static struct attention_row within(struct attention_row row, int window)
+{
+    const int from = PD_MAX(row.prefix + row.n_tail - window, 0), skip = PD_MAX(from - row.prefix, 0);
+    return (struct attention_row){.prefix = row.prefix,
+                                  .n_tail = row.n_tail - skip,
+                                  .tail = row.tail + skip,
+                                  .first = PD_MIN(from, row.prefix)};
 }
 
 /* What each row sees, and the turns of its position. */
@@ -396,13 +471,17 @@ static enum pd_status prepare(struct run *r)
         for (int end = i + b->spans[s].n; i < end; i++) {
             const struct model_span *span = &b->spans[s];
             int n_tail, prefix = kv_visible(span->kv, b->slots[i], span->kind, e->tail + used, &n_tail);
-            e->rows[i] = (struct attention_row){prefix, n_tail, e->tail + used};
+            e->rows[0][i] = (struct attention_row){prefix, n_tail, e->tail + used, 0};
+            if (e->rows[1])
+                e->rows[1][i] = within(e->rows[0][i], r->m->p.window);
             used += (size_t)n_tail;
             most = PD_MAX(most, (size_t)prefix + (size_t)n_tail);
-            const size_t at = (size_t)i * (size_t)e->rope.n_pairs;
-            rope_at(&e->rope, b->rows[i].pos, e->cosine + at, e->sine + at);
+            const size_t at = (size_t)i * (size_t)r->m->p.n_rot / 2;
+            for (int k = 0; k < ARCH_ROPES; k++)
+                if (e->turn[k].cosine)
+                    rope_at(&e->turn[k].rope, b->rows[i].pos, e->turn[k].cosine + at, e->turn[k].sine + at);
         }
-    struct attention a = {.kv = b->spans->kv->own[0], .n_rows = b->n, .rows = e->rows};
+    struct attention a = {.kv = b->spans->kv->own[0], .n_rows = b->n, .rows = e->rows[0]};
     size_t scratch = (attention_scratch_bytes(&a) + 63) / 64 * 64 * (size_t)r->m->o.threads;
     if (!make_room(&e->scratch, &e->scratch_room, scratch))
         return error_set(r->err, PD_ERR_MEMORY, "no memory for attention over %zu positions", most);
@@ -429,7 +508,7 @@ enum pd_status exact_head(struct model *m, const float *hidden, int n, float *lo
         return status;
     m->own.reg[REG_LOGITS] = logits;
     if (exact_input(&r))
-        layers_head(&exact_form, &r);
+        layers_head(&m->p, &exact_form, &r);
     m->own.reg[REG_LOGITS] = NULL;
     team_return(r.team);
     return r.status;
@@ -447,6 +526,9 @@ static void act_room(const struct model *m, const struct weight *w, size_t bytes
             size_t rows = (size_t)m->o.batch_rows;
             if (id == ARCH_FFN_DOWN_EXPS)
                 rows *= (size_t)m->p.n_expert_used;
+            else if (arch_tensor_dims((enum arch_tensor_id)id) == 3 &&
+                     !arch_tensor_of_experts((enum arch_tensor_id)id))
+                rows *= (size_t)m->p.n_head;
             bytes[act] = PD_MAX(bytes[act], row * rows);
         }
 }
@@ -464,27 +546,43 @@ static bool allocate(struct model *m)
     act_room(m, m->w, acts);
     for (int a = 0; a < KERNEL_ACTS; a++)
         good &= !acts[a] || (e->acts[a] = aligned_alloc(64, (acts[a] + 63) / 64 * 64)) != NULL;
-    good &= (e->cosine = mem_try(rows * (size_t)e->rope.n_pairs, sizeof(float))) != NULL;
-    good &= (e->sine = mem_try(rows * (size_t)e->rope.n_pairs, sizeof(float))) != NULL;
-    good &= (e->rows = mem_try(rows, sizeof *e->rows)) != NULL;
+    for (int k = 0; k < ARCH_ROPES; k++)
+        if (e->turn[k].rope.angle) {
+            good &= (e->turn[k].cosine = mem_try(rows * (size_t)m->p.n_rot / 2, sizeof(float))) != NULL;
+            good &= (e->turn[k].sine = mem_try(rows * (size_t)m->p.n_rot / 2, sizeof(float))) != NULL;
+        }
+    good &= (e->rows[0] = mem_try(rows, sizeof *e->rows[0])) != NULL;
+    good &= !m->p.window || (e->rows[1] = mem_try(rows, sizeof *e->rows[1])) != NULL;
+    const size_t nope = (size_t)(m->p.key_dim - m->p.n_rot);
+    good &= !m->p.arch->latent || (e->slices = mem_try(rows * (size_t)m->p.n_head * nope, sizeof(float)));
+    good &= !m->p.arch->latent || heads_new(&e->heads, &m->p, rows);
     return good && (!m->p.n_expert || routed_new(&e->routed, &m->p, rows));
+}
+
+/* The angles of one of the model's rotations, once a layer has it. */
+static void make_turn(struct model *m, int k)
+{
+    const struct arch_rope *o = &m->p.rope[k];
+    const struct ggml_tensor *divisors = model_divisors(m);
+    if (!m->own.turn[k].rope.angle)
+        rope_init(&m->own.turn[k].rope, &(struct rope_options){.n_rot = m->p.n_rot,
+                                                               .n_ctx_orig = o->ctx_orig,
+                                                               .base = (double)o->base,
+                                                               .freq_scale = (double)o->freq_scale,
+                                                               .ext_factor = (double)o->ext_factor,
+                                                               .attn_factor = (double)o->attn_factor,
+                                                               .beta_fast = (double)o->beta_fast,
+                                                               .beta_slow = (double)o->beta_slow,
+                                                               .divisors = divisors ? divisors->data : NULL});
 }
 
 enum pd_status exact_new(struct model *m, struct pd_error *err)
 {
     struct exact *e = &m->own;
-    const struct arch_params *p = &m->p;
     e->ops = ops_of(kernel_variant_of(e->kernel));
-    const struct ggml_tensor *divisors = m->w[ARCH_ROPE_FREQS].tensor;
-    rope_init(&e->rope, &(struct rope_options){.n_rot = p->n_rot,
-                                               .n_ctx_orig = p->rope_ctx_orig,
-                                               .base = (double)p->rope_base,
-                                               .freq_scale = (double)p->rope_freq_scale,
-                                               .ext_factor = (double)p->rope_ext_factor,
-                                               .attn_factor = (double)p->rope_attn_factor,
-                                               .beta_fast = (double)p->rope_beta_fast,
-                                               .beta_slow = (double)p->rope_beta_slow,
-                                               .divisors = divisors ? divisors->data : NULL});
+    for (int l = 0; l < m->o.layer_count; l++)
+        if (model_plan(m, l)->rope >= 0)
+            make_turn(m, model_plan(m, l)->rope);
     enum pd_status status = pack_weights(m, err);
     if (status)
         return status;

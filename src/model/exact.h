@@ -23,6 +23,8 @@ struct run {
 
 int exact_width(const struct model *m, enum reg r);
 float *exact_row(const struct run *r, enum reg reg, int row);
+/* NULL if the model has no such tensor. */
+const float *exact_vector(const struct run *r, int layer, enum arch_tensor_id id);
 /* False if the batch is to stop, or has failed. */
 bool exact_go_on(struct run *r);
 /* Items that a thread takes at least, where one costs `cost` elements of cheap work. */
@@ -31,8 +33,9 @@ int exact_grain(int cost);
 void exact_quantise(const struct run *r, enum kernel_act act, int cols, const float *x, int n);
 
 /* Operations of form.h. */
-bool exact_route(void *self);
+bool exact_route(void *self, int layer);
 bool exact_experts(void *self, int layer, enum reg in, const struct expert_linear *to, int n);
 bool exact_join(void *self, enum reg out);
+bool exact_heads(void *self, int layer, enum reg out, enum reg in, enum arch_tensor_id weight);
 
 #endif

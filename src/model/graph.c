@@ -2,9 +2,10 @@
  * node behind. */
 #include "model/model_impl.h"
 
+#include <math.h>
 #include <stdlib.h>
 
-enum { NODES_PER_LAYER = 56, NODES_PER_EXPERT = 2, NODES_BESIDE = 16 };
+enum { NODES_PER_LAYER = 112, NODES_PER_EXPERT = 2, NODES_BESIDE = 16 };
 
 size_t graph_run_nodes(const struct model *m)
 {
@@ -102,7 +103,8 @@ static enum pd_status begin(const struct graphs *all, struct graph *g, struct pd
     g->ctx = ggml_init(params);
     PD_ASSERT(g->ctx);
     g->nodes = ggml_new_graph_custom(g->ctx, all->max_nodes, false);
-    g->tokens = g->hidden = g->pos = g->slots = g->mask = g->out = NULL;
+    g->tokens = g->hidden = g->pos = g->slots = g->mask[0] = g->mask[1] = NULL;
+    g->temper = g->out = NULL;
     g->built = false;
     return PD_OK;
 }
@@ -164,6 +166,8 @@ static bool build_input(void *self)
     if (b->rows && b->m->o.embed && b->m->device->host) {
         g->tokens = input(g, "tokens", GGML_TYPE_I32, g->n_rows, 1);
         b->reg[REG_X] = ggml_get_rows(g->ctx, b->m->w[ARCH_TOKEN_EMBD].tensor, g->tokens);
+        if (b->m->p.embed_scale != 1)
+            b->reg[REG_X] = ggml_scale(g->ctx, b->reg[REG_X], b->m->p.embed_scale);
     } else {
         b->reg[REG_X] = g->hidden = input(g, "hidden", GGML_TYPE_F32, b->m->p.n_embd, g->n_rows);
     }
@@ -196,13 +200,68 @@ static bool build_rotate(void *self, int layer, enum reg reg, int n_heads, enum 
     const struct arch_params *p = &b->m->p;
     struct ggml_context *c = b->g->ctx;
     struct ggml_tensor *x = b->reg[reg], *w = weight(b, layer, head_norm);
-    x = ggml_reshape_3d(c, x, p->head_dim, n_heads, x->ne[1]);
+    x = ggml_reshape_3d(c, x, ggml_nelements(x) / (n_heads * (int64_t)b->g->n_rows), n_heads, b->g->n_rows);
     if (w)
         x = norm_by(b, x, w);
-    b->reg[reg] = ggml_rope_ext(c, x, b->g->pos, b->m->w[ARCH_ROPE_FREQS].tensor, p->n_rot,
-                                p->arch->rope_neox ? GGML_ROPE_TYPE_NEOX : GGML_ROPE_TYPE_NORMAL,
-                                p->rope_ctx_orig, p->rope_base, p->rope_freq_scale, p->rope_ext_factor,
-                                p->rope_attn_factor, p->rope_beta_fast, p->rope_beta_slow);
+    const struct arch_rope *o = &p->rope[model_plan(b->m, layer)->rope];
+    struct ggml_tensor *divisors = (struct ggml_tensor *)(uintptr_t)model_divisors(b->m);
+    if (!b->g->pos)
+        b->g->pos = input(b->g, "pos", GGML_TYPE_I32, b->g->n_rows, 1);
+    b->reg[reg] = ggml_rope_ext(
+        c, x, b->g->pos, divisors, p->n_rot, p->arch->rope_neox ? GGML_ROPE_TYPE_NEOX : GGML_ROPE_TYPE_NORMAL,
+        o->ctx_orig, o->base, o->freq_scale, o->ext_factor, o->attn_factor, o->beta_fast, o->beta_slow);
+    return true;
+}
+
+/* in   [width of a head, n_heads, n_rows]
+ * out  [rows of a head's matrix, n_heads, n_rows] */
+static bool build_heads(void *self, int layer, enum reg out, enum reg in, enum arch_tensor_id id)
+{
+    struct build *b = self;
+    struct ggml_context *c = b->g->ctx;
+    struct ggml_tensor *w = weight(b, layer, id);
+    const int64_t n_heads = w->ne[2], n_rows = b->g->n_rows;
+    struct ggml_tensor *x =
+        ggml_reshape_3d(c, b->reg[in], ggml_nelements(b->reg[in]) / (n_heads * n_rows), n_heads, n_rows);
+    x = ggml_view_3d(c, x, w->ne[0], n_heads, n_rows, x->nb[1], x->nb[2], 0);
+    x = ggml_mul_mat(c, w, ggml_permute(c, x, 0, 2, 1, 3)); /* [rows, n_rows, n_heads] */
+    x = ggml_cont(c, ggml_permute(c, x, 0, 2, 1, 3));
+    b->reg[out] = out == REG_VALUES ? ggml_reshape_2d(c, x, x->ne[0] * n_heads, n_rows) : x;
+    return true;
+}
+
+static bool build_ends(void *self, enum reg out, enum reg in, int n_heads)
+{
+    struct build *b = self;
+    struct ggml_context *c = b->g->ctx;
+    const int64_t width = reg_width(&b->m->p, in) / n_heads, n = reg_width(&b->m->p, out) / n_heads;
+    struct ggml_tensor *x = ggml_reshape_3d(c, b->reg[in], width, n_heads, b->g->n_rows);
+    b->reg[out] = ggml_cont(
+        c, ggml_view_3d(c, x, n, n_heads, b->g->n_rows, x->nb[1], x->nb[2], (size_t)(width - n) * x->nb[0]));
+    return true;
+}
+
+static bool build_join_heads(void *self, enum reg out, enum reg ra, enum reg rb, int n_heads)
+{
+    struct build *b = self;
+    struct ggml_context *c = b->g->ctx;
+    const struct arch_params *p = &b->m->p;
+    b->reg[out] =
+        ggml_concat(c, ggml_reshape_3d(c, b->reg[ra], reg_width(p, ra) / n_heads, n_heads, b->g->n_rows),
+                    ggml_reshape_3d(c, b->reg[rb], reg_width(p, rb) / n_heads, n_heads, b->g->n_rows), 0);
+    return true;
+}
+
+static bool build_temper(void *self, enum reg x)
+{
+    struct build *b = self;
+    struct graph *g = b->g;
+    if (!g->temper) {
+        g->temper = ggml_new_tensor_3d(g->ctx, GGML_TYPE_F32, 1, 1, g->n_rows);
+        ggml_set_name(g->temper, "temper");
+        ggml_set_input(g->temper);
+    }
+    b->reg[x] = ggml_mul(g->ctx, b->reg[x], g->temper);
     return true;
 }
 
@@ -212,20 +271,22 @@ static bool build_store(void *self, int layer)
 {
     struct build *b = self;
     struct graph *g = b->g;
-    const int64_t width = (int64_t)b->m->p.head_dim * b->m->p.n_head_kv;
-    struct ggml_tensor *k = ggml_reshape_2d(g->ctx, b->reg[REG_K], width, g->n_rows);
+    const struct arch_params *p = &b->m->p;
+    struct ggml_tensor *k = ggml_reshape_2d(g->ctx, b->reg[REG_K], reg_width(p, REG_K), g->n_rows);
+    struct ggml_tensor *v = ggml_reshape_2d(g->ctx, b->reg[REG_V], reg_width(p, REG_V), g->n_rows);
     ggml_build_forward_expand(g->nodes, b->reg[REG_Q]);
     ggml_build_forward_expand(g->nodes, ggml_set_rows(g->ctx, b->rows->k[layer], k, g->slots));
-    ggml_build_forward_expand(g->nodes, ggml_set_rows(g->ctx, b->rows->v[layer], b->reg[REG_V], g->slots));
+    struct ggml_tensor *cache = b->rows->v[layer]; /* its rows are as long as those of K */
+    cache = ggml_view_2d(g->ctx, cache, v->ne[0], cache->ne[1], cache->nb[1], 0);
+    ggml_build_forward_expand(g->nodes, ggml_set_rows(g->ctx, cache, v, g->slots));
     return true;
 }
 
 /* cache [head_dim * n_head_kv, n_slots] -> [head_dim, n_kv, n_head_kv], a view */
-static struct ggml_tensor *heads_of(const struct build *b, struct ggml_tensor *cache)
+static struct ggml_tensor *heads_of(const struct build *b, struct ggml_tensor *cache, int width)
 {
-    size_t head_bytes = ggml_row_size(cache->type, b->m->p.head_dim);
-    return ggml_view_3d(b->g->ctx, cache, b->m->p.head_dim, b->g->n_kv, b->m->p.n_head_kv, cache->nb[1],
-                        head_bytes, 0);
+    return ggml_view_3d(b->g->ctx, cache, width, b->g->n_kv, b->m->p.n_head_kv, cache->nb[1],
+                        ggml_row_size(cache->type, width), 0);
 }
 
 static bool build_attend(void *self, int layer)
@@ -233,20 +294,45 @@ static bool build_attend(void *self, int layer)
     struct build *b = self;
     const struct arch_params *p = &b->m->p;
     struct ggml_context *c = b->g->ctx;
-    struct ggml_tensor *q = ggml_permute(c, b->reg[REG_Q], 0, 2, 1, 3); /* [head_dim, n_rows, n_head] */
-    struct ggml_tensor *x =
-        ggml_flash_attn_ext(c, q, heads_of(b, b->rows->k[layer]), heads_of(b, b->rows->v[layer]), b->g->mask,
-                            p->attn_scale, 0, 0);
+    struct ggml_tensor *x = ggml_reshape_3d(c, b->reg[REG_Q], p->head_dim, p->n_head, b->g->n_rows);
+    if (p->arch->scales_q)
+        x = ggml_scale(c, x, p->attn_scale);
+    struct ggml_tensor *q = ggml_permute(c, x, 0, 2, 1, 3); /* [head_dim, n_rows, n_head] */
+    struct ggml_tensor **mask = &b->g->mask[model_plan(b->m, layer)->window != 0];
+    if (!*mask)
+        *mask = input(b->g, "mask", GGML_TYPE_F16, b->g->n_kv, b->g->n_rows);
+    x = ggml_flash_attn_ext(c, q, heads_of(b, b->rows->k[layer], p->head_dim),
+                            heads_of(b, b->rows->v[layer], p->v_dim), *mask,
+                            p->arch->scales_q ? 1 : p->attn_scale, 0, p->attn_cap);
     ggml_prec_set_acc(x, GGML_PREC_F32);
-    b->reg[REG_MIX] = ggml_reshape_2d(c, x, (int64_t)p->head_dim * p->n_head, b->g->n_rows);
+    ggml_flash_attn_ext_add_sinks(x, weight(b, layer, ARCH_ATTN_SINKS));
+    b->reg[REG_MIX] = ggml_reshape_2d(c, x, reg_width(p, REG_MIX), b->g->n_rows);
     return true;
 }
 
 static bool build_activate(void *self, enum reg gate, enum reg up)
 {
     struct build *b = self;
-    PD_ASSERT(b->m->p.arch->act == ARCH_ACT_SILU);
-    b->reg[gate] = ggml_swiglu_split(b->g->ctx, b->reg[gate], b->reg[up]);
+    struct ggml_tensor *g = b->reg[gate], *u = b->reg[up];
+    const enum arch_act act = b->m->p.arch->act;
+    b->reg[gate] = act == ARCH_ACT_SILU   ? ggml_swiglu_split(b->g->ctx, g, u)
+                   : act == ARCH_ACT_GELU ? ggml_geglu_split(b->g->ctx, g, u)
+                                          : ggml_swiglu_oai(b->g->ctx, g, u, 1.702f, 7);
+    return true;
+}
+
+static bool build_scale(void *self, enum reg x, float by)
+{
+    struct build *b = self;
+    b->reg[x] = ggml_scale(b->g->ctx, b->reg[x], by);
+    return true;
+}
+
+static bool build_soft_cap(void *self, enum reg x, float cap)
+{
+    struct build *b = self;
+    struct ggml_context *c = b->g->ctx;
+    b->reg[x] = ggml_scale(c, ggml_tanh(c, ggml_scale(c, b->reg[x], 1 / cap)), cap);
     return true;
 }
 
@@ -257,17 +343,46 @@ static bool build_add(void *self, enum reg to, enum reg x)
     return true;
 }
 
-static bool build_route(void *self)
+/* Of `picks` [n_expert, n_rows] all but the best groups' made minus infinity; a group counts with its two best. */
+static struct ggml_tensor *best_groups(const struct build *b, struct ggml_tensor *picks)
+{
+    struct ggml_context *c = b->g->ctx;
+    const struct arch_params *p = &b->m->p;
+    const int64_t n_rows = b->g->n_rows, groups = p->n_group, each = p->n_expert / groups;
+    struct ggml_tensor *all = ggml_reshape_3d(c, picks, each, groups, n_rows);
+    struct ggml_tensor *best = ggml_argsort_top_k(c, all, 2);
+    best = ggml_get_rows(c, ggml_reshape_4d(c, all, 1, each, groups, n_rows), best);
+    best = ggml_sum_rows(c, ggml_reshape_3d(c, best, 2, groups, n_rows));
+    best = ggml_argsort_top_k(c, ggml_reshape_2d(c, best, groups, n_rows), p->n_group_used);
+    struct ggml_tensor *kept = ggml_get_rows(c, all, best);
+    all = ggml_set_rows(c, ggml_fill(c, all, -INFINITY), kept, best);
+    return ggml_reshape_2d(c, all, p->n_expert, n_rows);
+}
+
+static bool build_route(void *self, int layer)
 {
     struct build *b = self;
     struct ggml_context *c = b->g->ctx;
-    const int64_t used = b->m->p.n_expert_used, n_rows = b->g->n_rows;
-    struct ggml_tensor *all = ggml_soft_max(c, b->reg[REG_ROUTER]);
-    b->chosen = ggml_argsort_top_k(c, all, (int)used);
-    struct ggml_tensor *best =
-        ggml_get_rows(c, ggml_reshape_3d(c, all, 1, b->m->p.n_expert, n_rows), b->chosen);
+    const struct arch_params *p = &b->m->p;
+    const int64_t used = p->n_expert_used, n_rows = b->g->n_rows;
+    struct ggml_tensor *all = b->reg[REG_ROUTER], *bias = weight(b, layer, ARCH_FFN_CHOICE_BIAS);
+    if (p->gating == ARCH_GATE_SOFTMAX)
+        all = ggml_soft_max(c, all);
+    else if (p->gating == ARCH_GATE_SIGMOID)
+        all = ggml_sigmoid(c, all);
+    struct ggml_tensor *picks = bias ? ggml_add(c, all, bias) : all;
+    if (p->n_group > 1)
+        picks = best_groups(b, picks);
+    b->chosen = ggml_argsort_top_k(c, picks, (int)used);
+    struct ggml_tensor *best = ggml_get_rows(c, ggml_reshape_3d(c, all, 1, p->n_expert, n_rows), b->chosen);
     best = ggml_reshape_2d(c, best, used, n_rows);
-    b->shares = ggml_reshape_3d(c, ggml_div(c, best, ggml_sum_rows(c, best)), 1, used, n_rows);
+    if (p->gating == ARCH_GATE_CHOSEN)
+        best = ggml_soft_max(c, best);
+    if (p->share_norm)
+        best = ggml_div(c, best, ggml_clamp(c, ggml_sum_rows(c, best), 0x1p-14f, INFINITY));
+    if (p->share_scale != 1)
+        best = ggml_scale(c, best, p->share_scale);
+    b->shares = ggml_reshape_3d(c, best, 1, used, n_rows);
     return true;
 }
 
@@ -279,8 +394,11 @@ static bool build_experts(void *self, int layer, enum reg in, const struct exper
     struct ggml_tensor *x = b->reg[in];
     if (in != REG_EXP_GATE)
         x = ggml_reshape_3d(b->g->ctx, x, x->ne[0], 1, x->ne[1]);
-    for (int i = 0; i < n; i++)
-        b->reg[to[i].out] = ggml_mul_mat_id(b->g->ctx, weight(b, layer, to[i].weight), x, b->chosen);
+    for (int i = 0; i < n; i++) {
+        struct ggml_tensor *bias = weight(b, layer, to[i].bias);
+        struct ggml_tensor *y = ggml_mul_mat_id(b->g->ctx, weight(b, layer, to[i].weight), x, b->chosen);
+        b->reg[to[i].out] = bias ? ggml_add_id(b->g->ctx, y, bias, b->chosen) : y;
+    }
     return true;
 }
 
@@ -303,10 +421,16 @@ static const struct form ggml_form = {
     .norm = build_norm,
     .linear = build_linear,
     .rotate = build_rotate,
+    .heads = build_heads,
+    .ends = build_ends,
+    .join_heads = build_join_heads,
+    .temper = build_temper,
     .store = build_store,
     .attend = build_attend,
     .activate = build_activate,
     .add = build_add,
+    .scale = build_scale,
+    .soft_cap = build_soft_cap,
     .route = build_route,
     .experts = build_experts,
     .join = build_join,
@@ -316,9 +440,7 @@ static void build_layers(struct model *m, struct graph *g, const struct rows *ro
 {
     g->n_rows = n_rows;
     g->n_kv = n_kv;
-    g->pos = input(g, "pos", GGML_TYPE_I32, n_rows, 1);
     g->slots = input(g, "slots", GGML_TYPE_I64, n_rows, 1);
-    g->mask = input(g, "mask", GGML_TYPE_F16, n_kv, n_rows);
     struct build b = {.m = m, .g = g, .rows = rows};
     layers_run(&m->p, m->p.layers + m->o.layer_first, m->o.layer_count, &ggml_form, &b);
     PD_ASSERT(b.reg[REG_X]->ne[0] == m->p.n_embd && b.reg[REG_X]->ne[1] == n_rows);
@@ -357,7 +479,7 @@ static void build_head(struct model *m, struct graph *g, int n_rows)
     g->n_rows = n_rows;
     struct build b = {.m = m, .g = g};
     build_input(&b);
-    layers_head(&ggml_form, &b);
+    layers_head(&m->p, &ggml_form, &b);
     end(g, b.reg[REG_LOGITS]);
 }
 

@@ -215,19 +215,15 @@ void kv_unplace(struct kv *kv, const int64_t *slots, int n, enum model_kind kind
     lower_top(kv);
 }
 
-void kv_mask(const struct kv *kv, const int64_t *slots, int n, int n_kv, enum model_kind kind,
-             ggml_fp16_t *mask)
+void kv_mask(const struct kv *kv, int64_t slot, enum model_kind kind, int n_kv, int window, ggml_fp16_t *mask)
 {
-    for (int i = 0; i < n; i++) {
-        ggml_fp16_t *row = mask + (size_t)i * (size_t)n_kv;
-        int seen = kind == MODEL_PREFILL ? (int)slots[i] + 1 : kv->n_committed;
-        for (int s = 0; s < seen; s++)
-            row[s] = HALF_ZERO;
-        for (int s = seen; s < n_kv; s++)
-            row[s] = HALF_MINUS_INF;
-        for (int s = (int)slots[i]; kind == MODEL_TREE && s != SLOT_NONE; s = kv->slots[s].parent)
-            row[s] = HALF_ZERO;
-    }
+    const bool tree = kind == MODEL_TREE;
+    const int pos = tree ? kv->slots[slot].pos : (int)slot, end = tree ? kv->n_committed : pos + 1;
+    const int oldest = window ? PD_MAX(pos - window + 1, 0) : 0;
+    for (int s = 0; s < n_kv; s++)
+        mask[s] = s >= oldest && s < end ? HALF_ZERO : HALF_MINUS_INF;
+    for (int s = (int)slot; tree && s != SLOT_NONE && kv->slots[s].pos >= oldest; s = kv->slots[s].parent)
+        mask[s] = HALF_ZERO;
 }
 
 size_t kv_tail_max(const struct kv *kv, int64_t slot, enum model_kind kind)
@@ -399,6 +395,7 @@ static void make_own_layers(struct kv *kv)
     for (int l = 0; l < kv->n_layer; l++)
         kv->own[l] = (struct kv_layer){.form = form[kv->model->o.kv_type],
                                        .head_dim = kv->model->p.head_dim,
+                                       .v_dim = kv->model->p.v_dim,
                                        .n_head_kv = kv->model->p.n_head_kv,
                                        .n_slots = kv->n_slots};
 }

@@ -40,7 +40,7 @@ static struct placed *collect_all(struct model *m, const struct gguf *g, struct 
         enum arch_tensor_id id;
         bool layer;
     } all[] = {
-#define ENTRY(id, name, per_layer, d0, d1, d2) {id, per_layer},
+#define ENTRY(id, name, per_layer, kind, d0, d1, d2) {id, per_layer},
         ARCH_TENSOR_LIST(ENTRY)
 #undef ENTRY
     };
@@ -197,9 +197,10 @@ static enum pd_status check_options(struct model_options *o, const struct model_
     if (o->batch_rows < 1 || o->batch_rows > BATCH_ROWS_MAX)
         return error_set(err, PD_ERR_USAGE, "batches of %d rows: give 1 to %d", o->batch_rows,
                          BATCH_ROWS_MAX);
-    if (o->kv_type == PD_KV_Q8_0 && info->head_dim % ggml_blck_size(GGML_TYPE_Q8_0))
+    const int block = (int)ggml_blck_size(GGML_TYPE_Q8_0);
+    if (o->kv_type == PD_KV_Q8_0 && (info->head_dim % block || info->v_dim % block))
         return error_set(err, PD_ERR_UNSUPPORTED, "a q8_0 KV cache needs heads of a multiple of 32, not %d",
-                         info->head_dim);
+                         info->head_dim % block ? info->head_dim : info->v_dim);
     return PD_OK;
 }
 
@@ -216,8 +217,8 @@ enum pd_status model_kernels(const struct kernel **out, struct pd_error *err)
 static size_t staging_bytes(const struct model *m)
 {
     const size_t rows = (size_t)m->o.batch_rows, width = (size_t)m->p.n_embd;
-    const size_t row = sizeof(int32_t) + sizeof(int64_t) + 2 * width * sizeof(float) +
-                       (size_t)graph_slots(m) * sizeof(ggml_fp16_t);
+    const size_t masks = (m->p.window ? 2 : 1) * (size_t)graph_slots(m) * sizeof(ggml_fp16_t);
+    const size_t row = 2 * sizeof(int32_t) + sizeof(int64_t) + 2 * width * sizeof(float) + masks;
     const size_t head = (width + (size_t)m->p.n_vocab) * sizeof(float);
     return rows * PD_MAX(row, m->o.head ? head : 0) + (size_t)8 * STAGING_ALIGN;
 }
@@ -295,6 +296,24 @@ const struct weight *model_weight(const struct model *m, int layer, enum arch_te
     return w->tensor ? w : &m->w[id];
 }
 
+const struct arch_layer *model_plan(const struct model *m, int layer)
+{
+    return &m->p.layers[m->o.layer_first + layer];
+}
+
+float model_temper(const struct arch_params *p, int32_t pos)
+{
+    const int32_t turns = pos / p->temper_ctx;
+    return (float)(1 + (double)p->temper_scale * rope_log(1 + (double)turns));
+}
+
+const struct ggml_tensor *model_divisors(const struct model *m)
+{
+    const bool beyond = m->o.ctx > m->p.rope[0].ctx_orig;
+    const struct ggml_tensor *by_length = m->w[beyond ? ARCH_ROPE_LONG : ARCH_ROPE_SHORT].tensor;
+    return by_length ? by_length : m->w[ARCH_ROPE_FREQS].tensor;
+}
+
 const struct model_info *model_info(const struct model *m)
 {
     return &m->info;
@@ -333,38 +352,57 @@ static void embed(const struct model *m, const struct row *rows, int n, float *h
 
 /* Rows that only pad the batch are like its first one, and their K/V goes to the last slot, which nobody sees. */
 static void pad_inputs(const struct batch *b, const struct graph *g, int32_t *pos, int64_t *slots,
-                       ggml_fp16_t *mask, float *hidden)
+                       float *hidden)
 {
-    const size_t width = hidden ? (size_t)g->hidden->ne[0] : 0, n_kv = (size_t)g->n_kv;
+    const size_t width = hidden ? (size_t)g->hidden->ne[0] : 0;
     for (int i = b->n; i < g->n_rows; i++) {
-        pos[i] = pos[0];
+        if (pos)
+            pos[i] = pos[0];
         slots[i] = b->spans->kv->n_slots - 1;
-        memcpy(mask + (size_t)i * n_kv, mask, n_kv * sizeof *mask);
         if (hidden)
             memcpy(hidden + (size_t)i * width, hidden, width * sizeof *hidden);
     }
 }
 
+/* What the rows see, and what their queries are multiplied by, where the graph asks for it. */
+static void upload_sights(struct model *m, const struct batch *b, const struct graph *g)
+{
+    for (int w = 0; w < 2; w++) {
+        if (!g->mask[w])
+            continue;
+        ggml_fp16_t *mask = room_for(m, g->mask[w]);
+        for (int i = 0; i < g->n_rows; i++)
+            kv_mask(b->spans->kv, b->slots[i < b->n ? i : 0], b->spans->kind, g->n_kv, w ? m->p.window : 0,
+                    mask + (size_t)i * (size_t)g->n_kv);
+        backend_upload(&m->exact, g->mask[w], mask, ggml_nbytes(g->mask[w]));
+    }
+    if (!g->temper)
+        return;
+    float *temper = room_for(m, g->temper);
+    for (int i = 0; i < g->n_rows; i++)
+        temper[i] = model_temper(&m->p, b->rows[i < b->n ? i : 0].pos);
+    backend_upload(&m->exact, g->temper, temper, ggml_nbytes(g->temper));
+}
+
 static void upload_inputs(struct model *m, const struct batch *b, const struct graph *g)
 {
-    int32_t *pos = room_for(m, g->pos), *tokens = g->tokens ? room_for(m, g->tokens) : NULL;
+    int32_t *pos = g->pos ? room_for(m, g->pos) : NULL, *tokens = g->tokens ? room_for(m, g->tokens) : NULL;
     int64_t *slots = room_for(m, g->slots);
-    ggml_fp16_t *mask = room_for(m, g->mask);
     float *hidden = g->hidden ? room_for(m, g->hidden) : NULL;
-    for (int i = 0; i < b->n; i++)
+    for (int i = 0; i < b->n && pos; i++)
         pos[i] = b->rows[i].pos;
     memcpy(slots, b->slots, (size_t)b->n * sizeof *b->slots);
-    kv_mask(b->spans->kv, b->slots, b->n, g->n_kv, b->spans->kind, mask);
     for (int i = 0; i < b->n && tokens; i++)
         tokens[i] = b->rows[i].token;
     if (hidden && m->o.embed)
         embed(m, b->rows, b->n, hidden);
     else if (hidden)
         memcpy(hidden, b->hidden, (size_t)b->n * (size_t)m->p.n_embd * sizeof *hidden);
-    pad_inputs(b, g, pos, slots, mask, hidden);
-    backend_upload(&m->exact, g->pos, pos, ggml_nbytes(g->pos));
+    pad_inputs(b, g, pos, slots, hidden);
+    upload_sights(m, b, g);
+    if (pos)
+        backend_upload(&m->exact, g->pos, pos, ggml_nbytes(g->pos));
     backend_upload(&m->exact, g->slots, slots, ggml_nbytes(g->slots));
-    backend_upload(&m->exact, g->mask, mask, ggml_nbytes(g->mask));
     if (tokens)
         backend_upload(&m->exact, g->tokens, tokens, ggml_nbytes(g->tokens));
     if (hidden)

@@ -32,6 +32,7 @@ struct model_info {
     const char *arch; /* "llama", "qwen2", ... */
     const char *name; /* general.name, or the file's name */
     int32_t n_layer, n_embd, n_head, n_head_kv, head_dim, n_ff, n_vocab;
+    int32_t v_dim;                                   /* of a head's values; its keys have head_dim */
     int32_t n_expert, n_expert_used, n_ff_exp;       /* 0: none; n_ff_exp: of each */
     int32_t ctx_train;                               /* context length the model was trained for */
     bool tied_head;                                  /* the output head is the embedding matrix */

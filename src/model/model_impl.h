@@ -4,6 +4,7 @@
  * backend.c  a device at work: queue, copies; of the CPU threads, reference kernels, stopping
  * rows.c     K/V of ggml's graphs on their device
  * model.c    weights in place, model_run and model_head
+ * arch*.c    what architectures are read, and a file's hyperparameters
  * layers.c   what a layer computes, written once in the operations of form.h
  * graph.c    these as nodes of ggml's graphs
  * exact.c    these on our own kernels
@@ -81,9 +82,12 @@ struct graph {
     uint64_t used;              /* the pool's clock */
     struct ggml_tensor *tokens; /* [n_rows]         i32  first stage, where the device embeds */
     struct ggml_tensor *hidden; /* [n_embd, n_rows] f32  other stages, and the head */
-    struct ggml_tensor *pos;    /* [n_rows]         i32 */
+    struct ggml_tensor *pos;    /* [n_rows]         i32  NULL: nothing is rotated */
     struct ggml_tensor *slots;  /* [n_rows]         i64  where each row's K/V goes */
-    struct ggml_tensor *mask;   /* [n_kv, n_rows]   f16  0: visible, -inf: not an ancestor */
+    struct ggml_tensor
+        *mask[2]; /* [n_kv, n_rows]  f16  0: visible, -inf: not an ancestor; 1: or beyond the window; NULL if
+                                  * no layer asks for it */
+    struct ggml_tensor *temper; /* [1, 1, n_rows] f32  NULL: q stays as it is */
     struct ggml_tensor *out;    /* [n_embd or n_vocab, n_rows] f32 */
 };
 
@@ -111,7 +115,8 @@ struct layer {
 
 /* Which experts the rows of a batch take. A pair is a row with one of its experts: row * n_expert_used + rank. */
 struct routed {
-    float *scores;   /* [n_expert rounded up to 16, batch_rows] */
+    float *scores;   /* [n_expert rounded up to 16, batch_rows] probabilities */
+    float *picks;    /* the same shape: what experts are chosen by */
     int32_t *chosen; /* [pairs] the expert */
     float *shares;   /* [pairs] its weight */
     int *pairs;      /* [pairs] by expert, in order within each */
@@ -127,13 +132,17 @@ struct exact {
     const struct ops *ops;
     void *packed; /* one mapping for all packed weights */
     size_t packed_bytes;
-    struct rope rope;
     float *reg[REG_COUNT]; /* [width, batch_rows]; the logits are the caller's */
     void *acts[KERNEL_ACTS];
-    float *cosine, *sine;       /* [n_rot / 2, batch_rows] */
-    struct routed routed;       /* of the layer that is computed */
-    struct attention_row *rows; /* [batch_rows] */
-    int32_t *tail;              /* slots of the rows' tails, one after the other */
+    struct turn {
+        struct rope rope;
+        float *cosine, *sine;      /* [n_rot / 2, batch_rows] */
+    } turn[ARCH_ROPES];            /* no angles: no layer of the stage has it */
+    struct routed routed;          /* of the layer that is computed */
+    struct routed heads;           /* latent attention: a row takes the matrices of all heads */
+    float *slices;                 /* [n_head * (key_dim - n_rot), batch_rows] */
+    struct attention_row *rows[2]; /* [batch_rows]; 1: within the window, NULL if the model has none */
+    int32_t *tail;                 /* slots of the rows' tails, one after the other */
     size_t tail_room;
     void *scratch; /* of attention, for each thread */
     size_t scratch_room;
@@ -166,6 +175,11 @@ struct model {
 
 /* A weight of the stage's layer `layer` (0: its first), or one outside of layers. */
 const struct weight *model_weight(const struct model *m, int layer, enum arch_tensor_id id);
+const struct arch_layer *model_plan(const struct model *m, int layer);
+/* What q is multiplied by at a position. */
+float model_temper(const struct arch_params *p, int32_t pos);
+/* What the rotary frequencies are divided by; NULL: nothing. */
+const struct ggml_tensor *model_divisors(const struct model *m);
 
 /* A batch whose rows have their slots. ggml's graphs take one span. */
 struct batch {
@@ -187,6 +201,7 @@ void exact_embed(const struct model *m, int32_t token, float *out);
 /* Room for batches of so many rows; false if there is no memory. */
 bool routed_new(struct routed *t, const struct arch_params *p, size_t batch_rows);
 void routed_free(struct routed *t);
+bool heads_new(struct routed *t, const struct arch_params *p, size_t batch_rows);
 enum pd_status pack_weights(struct model *m, struct pd_error *err);
 /* out [ne[1], n] = w * x [ne[0], n] by ggml's reference kernels. */
 enum pd_status backend_product(struct backend *b, struct ggml_tensor *w, const float *x, int n, float *out,
@@ -283,8 +298,9 @@ void kv_unplace(struct kv *kv, const int64_t *slots, int n, enum model_kind kind
  * slots, in order, to tail (room for kv_tail_max). */
 int kv_visible(const struct kv *kv, int64_t slot, enum model_kind kind, int32_t *tail, int *n_tail);
 size_t kv_tail_max(const struct kv *kv, int64_t slot, enum model_kind kind);
-/* mask [n_kv, n] f16: row i sees the committed rows (up to itself in a prefill) and its ancestors. */
-void kv_mask(const struct kv *kv, const int64_t *slots, int n, int n_kv, enum model_kind kind,
+/* mask [n_kv] f16: the row in `slot` sees the committed rows (up to itself in a prefill) and its ancestors, of those the
+ * newest `window`; 0: all. */
+void kv_mask(const struct kv *kv, int64_t slot, enum model_kind kind, int n_kv, int window,
              ggml_fp16_t *mask);
 
 #endif

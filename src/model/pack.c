@@ -96,15 +96,20 @@ void exact_free(struct model *m)
     struct exact *e = &m->own;
     if (e->packed)
         munmap(e->packed, e->packed_bytes);
-    rope_deinit(&e->rope);
     routed_free(&e->routed);
+    routed_free(&e->heads);
+    free(e->slices);
     for (int r = 0; r < REG_COUNT; r++)
         free(e->reg[r]);
     for (int a = 0; a < KERNEL_ACTS; a++)
         free(e->acts[a]);
-    free(e->cosine);
-    free(e->sine);
-    free(e->rows);
+    for (int k = 0; k < ARCH_ROPES; k++) {
+        rope_deinit(&e->turn[k].rope);
+        free(e->turn[k].cosine);
+        free(e->turn[k].sine);
+    }
+    free(e->rows[0]);
+    free(e->rows[1]);
     free(e->tail);
     free(e->scratch);
 }

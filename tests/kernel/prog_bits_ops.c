@@ -36,6 +36,7 @@ static void hash_rows(const struct ops *o)
 {
     static float x[1024], y[1024], z[1024];
     uint64_t norm = 0, add = 0, silu = 0, gelu = 0, softmax = 0, scaled = 0;
+    uint64_t times = 0, cap = 0, sigmoid = 0, clamped = 0;
     for (int n = 1; n <= LENGTHS + 1; n++) {
         const int length = n <= LENGTHS ? n : 1000;
         fill(x, length, false);
@@ -57,6 +58,18 @@ static void hash_rows(const struct ops *o)
         memcpy(z, x, sizeof z);
         o->add_scaled(z, y, 0.3f, length);
         scaled = hash_floats(scaled, z, length);
+        memcpy(z, y, sizeof z);
+        o->scale(z, 0.3f, length);
+        times = hash_floats(times, z, length);
+        memcpy(z, y, sizeof z);
+        o->soft_cap(z, 30, length);
+        cap = hash_floats(cap, z, length);
+        memcpy(z, y, sizeof z);
+        o->sigmoid(z, length);
+        sigmoid = hash_floats(sigmoid, z, length);
+        memcpy(z, y, sizeof z);
+        o->clamped_mul(z, x, length);
+        clamped = hash_floats(clamped, z, length);
     }
     print("norm", norm);
     print("add", add);
@@ -64,6 +77,10 @@ static void hash_rows(const struct ops *o)
     print("gelu", gelu);
     print("softmax", softmax);
     print("add_scaled", scaled);
+    print("scale", times);
+    print("soft_cap", cap);
+    print("sigmoid", sigmoid);
+    print("clamped", clamped);
 }
 
 static void hash_rotation(const struct ops *o)
@@ -91,9 +108,11 @@ static void hash_rotation(const struct ops *o)
     print("rotate", h);
 }
 
-/* Rows with tails in scattered slots, in pieces of several sizes. */
-static void hash_attention(const struct ops *o, const char *name, struct kv_layer l, int n_head)
+/* Rows with tails in scattered slots, in pieces of several sizes; with a window also caps and sinks. */
+static void hash_attention(const struct ops *o, const char *name, struct kv_layer l, int n_head, int window)
 {
+    static const float sinks[12] = {0.5f, -2, 3, 0, 1, 7, -1, 2, 0.25f, 4, 1, -3};
+    const int v_dim = l.v_dim ? l.v_dim : l.head_dim;
     static float k[12 * 96], q[ROWS * 12 * 96], out[ROWS * 12 * 96];
     static const int prefixes[] = {1, 15, 16, 70};
     static int32_t tails[ROWS][TAIL];
@@ -113,16 +132,23 @@ static void hash_attention(const struct ops *o, const char *name, struct kv_laye
             for (int i = 0; i < ROWS; i++) {
                 for (int t = 0; t < TAIL; t++)
                     tails[i][t] = prefixes[p] + i + 1 + t * (1 + i % 3);
-                rows[i] = (struct attention_row){prefixes[p], i % 4 * 2, tails[i]};
+                rows[i] = (struct attention_row){prefixes[p], i % 4 * 2, tails[i], 0};
+                if (window) /* the tail of the first row is cut too */
+                    rows[i].first = PD_MIN(prefixes[p], PD_MAX(prefixes[p] - window + 3 * i, 0));
             }
             fill(q, ROWS * n_head * l.head_dim, false);
-            struct attention a = {l, n_head, 0.03f, ROWS, rows, q, out};
+            struct attention a = {.kv = l, .n_head = n_head, .scale = 0.03f, .n_rows = ROWS};
+            a.rows = rows;
+            a.q = q;
+            a.out = out;
+            a.cap = window ? 5 : 0;
+            a.sinks = window ? sinks : NULL;
             void *scratch = aligned_alloc(64, (attention_scratch_bytes(&a) + 63) / 64 * 64);
             PD_ASSERT(scratch);
             for (int i = 0; i < ROWS * n_head; i += piece)
                 o->attend(&a, i, PD_MIN(i + piece, ROWS * n_head), scratch);
             free(scratch);
-            h = hash_floats(h, out, ROWS * n_head * l.head_dim);
+            h = hash_floats(h, out, ROWS * n_head * v_dim);
         }
     free(l.k);
     free(l.v);
@@ -141,13 +167,18 @@ int main(int argc, char **argv)
     const struct ops *o = ops_of(kernel_variant_of(k));
     hash_rows(o);
     hash_rotation(o);
-    hash_attention(o, "attend_f16", (struct kv_layer){.form = KV_FORM_F16, .head_dim = 64, .n_head_kv = 3},
-                   9);
-    hash_attention(o, "attend_f32", (struct kv_layer){.form = KV_FORM_F32, .head_dim = 20, .n_head_kv = 4},
-                   4);
-    hash_attention(o, "attend_q8_0", (struct kv_layer){.form = KV_FORM_Q8_0, .head_dim = 96, .n_head_kv = 1},
-                   7);
-    hash_attention(o, "attend_odd", (struct kv_layer){.form = KV_FORM_F16, .head_dim = 80, .n_head_kv = 1},
-                   5);
+    const struct kv_layer f16 = {.form = KV_FORM_F16, .head_dim = 64, .n_head_kv = 3},
+                          f32 = {.form = KV_FORM_F32, .head_dim = 20, .n_head_kv = 4},
+                          q8_0 = {.form = KV_FORM_Q8_0, .head_dim = 96, .n_head_kv = 1},
+                          odd = {.form = KV_FORM_F16, .head_dim = 80, .n_head_kv = 1},
+                          latent = {.form = KV_FORM_F16, .head_dim = 80, .v_dim = 36, .n_head_kv = 1};
+    hash_attention(o, "attend_f16", f16, 9, 0);
+    hash_attention(o, "attend_f32", f32, 4, 0);
+    hash_attention(o, "attend_q8_0", q8_0, 7, 0);
+    hash_attention(o, "attend_odd", odd, 5, 0);
+    hash_attention(o, "window_f16", f16, 9, 12);
+    hash_attention(o, "window_f32", f32, 4, 1);
+    hash_attention(o, "window_q8_0", q8_0, 7, 33);
+    hash_attention(o, "attend_latent", latent, 6, 0);
     return 0;
 }

@@ -68,7 +68,7 @@ static void same(const float *a, const float *b, int n, const char *what, int v,
                      kernel_name((enum kernel_variant)v), i, (double)b[i], (double)a[i]);
 }
 
-enum { KINDS = 8 };
+enum { KINDS = 12 };
 
 static void rows_of(const struct ops *o, int n, bool with_special, float out[KINDS][ROW])
 {
@@ -92,13 +92,22 @@ static void rows_of(const struct ops *o, int n, bool with_special, float out[KIN
     memset(out[6] + n, 0, (size_t)(ROW - n) * sizeof *x); /* scratch */
     memcpy(out[7], x, (size_t)n * sizeof *x);
     o->add_scaled(out[7], y, 0.3f, n);
+    memcpy(out[8], x, (size_t)n * sizeof *x);
+    o->scale(out[8], 0.3f, n);
+    memcpy(out[9], x, (size_t)n * sizeof *x);
+    o->soft_cap(out[9], 5, n);
+    memcpy(out[10], x, (size_t)n * sizeof *x);
+    o->sigmoid(out[10], n);
+    memcpy(out[11], x, (size_t)n * sizeof *x);
+    o->clamped_mul(out[11], y, n);
 }
 
 static void test_rows_same(void **state)
 {
     (void)state;
     static const char *const names[] = {"norm",         "add",           "silu",    "gelu",
-                                        "far rotation", "near rotation", "softmax", "scaled sum"};
+                                        "far rotation", "near rotation", "softmax", "scaled sum",
+                                        "scale",        "cap",           "sigmoid", "clamped"};
     static float wanted[KINDS][ROW], out[KINDS][ROW];
     for (int n = 1; n < 190; n += n < 40 ? 1 : 17)
         for (int with_special = 0; with_special < 2; with_special++) {
@@ -136,6 +145,12 @@ static void test_rows_right(void **state)
         const double share = exp((double)x[i]) / weights;
         assert_true(fabs(out[6][i] - share) <= 1e-5 * share + 1e-30);
         assert_true(fabs(out[7][i] - (x[i] + 0.3 * y[i])) <= 1e-6 * (fabs(x[i]) + fabs(y[i])));
+        assert_true(fabs(out[8][i] - 0.3 * x[i]) <= 1e-6 * fabs(x[i]));
+        assert_true(fabs(out[9][i] - 5 * tanh(x[i] / 5.0)) <= 4e-7 * fabs(out[9][i]));
+        assert_true(fabs(out[10][i] - 1 / (1 + exp(-(double)x[i]))) <= 1e-6 * out[10][i]);
+        const double g = fmin(x[i], 7), u = fmax(fmin(y[i], 7), -7),
+                     clamped = g / (1 + exp(-1.702 * g)) * (u + 1);
+        assert_true(fabs(out[11][i] - clamped) <= 4e-6 * fabs(clamped) + 1e-7);
     }
     for (int i = 0; i < N / 2; i++) {
         double c = y[i], s = y[100 + i];
@@ -213,7 +228,9 @@ enum { SLOTS = 96, ROWS = 5, HEADS_MAX = 12, DIM_MAX = 80 };
 
 struct world {
     struct kv_layer kv;
-    int n_head;
+    int n_head, window; /* 0: none */
+    float cap;
+    const float *sinks;
     float k[SLOTS][HEADS_MAX * DIM_MAX], v[SLOTS][HEADS_MAX * DIM_MAX]; /* by position */
     float q[ROWS][HEADS_MAX * DIM_MAX], out[ROWS][HEADS_MAX * DIM_MAX];
 };
@@ -254,11 +271,17 @@ static void attend(struct world *w, const struct ops *o, int n_rows, const int *
         int prefix = 0;
         while (prefix < n[i] && slots[i][prefix] == prefix)
             prefix++;
-        rows[i] = (struct attention_row){prefix, n[i] - prefix, &slots[i][prefix]};
+        rows[i] = (struct attention_row){prefix, n[i] - prefix, &slots[i][prefix], 0};
+        const int from = w->window ? PD_MAX(n[i] - w->window, 0) : 0, skip = PD_MAX(from - prefix, 0);
+        rows[i].first = PD_MIN(from, prefix);
+        rows[i].tail += skip;
+        rows[i].n_tail -= skip;
         memcpy(q + (size_t)i * width, w->q[i], width * sizeof *q);
     }
     struct attention a = {
         .kv = w->kv, .n_head = w->n_head, .scale = 0.5f, .n_rows = n_rows, .rows = rows, .q = q, .out = out};
+    a.cap = w->cap;
+    a.sinks = w->sinks;
     void *scratch = aligned_alloc(64, (attention_scratch_bytes(&a) + 63) / 64 * 64);
     for (int i = 0; i < n_rows * w->n_head; i += piece)
         o->attend(&a, i, PD_MIN(i + piece, n_rows * w->n_head), scratch);
@@ -270,14 +293,19 @@ static void attend(struct world *w, const struct ops *o, int n_rows, const int *
 static double attention_of(const struct world *w, int row, int head, int d, int n)
 {
     const int dim = w->kv.head_dim, kv = head / (w->n_head / w->kv.n_head_kv);
-    double score[SLOTS], top = -1e30, sum = 0, mix = 0;
-    for (int p = 0; p < n; p++) {
+    double score[SLOTS], top = w->sinks ? (double)w->sinks[head] : -1e30, sum = 0, mix = 0;
+    const int from = w->window ? PD_MAX(n - w->window, 0) : 0;
+    for (int p = from; p < n; p++) {
         score[p] = 0;
         for (int i = 0; i < dim; i++)
             score[p] += 0.5 * w->q[row][head * dim + i] * w->k[p][kv * dim + i];
+        if (w->cap != 0)
+            score[p] = w->cap * tanh(score[p] / w->cap);
         top = fmax(top, score[p]);
     }
-    for (int p = 0; p < n; p++) {
+    if (w->sinks)
+        sum = exp(w->sinks[head] - top);
+    for (int p = from; p < n; p++) {
         sum += exp(score[p] - top);
         mix += exp(score[p] - top) * w->v[p][kv * dim + d];
     }
@@ -317,9 +345,17 @@ static const struct shape {
               {KV_FORM_F16, 80, 7, 1, 2e-2},
               {KV_FORM_F32, 64, 8, 1, 1e-4}};
 
-static void test_attention(void **state)
+/* What the shapes are tried with: all, then windows, caps and sinks. */
+static void world_kind(struct world *w, int kind)
 {
-    (void)state;
+    static const float sinks[HEADS_MAX] = {0.5f, -2, 1, 0, 1, 2, -1, 2, 0.25f, 1.5f, 1, -3};
+    w->window = kind == 1 ? 1 : kind == 2 ? 7 : kind == 3 ? 19 : 0;
+    w->cap = kind >= 2 ? 1.5f : 0;
+    w->sinks = kind == 1 || kind == 3 ? sinks : NULL;
+}
+
+static void attention_kind(int kind)
+{
     static int plain[ROWS][SLOTS], gaps[ROWS][SLOTS];
     static float wanted[ROWS][HEADS_MAX * DIM_MAX];
     struct world *w = mem_new(1, sizeof *w);
@@ -334,6 +370,7 @@ static void test_attention(void **state)
             for (int i = 0; i < ROWS; i++) { /* the definition: plain C, a row alone, rank = slot */
                 int alone[1] = {n[i]};
                 world_init(w, s->form, s->head_dim, s->n_head, s->n_head_kv);
+                world_kind(w, kind);
                 memcpy(w->q[0], w->q[i], bytes);
                 attend(w, ops_of(KERNEL_PLAIN), 1, alone, plain, 1000);
                 check_right(w, 0, n[i], s->slack);
@@ -343,6 +380,7 @@ static void test_attention(void **state)
             for (int v = 0; v < KERNEL_VARIANTS; v++)
                 for (int piece = 1; variant(v) && piece < 80; piece += 1 + piece * 2) {
                     world_init(w, s->form, s->head_dim, s->n_head, s->n_head_kv);
+                    world_kind(w, kind);
                     scatter(gaps, ROWS, prefix, n);
                     attend(w, variant(v), ROWS, n, piece % 4 == 1 ? gaps : plain, piece);
                     for (int i = 0; i < ROWS; i++)
@@ -351,6 +389,13 @@ static void test_attention(void **state)
                 }
         }
     free(w);
+}
+
+static void test_attention(void **state)
+{
+    (void)state;
+    for (int kind = 0; kind < 4; kind++)
+        attention_kind(kind);
 }
 
 static void test_move(void **state)
@@ -374,7 +419,7 @@ static void test_move(void **state)
         for (int p = 0; p < 20; p++)
             kv_layer_move(&w->kv, back[0][p], there[0][p]);
         attend(w, o, 0, none, back, 3); /* writes nothing */
-        struct attention_row row = {20, 0, NULL};
+        struct attention_row row = {20, 0, NULL, 0};
         static float out[HEADS_MAX * DIM_MAX];
         struct attention a = {.kv = w->kv, .n_head = w->n_head, .scale = 0.5f, .n_rows = 1, .rows = &row};
         a.q = w->q[0];

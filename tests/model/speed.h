@@ -195,8 +195,14 @@ static inline void speed_attention(const struct kernel *k, int n_kv, int rounds)
         s.ops->store(&l, i, row, row);
     }
     for (int i = 0; i < ATT_ROWS; i++)
-        s.rows[i] = (struct attention_row){n_kv, 0, NULL};
-    s.a = (struct attention){l, ATT_HEADS, 0.088f, ATT_ROWS, s.rows, q, out};
+        s.rows[i] = (struct attention_row){n_kv, 0, NULL, 0};
+    s.a = (struct attention){.kv = l,
+                             .n_head = ATT_HEADS,
+                             .scale = 0.088f,
+                             .n_rows = ATT_ROWS,
+                             .rows = s.rows,
+                             .q = q,
+                             .out = out};
     s.scratch_bytes = (attention_scratch_bytes(&s.a) + 63) / 64 * 64;
     s.scratch = aligned_alloc(64, s.scratch_bytes * SPEED_THREADS);
     PD_ASSERT(s.scratch && !team_borrow(&team, SPEED_THREADS, &err));

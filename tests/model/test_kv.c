@@ -45,7 +45,7 @@ static void world_init_on(struct world *w, uint64_t seed, const struct device *d
         assert_int_equal(backend_new(&w->m.exact, device, 1, false, &err), PD_OK);
     w->seed = seed;
     w->n_nodes = 1;
-    w->m.p.head_dim = WIDTH;
+    w->m.p.head_dim = w->m.p.v_dim = WIDTH;
     w->m.p.n_head_kv = 1;
     w->m.o = (struct model_options){
         .layer_count = LAYERS, .ctx = CTX, .tree_rows = TREE_ROWS, .kv_type = PD_KV_F32};
@@ -137,7 +137,7 @@ static void check_mask(const struct world *w, uint32_t id, int64_t slot)
     int n_kv = graph_span(kv), visible = w->n_committed;
     ggml_fp16_t mask[SLOTS_MAX];
     assert_true(n_kv <= kv->n_slots && slot < n_kv);
-    kv_mask(kv, &slot, 1, n_kv, MODEL_TREE, mask);
+    kv_mask(kv, slot, MODEL_TREE, n_kv, 0, mask);
     for (int s = 0; s < w->n_committed; s++)
         assert_int_equal(mask[s], 0);
     for (uint32_t up = id; up; up = w->nodes[up].parent, visible++)
@@ -413,7 +413,7 @@ static void test_too_big(void **state)
     struct world w = {0};
     struct pd_error err = {0};
     w.m.device = device_cpu();
-    w.m.p.head_dim = 128;
+    w.m.p.head_dim = w.m.p.v_dim = 128;
     w.m.p.n_head_kv = 64;
     w.m.o = (struct model_options){.layer_count = 100, .ctx = 1 << 26, .tree_rows = 16, .kv_type = PD_KV_F32};
     assert_int_equal(kv_new(&w.kv, &w.m, &err), PD_ERR_MEMORY);
