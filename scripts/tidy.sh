@@ -39,7 +39,7 @@ lint() {
 # A pure folder: computes from its arguments, so no clock, file, thread, environment or ggml behind its back.
 # What its objects may take from outside: memory and string functions, arithmetic, sorting, formatting into
 # memory, and other pure folders' names.
-pure_folders='base tree policy wire role sample grammar jinja'
+pure_folders='base tree policy wire role sample grammar jinja calls'
 allowed='malloc|calloc|realloc|free|abort|mem(cpy|move|set|cmp|chr|mem)|str(len|nlen|cmp|ncmp|chr|rchr|str|cpy|ncpy|dup|ndup|spn|cspn|tol|toul|toll|toull|tod|tof)'
 allowed+='|(__isoc23_)?strto(l|ul|ll|ull)|v?snprintf|qsort|bsearch|__stack_chk_fail|__errno_location|_GLOBAL_OFFSET_TABLE_'
 allowed+='|__(mem(cpy|move|set)|strn?cpy|v?snprintf)_chk|__ctype_b_loc'
@@ -94,7 +94,7 @@ folders() {
 
 # A folder includes itself and those before it in this list; so there are no circles, and the order is the one to
 # read them in.
-order='base tree policy sample grammar role kernel wire link gguf jinja text model profile compute host engine serve bench cli'
+order='base tree policy sample grammar role kernel wire link gguf jinja calls text model profile compute host engine serve bench cli'
 
 # What may be named where: LIBRARY PATTERN-OF-HEADERS FOLDERS
 outside='ggml (ggml|gguf[.]h) gguf|model

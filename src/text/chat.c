@@ -1,6 +1,5 @@
 /* The template in use: the model's own program, run by src/jinja, or a family's table. */
-#include "jinja/jinja.h"
-#include "text/internal.h"
+#include "text/chat_impl.h"
 
 #include <stdio.h>
 #include <stdlib.h>
@@ -14,7 +13,11 @@ struct chat_template {
     bool have_family;
     enum chat_family family;
     bool drop_bos; /* the tokenizer writes it */
+    /* What the program writes: tools; calls and their results; calls where the message's content is none. */
+    bool tools, calls, calls_alone;
     char *bos, *eos;
+    char *source; /* NULL: the family's table */
+    char *kwargs; /* of each conversation; NULL: none */
     uint64_t digest;
 };
 
@@ -25,13 +28,15 @@ static bool is_role(const struct pd_message *m, const char *role)
     return strcmp(m->role, role) == 0;
 }
 
-static enum pd_status check_roles(const struct pd_message *msgs, size_t n, struct pd_error *err)
+static enum pd_status check_roles(const struct chat_part *p, struct pd_error *err)
 {
-    for (size_t i = 0; i < n; i++)
-        if (!is_role(&msgs[i], "system") && !is_role(&msgs[i], "user") && !is_role(&msgs[i], "assistant"))
-            return error_set(err, PD_ERR_TEMPLATE,
-                             "message %zu: no role is called \"%.40s\" (known: system, user, assistant)", i,
-                             msgs[i].role);
+    for (size_t i = 0; i < p->n; i++)
+        if (!is_role(&p->msgs[i], "system") && !is_role(&p->msgs[i], "user") &&
+            !is_role(&p->msgs[i], "assistant") && !is_role(&p->msgs[i], "tool"))
+            return error_set(
+                err, PD_ERR_TEMPLATE,
+                "message %zu: no role is called \"%.40s\" (known: system, user, assistant, tool)", i,
+                p->msgs[i].role);
     return PD_OK;
 }
 
@@ -44,73 +49,132 @@ static int64_t local_now(void)
     return (int64_t)now + tm.tm_gmtoff;
 }
 
-static struct jinja_value variables(const struct chat_template *c, struct arena *a,
-                                    const struct pd_message *msgs, size_t n, bool generate)
+/* The program's context, in an arena. */
+struct context {
+    const struct chat_template *c;
+    struct arena arena;
+    struct jinja_value vars;
+};
+
+static enum pd_status add_message(struct context *x, struct jinja_value list, const struct chat_part *p,
+                                  size_t i, struct pd_error *err)
 {
-    struct jinja_value vars = jinja_dict(a), list = jinja_list(a);
-    for (size_t i = 0; i < n; i++) {
-        struct jinja_value m = jinja_dict(a);
-        jinja_set(a, m, "role", jinja_text(a, msgs[i].role, strlen(msgs[i].role), false));
-        jinja_set(a, m, "content", jinja_text(a, msgs[i].content, strlen(msgs[i].content), true));
-        jinja_add(a, list, m);
-    }
+    struct arena *a = &x->arena;
+    struct jinja_value m = jinja_dict(a);
+    yyjson_doc *more;
+    const char *text = p->msgs[i].content;
+    enum pd_status status =
+        chat_json(&more, p->o->more ? p->o->more[i] : NULL, "the message's fields", false, err);
+    const bool none = !*text && x->c->calls_alone && yyjson_obj_get(yyjson_doc_get_root(more), "tool_calls");
+    jinja_set(a, m, "role", jinja_text(a, p->msgs[i].role, strlen(p->msgs[i].role), false));
+    jinja_set(a, m, "content", none ? jinja_none() : jinja_text(a, text, strlen(text), true));
+    chat_fields(a, m, yyjson_doc_get_root(more));
+    jinja_add(a, list, m);
+    yyjson_doc_free(more);
+    return status;
+}
+
+static enum pd_status add_kwargs(struct context *x, const char *kwargs, struct pd_error *err)
+{
+    yyjson_doc *doc;
+    enum pd_status status = chat_check_kwargs(kwargs, err);
+    if (!status)
+        status = chat_json(&doc, kwargs, "chat_template_kwargs", false, err);
+    if (status)
+        return status;
+    chat_fields(&x->arena, x->vars, yyjson_doc_get_root(doc));
+    yyjson_doc_free(doc);
+    return PD_OK;
+}
+
+static enum pd_status make_context(struct context *x, const struct chat_part *p, struct pd_error *err)
+{
+    const struct chat_template *c = x->c;
+    struct arena *a = &x->arena;
+    struct jinja_value vars = x->vars = jinja_dict(a), list = jinja_list(a);
+    yyjson_doc *tools;
+    enum pd_status status = chat_json(&tools, p->o->tools, "tools", true, err);
+    jinja_set(a, vars, "tools", tools ? chat_value(a, yyjson_doc_get_root(tools)) : jinja_none());
+    yyjson_doc_free(tools);
+    for (size_t i = 0; i < p->n && !status; i++)
+        status = add_message(x, list, p, i, err);
     jinja_set(a, vars, "messages", list);
-    jinja_set(a, vars, "add_generation_prompt", jinja_bool(generate));
-    jinja_set(a, vars, "tools", jinja_none());
+    jinja_set(a, vars, "add_generation_prompt", jinja_bool(p->o->generate));
     jinja_set(a, vars, "documents", jinja_none());
     jinja_set(a, vars, "bos_token", jinja_text(a, c->bos, strlen(c->bos), false));
     jinja_set(a, vars, "eos_token", jinja_text(a, c->eos, strlen(c->eos), false));
-    return vars;
+    if (!status)
+        status = add_kwargs(x, c->kwargs, err);
+    if (!status)
+        status = add_kwargs(x, p->o->kwargs, err);
+    return status;
 }
 
-static enum pd_status run_program(const struct chat_template *c, const struct pd_message *msgs, size_t n,
-                                  bool generate, struct jinja_result *out, struct pd_error *err)
+static enum pd_status count_bytes(const struct chat_part *p, size_t *bytes, struct pd_error *err)
 {
-    struct arena a = {0};
-    size_t bytes = 0;
-    *out = (struct jinja_result){0};
-    for (size_t i = 0; i < n; i++) {
-        size_t size = strlen(msgs[i].content);
-        bytes += size;
+    *bytes = p->o->tools ? strlen(p->o->tools) : 0;
+    for (size_t i = 0; i < p->n; i++) {
+        size_t size = strlen(p->msgs[i].content);
+        if (p->o->more && p->o->more[i])
+            size += strlen(p->o->more[i]);
+        *bytes += size;
         if (size >= (size_t)1 << 28)
             return error_set(err, PD_ERR_TEMPLATE, "message %zu has %zu bytes, too many for a template", i,
                              size);
     }
+    return PD_OK;
+}
+
+static enum pd_status run_program(const struct chat_template *c, const struct chat_part *p,
+                                  struct jinja_result *out, struct pd_error *err)
+{
+    struct context x = {.c = c};
+    size_t bytes;
+    *out = (struct jinja_result){0};
+    enum pd_status status = count_bytes(p, &bytes, err);
+    if (!status)
+        status = make_context(&x, p, err);
     struct jinja_options o = {.now_s = local_now(),
                               .steps = 2000000 + (uint64_t)bytes,
                               .memory_bytes = ((size_t)32 << 20) + 16 * bytes,
                               .output_bytes = ((size_t)8 << 20) + 2 * bytes};
-    enum pd_status status = jinja_render(c->program, variables(c, &a, msgs, n, generate), &o, out, err);
-    arena_free(&a);
+    if (!status)
+        status = jinja_render(c->program, x.vars, &o, out, err);
+    arena_free(&x.arena);
     return status;
 }
 
 /* A template that knows no system message (it refuses) gets its text before the first user's, as families do. */
-static enum pd_status run_merged(const struct chat_template *c, const struct pd_message *msgs, size_t n,
-                                 bool generate, struct jinja_result *out)
+static enum pd_status run_merged(const struct chat_template *c, const struct chat_part *p,
+                                 struct jinja_result *out)
 {
+    const struct pd_message *msgs = p->msgs;
     size_t size = strlen(msgs[0].content) + strlen(msgs[1].content) + 3;
-    struct pd_message *merged = mem_new(n, sizeof *merged);
+    struct pd_message *merged = mem_new(p->n, sizeof *merged);
+    struct template_options o = *p->o;
     char *text = mem_new(size, 1);
     snprintf(text, size, "%s\n\n%s", msgs[0].content, msgs[1].content);
-    memcpy(merged, msgs + 1, (n - 1) * sizeof *merged);
+    memcpy(merged, msgs + 1, (p->n - 1) * sizeof *merged);
     merged[0].content = text;
-    enum pd_status status = run_program(c, merged, n - 1, generate, out, NULL);
+    o.more = o.more ? o.more + 1 : NULL;
+    enum pd_status status = run_program(c, &(struct chat_part){merged, p->n - 1, &o}, out, NULL);
     free(text);
     free(merged);
     return status;
 }
 
-static enum pd_status render(const struct chat_template *c, const struct pd_message *msgs, size_t n,
-                             bool generate, struct jinja_result *out, struct pd_error *err)
+static enum pd_status render(const struct chat_template *c, const struct chat_part *p,
+                             struct jinja_result *out, struct pd_error *err)
 {
     struct pd_error why = {0};
-    enum pd_status status = run_program(c, msgs, n, generate, out, &why);
-    if (status && out->raised && n > 1 && is_role(&msgs[0], "system") && is_role(&msgs[1], "user") &&
-        run_merged(c, msgs, n, generate, out) == PD_OK)
+    enum pd_status status = run_program(c, p, out, &why);
+    if (status && out->raised && p->n > 1 && is_role(&p->msgs[0], "system") && is_role(&p->msgs[1], "user") &&
+        run_merged(c, p, out) == PD_OK)
         return PD_OK;
     if (!status)
         return PD_OK;
+    if (status == PD_ERR_USAGE)
+        return error_set(err, status, "%s", why.text);
     return error_set(err, PD_ERR_TEMPLATE,
                      out->raised ? "the chat template refuses these messages: %.300s"
                                  : "the chat template cannot be run: %.300s",
@@ -162,17 +226,18 @@ static size_t end_of_reply(const struct jinja_result *all, size_t at, const char
 }
 
 /* What follows the reply msgs[from - 1], as a part of the whole conversation's text. */
-static enum pd_status render_rest(const struct chat_template *c, const struct pd_message *msgs, size_t n,
-                                  const struct template_options *o, struct text_buf *out,
-                                  struct span_list *literal, struct pd_error *err)
+static enum pd_status render_rest(const struct chat_template *c, const struct chat_part *p,
+                                  struct text_buf *out, struct span_list *literal, struct pd_error *err)
 {
     struct jinja_result before = {0}, all = {0};
-    enum pd_status status = render(c, msgs, o->from - 1, true, &before, err);
+    struct template_options o = *p->o;
+    o.generate = true;
+    enum pd_status status = render(c, &(struct chat_part){p->msgs, o.from - 1, &o}, &before, err);
     if (!status)
-        status = render(c, msgs, n, o->generate, &all, err);
+        status = render(c, p, &all, err);
     size_t end = SIZE_MAX;
     if (!status && all.size >= before.size && memcmp(all.data, before.data, before.size) == 0)
-        end = end_of_reply(&all, before.size, msgs[o->from - 1].content);
+        end = end_of_reply(&all, before.size, p->msgs[o.from - 1].content);
     if (!status && end == SIZE_MAX)
         status = error_set(err, PD_ERR_MISMATCH, "the chat template writes the earlier turns anew");
     if (!status)
@@ -182,22 +247,44 @@ static enum pd_status render_rest(const struct chat_template *c, const struct pd
     return status;
 }
 
+static bool has_calls(const struct chat_part *p)
+{
+    for (size_t i = 0; i < p->n; i++)
+        if (is_role(&p->msgs[i], "tool") ||
+            (p->o->more && p->o->more[i] && strstr(p->o->more[i], "\"tool_calls\"")))
+            return true;
+    return false;
+}
+
+static enum pd_status chat_write(const struct chat_template *c, const struct chat_part *p,
+                                 struct text_buf *out, struct span_list *literal, struct pd_error *err)
+{
+    struct jinja_result r;
+    if (!c->program)
+        return template_apply(c->family, p->msgs, p->n, p->o, out, literal, err);
+    if (p->o->from)
+        return render_rest(c, p, out, literal, err);
+    enum pd_status status = render(c, p, &r, err);
+    if (!status)
+        status = append(c, &r, 0, out, literal, err);
+    jinja_result_free(&r);
+    return status;
+}
+
 enum pd_status chat_text(const struct chat_template *c, const struct pd_message *msgs, size_t n,
                          const struct template_options *o, struct text_buf *out, struct span_list *literal,
                          struct pd_error *err)
 {
-    if (!c->program)
-        return template_apply(c->family, msgs, n, o, out, literal, err);
-    enum pd_status status = check_roles(msgs, n, err);
-    if (status)
-        return status;
-    if (o->from)
-        return render_rest(c, msgs, n, o, out, literal, err);
-    struct jinja_result r;
-    status = render(c, msgs, n, o->generate, &r, err);
+    struct chat_part p = {msgs, n, o};
+    struct template_options plain;
+    struct arena a = {0};
+    const bool tools = o->tools && !c->tools;
+    enum pd_status status = check_roles(&p, err);
+    if (!status && (tools || (!c->calls && has_calls(&p))))
+        status = chat_plain_tools(&a, &(struct chat_part){msgs, n, o}, tools, &p, &plain, err);
     if (!status)
-        status = append(c, &r, 0, out, literal, err);
-    jinja_result_free(&r);
+        status = chat_write(c, &p, out, literal, err);
+    arena_free(&a);
     return status;
 }
 
@@ -246,21 +333,66 @@ static char *token_text(const struct tokenizer *t, int32_t id)
     return text;
 }
 
+/* ---- what a program can do ---- */
+
+/* Does it write all of these words for that conversation? */
+static bool writes(const struct chat_template *c, const struct chat_part *p, const char *const *words,
+                   size_t n_words)
+{
+    struct jinja_result r;
+    bool all = run_program(c, p, &r, NULL) == PD_OK;
+    for (size_t i = 0; i < n_words && all; i++)
+        all = strstr(r.data, words[i]) != NULL;
+    all = all && (n_words == 1 || !strstr(r.data, "None")); /* calls without content */
+    jinja_result_free(&r);
+    return all;
+}
+
+static void probe_tools(struct chat_template *c)
+{
+    static const struct pd_message talk[] = {{"user", "Hello"}, {"assistant", ""}, {"tool", "probe_result"}};
+    static const char *const words[] = {"probe_tool", "probe_value", "probe_result"};
+    static const char *const more[] = {
+        NULL,
+        "{\"tool_calls\":[{\"id\":\"abcdefghi\",\"type\":\"function\",\"function\":{\"name\":\"probe_tool\","
+        "\"arguments\":{\"probe_field\":\"probe_value\"}}}]}",
+        "{\"tool_call_id\":\"abcdefghi\",\"name\":\"probe_tool\"}"};
+    const struct template_options o = {.generate = true,
+                                       .more = more,
+                                       .tools = "[{\"type\":\"function\",\"function\":{\"name\":\"probe_"
+                                                "tool\",\"description\":\"d\",\"parameters\":{"
+                                                "\"type\":\"object\",\"properties\":{\"probe_field\":{"
+                                                "\"type\":\"string\",\"description\":\"d\"}},"
+                                                "\"required\":[\"probe_field\"]}}}]"};
+    const struct template_options without = {.generate = true, .more = more};
+    c->tools = writes(c, &(struct chat_part){talk, 1, &o}, words, 1);
+    c->calls_alone = true;
+    c->calls = writes(c, &(struct chat_part){talk, 3, &without}, words, 3);
+    if (!c->calls) {
+        c->calls_alone = false;
+        c->calls = writes(c, &(struct chat_part){talk, 3, &without}, words, 3);
+    }
+}
+
 /* The program must at least take a user's message; it may refuse it in words of its own. */
 static enum pd_status load_program(struct chat_template *c, const char *text, size_t size,
                                    struct pd_error *err)
 {
     static const struct pd_message hello = {"user", "Hello"};
+    const struct template_options o = {.generate = true};
     struct jinja_result r = {0};
     enum pd_status status = jinja_new(&c->program, text, size, err);
     if (status)
         return status;
-    status = run_program(c, &hello, 1, true, &r, err);
+    status = run_program(c, &(struct chat_part){&hello, 1, &o}, &r, err);
     if (status && !r.raised) {
         jinja_free(c->program);
         c->program = NULL;
     } else {
         status = PD_OK;
+        c->source = mem_new(size + 1, 1);
+        memcpy(c->source, text, size);
+        probe_tools(c);
     }
     c->digest = hash_bytes(c->digest, text, size);
     jinja_result_free(&r);
@@ -336,6 +468,8 @@ void chat_template_free(struct chat_template *c)
     jinja_free(c->program);
     free(c->bos);
     free(c->eos);
+    free(c->source);
+    free(c->kwargs);
     free(c);
 }
 
@@ -348,4 +482,25 @@ uint64_t chat_template_digest(const struct chat_template *c)
 {
     const char *name = chat_template_name(c);
     return hash_bytes(c->digest, name, strlen(name));
+}
+
+enum pd_status chat_template_set_kwargs(struct chat_template *c, const char *kwargs, struct pd_error *err)
+{
+    enum pd_status status = chat_check_kwargs(kwargs, err);
+    if (status)
+        return status;
+    free(c->kwargs);
+    c->kwargs = kwargs ? mem_strdup(kwargs) : NULL;
+    c->digest = hash_bytes(c->digest, kwargs ? kwargs : "", kwargs ? strlen(kwargs) : 0);
+    return PD_OK;
+}
+
+const char *chat_template_source(const struct chat_template *c)
+{
+    return c->source;
+}
+
+bool chat_template_tools(const struct chat_template *c)
+{
+    return c->tools;
 }

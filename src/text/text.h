@@ -166,6 +166,12 @@ struct template_options {
     bool generate; /* end with the opening of the assistant's turn */
     size_t from;   /* render messages [from, n) only, the ones before are in the context already */
     enum template_after after; /* how they got there (ignored if from is 0) */
+    /* As OpenAI's API has them, in JSON (UTF-8); of programs, see chat_text. */
+    const char *tools; /* a list of {"type": "function", "function": {...}}; NULL: none */
+    const char *const
+        *more; /* [n] an object of further fields of each message, or NULL: tool_calls (their arguments as
+                              * objects), tool_call_id, ...; NULL: none has any */
+    const char *kwargs; /* an object of further variables for the program; NULL: none */
 };
 /* Append the messages' text to `out`, and to `literal` (may be NULL) the spans of what people wrote, in which no
  * control token is to be seen. A BOS at the very start is the tokenizer's matter (TOKENIZE_BOS), not written here.
@@ -187,11 +193,21 @@ enum pd_status chat_template_new(struct chat_template **out, const struct gguf *
 void chat_template_free(struct chat_template *c);
 const char *chat_template_name(const struct chat_template *c); /* the family's, or "jinja" if it is of none */
 uint64_t chat_template_digest(const struct chat_template *c);
+/* Variables that each conversation gets, unless its own kwargs say otherwise: a JSON object. PD_ERR_USAGE: it is none, or has
+ * a name that is taken. */
+enum pd_status chat_template_set_kwargs(struct chat_template *c, const char *kwargs, struct pd_error *err);
+const char *
+chat_template_source(const struct chat_template *c); /* the program's text; NULL: a family's table */
+bool chat_template_tools(
+    const struct chat_template *c); /* does it write tools and calls in a form of its own? */
 /* As template_apply. With `from`, a program's text is that of the whole conversation behind the reply from - 1, whose
  * end token is a part of it whatever `after` says; PD_ERR_MISMATCH: it writes earlier turns in another way than they
  * went on (a reply's reasoning is left out, say), so that all must be rendered, from 0.
  * PD_ERR_TEMPLATE also where the template itself refuses the messages, with its words. A system message that it refuses
- * is put before the first user's. */
+ * is put before the first user's.
+ * Tools: a program gets `tools`, the fields of `more` and `kwargs` as values. Where it does not write tools (families do not)
+ * they become a part of the system message, calls a part of the assistant's text and results (role tool) a user's, in the
+ * form of Hermes and Qwen. PD_ERR_USAGE: JSON that is not what it should be. */
 enum pd_status chat_text(const struct chat_template *c, const struct pd_message *msgs, size_t n,
                          const struct template_options *o, struct text_buf *out, struct span_list *literal,
                          struct pd_error *err);

@@ -1,0 +1,552 @@
+#include "calls/calls.h"
+
+#include "calls/json.h"
+
+#include <stdlib.h>
+#include <string.h>
+
+enum state {
+    AT_START,     /* reasoning may begin */
+    IN_REASONING, /* until </think> */
+    IN_TEXT,
+    IN_HEAD,      /* lead blanks, a marker, and what may become a call's head */
+    IN_ARGUMENTS, /* an object, given out as it comes */
+    IN_TAIL,      /* of the call's own object, behind the arguments */
+    BEHIND_CALL   /* what closes it, or leads to the next one */
+};
+
+struct calls {
+    struct arena arena;
+    struct calls_options o;
+    struct calls_sink sink;
+    enum state state;
+    char *data; /* [size] not given out yet */
+    size_t size, room, at;
+    size_t lead, marker; /* IN_HEAD: bytes of them */
+    bool skip;           /* blanks that come next are left out */
+    bool begun;          /* there has been text that is more than blanks */
+    bool called;
+    bool bare;            /* of mistral: arguments without an object around them */
+    bool in_list;         /* of mistral */
+    int depth;            /* of the arguments */
+    bool quoted, escaped; /* within them */
+};
+
+static const char think[] = "<think>", unthink[] = "</think>";
+
+/* ---- families ---- */
+
+static const struct {
+    const char *name;
+    const char *marker; /* in front of a call */
+    const char *close;  /* behind it; NULL: none */
+} families[CALLS_FAMILIES] = {
+    [CALLS_NONE] = {"none", NULL, NULL},
+    [CALLS_HERMES] = {"hermes", "<tool_call>", "</tool_call>"},
+    [CALLS_LLAMA] = {"llama", "<|python_tag|>", NULL},
+    [CALLS_MISTRAL] = {"mistral", "[TOOL_CALLS]", NULL},
+};
+static const char args_marker[] = "[ARGS]", id_marker[] = "[CALL_ID]";
+
+const char *calls_family_name(enum calls_family f)
+{
+    return (unsigned)f < CALLS_FAMILIES ? families[f].name : "none";
+}
+
+enum calls_family calls_family_of(const char *t)
+{
+    if (!t)
+        return CALLS_NONE;
+    if (strstr(t, "[TOOL_CALLS]"))
+        return CALLS_MISTRAL;
+    if (strstr(t, "<tool_call>"))
+        return CALLS_HERMES;
+    if (strstr(t, "<|python_tag|>") || (strstr(t, "<|start_header_id|>") && strstr(t, "\"parameters\"")))
+        return CALLS_LLAMA;
+    return CALLS_NONE;
+}
+
+bool calls_reasons(const char *t)
+{
+    return t && strstr(t, unthink);
+}
+
+static bool same(const char *word, const char *s, size_t n)
+{
+    return word && strlen(word) == n && memcmp(word, s, n) == 0;
+}
+
+bool calls_is_marker(enum calls_family f, bool reasoning, const char *name, size_t size)
+{
+    if (reasoning && (same(think, name, size) || same(unthink, name, size)))
+        return true;
+    if (f == CALLS_MISTRAL && (same(args_marker, name, size) || same(id_marker, name, size)))
+        return true;
+    return same(families[f].marker, name, size) || same(families[f].close, name, size);
+}
+
+bool calls_prompt_reasons(const char *prompt, size_t size)
+{
+    while (size && is_blank(prompt[size - 1]))
+        size--;
+    const size_t n = sizeof think - 1;
+    return size >= n && memcmp(prompt + size - n, think, n) == 0;
+}
+
+/* ---- what is held ---- */
+
+static const char *held(const struct calls *c, size_t *n)
+{
+    *n = c->size - c->at;
+    return c->data + c->at;
+}
+
+static void give(struct calls *c, enum calls_piece what, const char *data, size_t n)
+{
+    for (size_t i = 0; i < n && what == CALLS_TEXT && !c->begun; i++)
+        c->begun = !is_blank(data[i]);
+    if (n || what == CALLS_END)
+        c->sink.piece(c->sink.user, what, data, n);
+}
+
+/* The next n bytes. */
+static void pass(struct calls *c, enum calls_piece what, size_t n)
+{
+    give(c, what, c->data + c->at, n);
+    c->at += n;
+}
+
+/* False: there is nothing but blanks so far. */
+static bool skip_blanks(struct calls *c)
+{
+    while (c->skip && c->at < c->size && is_blank(c->data[c->at]))
+        c->at++;
+    c->skip = c->skip && c->at == c->size;
+    return !c->skip;
+}
+
+/* Of s[n] so many bytes are certainly in front of `word`, which is whole at that place if *found; blanks there may have to
+ * go. */
+static size_t before(const char *s, size_t n, const char *word, bool *found)
+{
+    const size_t w = word ? strlen(word) : 0;
+    *found = false;
+    if (!w)
+        return n;
+    for (size_t i = 0; i < n; i++) {
+        const size_t k = PD_MIN(w, n - i);
+        if (memcmp(s + i, word, k) == 0) {
+            *found = k == w;
+            return i;
+        }
+    }
+    return n;
+}
+
+static size_t less_blanks(const char *s, size_t n)
+{
+    while (n && is_blank(s[n - 1]))
+        n--;
+    return n;
+}
+
+/* ---- states; each returns false if it needs more ---- */
+
+static bool at_start(struct calls *c)
+{
+    size_t n, blanks = 0;
+    const char *s = held(c, &n);
+    while (blanks < n && is_blank(s[blanks]))
+        blanks++;
+    const size_t k = PD_MIN(n - blanks, sizeof think - 1);
+    if (memcmp(s + blanks, think, k) != 0) {
+        c->state = IN_TEXT;
+        return true;
+    }
+    if (k < sizeof think - 1)
+        return false;
+    c->at += blanks + k;
+    c->state = IN_REASONING;
+    c->skip = true;
+    return true;
+}
+
+static bool in_reasoning(struct calls *c)
+{
+    size_t n;
+    bool found;
+    if (!skip_blanks(c))
+        return false;
+    const char *s = held(c, &n);
+    const size_t end = before(s, n, unthink, &found);
+    pass(c, CALLS_REASONING, less_blanks(s, end));
+    if (!found)
+        return false;
+    c->at += end - less_blanks(s, end) + sizeof unthink - 1;
+    c->state = IN_TEXT;
+    c->skip = true;
+    return true;
+}
+
+static bool in_text(struct calls *c)
+{
+    size_t n, blanks = 0;
+    bool found;
+    if (!skip_blanks(c))
+        return false;
+    const char *s = held(c, &n);
+    while (blanks < n && is_blank(s[blanks]))
+        blanks++;
+    if (c->o.family == CALLS_LLAMA && !c->begun && !c->called && blanks < n && s[blanks] == '{') {
+        c->lead = blanks;
+        c->marker = 0;
+        c->state = IN_HEAD;
+        return true;
+    }
+    const size_t end = before(s, n, families[c->o.family].marker, &found);
+    const size_t sure = c->o.family == CALLS_NONE ? end : less_blanks(s, end);
+    pass(c, CALLS_TEXT, sure);
+    if (!found)
+        return false;
+    c->lead = end - sure;
+    c->marker = strlen(families[c->o.family].marker);
+    c->state = IN_HEAD;
+    return true;
+}
+
+static bool is_known(const struct calls *c, const char *name)
+{
+    for (size_t i = 0; i < c->o.n_names; i++)
+        if (strcmp(c->o.names[i], name) == 0)
+            return true;
+    return false;
+}
+
+/* It is no call: what looked like its beginning is text. */
+static bool no_call(struct calls *c)
+{
+    size_t n;
+    held(c, &n);
+    pass(c, CALLS_TEXT, PD_MIN(n, c->lead + PD_MAX(c->marker, 1)));
+    c->begun = true;
+    c->in_list = false;
+    c->state = IN_TEXT;
+    return true;
+}
+
+static void begin_call(struct calls *c, const char *name)
+{
+    c->called = true;
+    give(c, CALLS_NAME, name, strlen(name));
+}
+
+/* name[ARGS]{...} */
+static enum got scan_bare(struct scan *s, struct head *h)
+{
+    const size_t from = s->at, limit = PD_MIN(s->n - from, sizeof h->name - 1);
+    const char *words = s->s + from;
+    size_t k = 0;
+    *h = (struct head){.name = ""};
+    while (k < limit && words[k] && words[k] != '[' && words[k] != '{' && !is_blank(words[k]))
+        k++;
+    if (k == s->n - from)
+        return GOT_MORE;
+    if (k == 0 || words[k] != '[')
+        return GOT_BAD;
+    memcpy(h->name, words, k);
+    s->at += k;
+    const size_t left = s->n - s->at, id = sizeof id_marker - 1, args = sizeof args_marker - 1;
+    if (memcmp(s->s + s->at, id_marker, PD_MIN(left, id)) == 0) {
+        const char *next = left > id ? memchr(s->s + s->at + id, '[', left - id) : NULL;
+        if (!next)
+            return GOT_MORE;
+        s->at = (size_t)(next - s->s);
+    }
+    const size_t there = PD_MIN(s->n - s->at, args);
+    if (memcmp(s->s + s->at, args_marker, there) != 0)
+        return GOT_BAD;
+    if (there < args)
+        return GOT_MORE;
+    s->at += args;
+    scan_blanks(s);
+    h->args = s->at;
+    h->has_name = true;
+    return s->at == s->n ? GOT_MORE : s->s[s->at] == '{' ? GOT_IT : GOT_BAD;
+}
+
+static enum got scan_call(struct calls *c, struct scan *s, struct head *h)
+{
+    scan_blanks(s);
+    c->bare = false;
+    if (s->at == s->n)
+        return GOT_MORE;
+    if (c->o.family != CALLS_MISTRAL || s->s[s->at] == '{')
+        return scan_head(s, h);
+    c->bare = s->s[s->at] != '[';
+    if (c->bare)
+        return scan_bare(s, h);
+    c->in_list = true;
+    s->at++;
+    return scan_head(s, h);
+}
+
+/* Arguments that are known as a whole: an object, one within a string, or none. */
+static void whole_arguments(struct calls *c, const char *s, const struct head *h)
+{
+    const char *from = s + h->args;
+    const size_t n = h->args_end - h->args;
+    if (n && *from == '{') {
+        give(c, CALLS_ARGUMENTS, from, n);
+    } else if (n > 2 && *from == '"') {
+        char *text = mem_new(n, 1);
+        give(c, CALLS_ARGUMENTS, text, json_unescape(text, from + 1, n - 2));
+        free(text);
+    } else {
+        give(c, CALLS_ARGUMENTS, "{}", 2);
+    }
+}
+
+static bool in_head(struct calls *c)
+{
+    struct head h;
+    struct scan s = {.at = c->lead + c->marker};
+    s.s = held(c, &s.n);
+    enum got g = scan_call(c, &s, &h);
+    const bool marked = c->marker || c->in_list;
+    if (g == GOT_IT && !marked && (!h.args || !is_known(c, h.name)))
+        g = GOT_BAD;
+    const size_t known = g == GOT_IT ? s.at : s.n;
+    if (g == GOT_BAD || known - c->lead > CALLS_HEAD_MAX)
+        return no_call(c);
+    if (g == GOT_MORE)
+        return false;
+    begin_call(c, h.name);
+    if (h.end) {
+        whole_arguments(c, s.s, &h);
+        give(c, CALLS_END, "", 0);
+        c->at += h.end;
+        c->state = BEHIND_CALL;
+        return true;
+    }
+    c->at += h.args;
+    c->depth = 0;
+    c->quoted = c->escaped = false;
+    c->state = IN_ARGUMENTS;
+    return true;
+}
+
+/* True: the object ends with this character. */
+static bool count_bracket(struct calls *c, char x)
+{
+    if (c->quoted) {
+        if (c->escaped)
+            c->escaped = false;
+        else if (x == '\\')
+            c->escaped = true;
+        else
+            c->quoted = x != '"';
+        return false;
+    }
+    c->quoted = x == '"';
+    c->depth += (x == '{' || x == '[') - (x == '}' || x == ']');
+    return c->depth == 0;
+}
+
+static bool in_arguments(struct calls *c)
+{
+    size_t n, k = 0;
+    const char *s = held(c, &n);
+    bool over = false;
+    while (k < n && !over)
+        over = count_bracket(c, s[k++]);
+    pass(c, CALLS_ARGUMENTS, k);
+    if (!over)
+        return false;
+    c->state = IN_TAIL;
+    if (c->bare) {
+        give(c, CALLS_END, "", 0);
+        c->state = BEHIND_CALL;
+    }
+    return true;
+}
+
+/* Fields behind the arguments, such as an id. */
+static enum got scan_tail(struct scan *s)
+{
+    size_t begin, end;
+    enum got g;
+    while ((g = scan_char(s, ',')) == GOT_IT)
+        if ((g = scan_string(s, &begin, &end)) != GOT_IT || (g = scan_char(s, ':')) != GOT_IT ||
+            (g = scan_value(s)) != GOT_IT)
+            return g;
+    return g == GOT_BAD ? scan_char(s, '}') : g;
+}
+
+static bool in_tail(struct calls *c)
+{
+    struct scan s = {.at = 0};
+    s.s = held(c, &s.n);
+    enum got g = scan_tail(&s);
+    if (g == GOT_MORE && s.n <= CALLS_HEAD_MAX)
+        return false;
+    if (s.at > CALLS_HEAD_MAX)
+        g = GOT_BAD;
+    give(c, CALLS_END, "", 0);
+    if (g == GOT_IT)
+        c->at += s.at;
+    c->state = g == GOT_IT ? BEHIND_CALL : IN_TEXT;
+    c->skip = true;
+    return true;
+}
+
+/* The call's closing marker, which may be missing. */
+static enum got scan_close(const struct calls *c, struct scan *s)
+{
+    const char *close = families[c->o.family].close;
+    const size_t w = close ? strlen(close) : 0, k = PD_MIN(w, s->n - s->at);
+    if (memcmp(s->s + s->at, close ? close : "", k) != 0)
+        return GOT_BAD;
+    if (k < w)
+        return GOT_MORE;
+    s->at += w;
+    return GOT_IT;
+}
+
+/* Another call follows without a marker of its own: from s->at on. */
+static bool leads_on(const struct calls *c, struct scan *s)
+{
+    if (c->o.family == CALLS_LLAMA && s->s[s->at] == ';') {
+        s->at++;
+        scan_blanks(s);
+    }
+    if (c->in_list && s->s[s->at] == ',') {
+        s->at++;
+        return true;
+    }
+    return c->o.family == CALLS_LLAMA && s->at < s->n && s->s[s->at] == '{';
+}
+
+static bool behind_call(struct calls *c)
+{
+    struct scan s = {.at = 0};
+    s.s = held(c, &s.n);
+    scan_blanks(&s);
+    if (s.at == s.n)
+        return false;
+    c->state = IN_TEXT;
+    c->skip = true;
+    if (families[c->o.family].close) {
+        enum got g = scan_close(c, &s);
+        if (g == GOT_MORE) {
+            c->state = BEHIND_CALL;
+            return false;
+        }
+        c->at += g == GOT_IT ? s.at : 0;
+        return true;
+    }
+    if (c->in_list && s.s[s.at] == ']') {
+        c->in_list = false;
+        c->at += s.at + 1;
+        return true;
+    }
+    if (leads_on(c, &s)) {
+        c->skip = false;
+        c->lead = c->marker = 0;
+        c->state = IN_HEAD;
+    } else if (s.at == s.n) { /* behind a semicolon */
+        c->state = BEHIND_CALL;
+        return false;
+    } else {
+        c->in_list = false;
+        return true;
+    }
+    c->at += s.at;
+    return true;
+}
+
+static bool step(struct calls *c)
+{
+    switch (c->state) {
+    case AT_START:
+        return at_start(c);
+    case IN_REASONING:
+        return in_reasoning(c);
+    case IN_TEXT:
+        return in_text(c);
+    case IN_HEAD:
+        return in_head(c);
+    case IN_ARGUMENTS:
+        return in_arguments(c);
+    case IN_TAIL:
+        return in_tail(c);
+    case BEHIND_CALL:
+        return behind_call(c);
+    }
+    return false;
+}
+
+/* ---- life ---- */
+
+struct calls *calls_new(const struct calls_options *o, const struct calls_sink *sink)
+{
+    struct calls *c = mem_new(1, sizeof *c);
+    c->o = *o;
+    c->sink = *sink;
+    c->room = 256;
+    c->data = mem_new(c->room, 1);
+    const char **names = arena_take(&c->arena, (o->n_names + 1) * sizeof *names);
+    for (size_t i = 0; i < o->n_names; i++)
+        names[i] = arena_strdup(&c->arena, o->names[i]);
+    c->o.names = names;
+    c->state = !o->reasoning ? IN_TEXT : o->reasons ? IN_REASONING : AT_START;
+    c->skip = o->reasoning && o->reasons;
+    return c;
+}
+
+void calls_push(struct calls *c, const char *data, size_t size)
+{
+    if (!size)
+        return;
+    if (c->at)
+        memmove(c->data, c->data + c->at, c->size - c->at);
+    c->size -= c->at;
+    c->at = 0;
+    if (c->room - c->size < size) {
+        c->room = PD_MAX(2 * c->room, c->size + size);
+        c->data = realloc(c->data, c->room);
+        PD_ASSERT(c->data);
+    }
+    memcpy(c->data + c->size, data, size);
+    c->size += size;
+    while (c->at < c->size && step(c))
+        ;
+}
+
+void calls_finish(struct calls *c)
+{
+    size_t n = c->size - c->at;
+    switch (c->state) {
+    case IN_REASONING:
+        pass(c, CALLS_REASONING, c->skip ? 0 : less_blanks(c->data + c->at, n));
+        break;
+    case IN_TAIL:
+        give(c, CALLS_END, "", 0);
+        break;
+    case IN_ARGUMENTS:
+    case BEHIND_CALL:
+        break;
+    default:
+        if (!c->skip && !(c->called && less_blanks(c->data + c->at, n) == 0))
+            pass(c, CALLS_TEXT, n);
+    }
+    c->at = c->size;
+}
+
+void calls_free(struct calls *c)
+{
+    if (!c)
+        return;
+    arena_free(&c->arena);
+    free(c->data);
+    free(c);
+}
