@@ -2,7 +2,7 @@
  *
  * Three forms: chat completions and completions as OpenAI's API has them, and /completion as llama.cpp's server has it.
  * null means absent, unknown fields are ignored, a wrong type or range is PD_ERR_USAGE with the field's name, and what is
- * known but not there yet (tools, grammars, images) is PD_ERR_UNSUPPORTED: never silently ignored.
+ * known but not there yet (grammars, images) is PD_ERR_UNSUPPORTED: never silently ignored.
  *
  * Ownership: a request owns all it points to; api_free frees it. Threading: none of its own.
  *
@@ -27,6 +27,8 @@ struct api_prompt { /* a text, or tokens */
     size_t n_tokens;
 };
 
+enum api_tool_choice { API_TOOLS_NONE, API_TOOLS_AUTO, API_TOOLS_REQUIRED, API_TOOLS_NAMED };
+
 struct api_request {
     struct arena arena;
     enum api_form form;
@@ -39,6 +41,16 @@ struct api_request {
     size_t n_stop;
     struct pd_message *messages;
     size_t n_messages;
+    /* Of conversations; JSON as struct template_options wants it. */
+    const char **more;       /* [n_messages] */
+    const char *tools;       /* NULL: none, or tool_choice is none */
+    const char *kwargs;      /* NULL: none */
+    const char **tool_names; /* [n_tools] */
+    size_t n_tools;
+    enum api_tool_choice tool_choice;
+    const char *tool_name; /* of API_TOOLS_NAMED */
+    bool parallel_calls;
+    bool plain_reasoning; /* it stays in the text */
     struct api_prompt *prompts;
     size_t n_prompts;
 };
@@ -53,7 +65,7 @@ enum pd_status api_parse(struct api_request *r, enum api_form form, const char *
                          const struct api_defaults *defaults, struct pd_error *err);
 void api_free(struct api_request *r);
 
-/* The messages alone (/apply-template), or one text by name (/tokenize: "content"); the document is the caller's. */
+/* The messages and tools alone (/apply-template), or one text by name (/tokenize: "content"); the document is the caller's. */
 enum pd_status api_messages(struct api_request *r, yyjson_val *root, struct pd_error *err);
 
 /* An object that is the whole body; NULL and PD_ERR_USAGE if it is none. yyjson_doc_free(*doc). */
@@ -78,5 +90,10 @@ void field_tokens(struct fields *f, const char *name, yyjson_val *array, int n_v
 void field_fail(struct fields *f, enum pd_status status, const char *name, const char *fmt, ...)
     PD_PRINTF(4, 5);
 bool json_text(yyjson_val *v); /* a string without NUL bytes */
+
+/* ---- tools (api_tools.c) ---- */
+void api_tools(struct fields *f, struct api_request *r);
+/* Further fields of messages[i] into r->more[i]. */
+void api_message_more(struct fields *f, struct api_request *r, size_t i, yyjson_val *m);
 
 #endif

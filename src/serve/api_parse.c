@@ -57,25 +57,27 @@ static const char *parts_text(struct fields *f, struct api_request *r, size_t i,
 
 static const char *message_role(struct fields *f, size_t i, yyjson_val *m)
 {
-    static const char *const known[] = {"system", "user", "assistant"};
+    static const char *const known[] = {"system", "user", "assistant", "tool"};
     const char *role = yyjson_get_str(yyjson_obj_get(m, "role"));
     if (!role)
-        field_fail(f, PD_ERR_USAGE, at(i, ".role").name, "give \"system\", \"user\" or \"assistant\"");
+        field_fail(f, PD_ERR_USAGE, at(i, ".role").name,
+                   "give \"system\", \"user\", \"assistant\" or \"tool\"");
     else if (strcmp(role, "developer") == 0)
         return "system";
-    else if (strcmp(role, "tool") == 0 || strcmp(role, "function") == 0)
-        field_fail(f, PD_ERR_UNSUPPORTED, at(i, ".role").name, "tools are not supported yet");
+    else if (strcmp(role, "function") == 0)
+        field_fail(f, PD_ERR_UNSUPPORTED, at(i, ".role").name, "functions are now tools: give role \"tool\"");
     for (size_t k = 0; role && k < PD_COUNT(known); k++)
         if (strcmp(role, known[k]) == 0)
             return known[k];
     field_fail(f, PD_ERR_USAGE, at(i, ".role").name,
-               "no role is called \"%.40s\" (known: system, developer, user, assistant)", role ? role : "");
+               "no role is called \"%.40s\" (known: system, developer, user, assistant, tool)",
+               role ? role : "");
     return "";
 }
 
 static void message(struct fields *f, struct api_request *r, size_t i, yyjson_val *m)
 {
-    yyjson_val *content = yyjson_obj_get(m, "content"), *calls = yyjson_obj_get(m, "tool_calls");
+    yyjson_val *content = yyjson_obj_get(m, "content");
     struct pd_message *out = &r->messages[i];
     out->content = "";
     if (!yyjson_is_obj(m)) {
@@ -83,9 +85,8 @@ static void message(struct fields *f, struct api_request *r, size_t i, yyjson_va
         return;
     }
     out->role = message_role(f, i, m);
-    if (calls && !yyjson_is_null(calls) && yyjson_arr_size(calls))
-        field_fail(f, PD_ERR_UNSUPPORTED, at(i, ".tool_calls").name, "tools are not supported yet");
-    else if (json_text(content))
+    api_message_more(f, r, i, m);
+    if (json_text(content))
         out->content = copy(r, content);
     else if (yyjson_is_arr(content))
         out->content = parts_text(f, r, i, content);
@@ -103,6 +104,7 @@ static void messages(struct fields *f, struct api_request *r)
         return;
     }
     r->messages = arena_take(&r->arena, yyjson_arr_size(list) * sizeof *r->messages);
+    r->more = arena_take(&r->arena, yyjson_arr_size(list) * sizeof *r->more);
     yyjson_arr_iter it = yyjson_arr_iter_with(list);
     for (yyjson_val *m; (m = yyjson_arr_iter_next(&it)) && !f->status; r->n_messages++)
         message(f, r, r->n_messages, m);
@@ -113,6 +115,7 @@ enum pd_status api_messages(struct api_request *r, yyjson_val *root, struct pd_e
     struct fields f = {.object = root, .err = err};
     *r = (struct api_request){.n = 1};
     messages(&f, r);
+    api_tools(&f, r);
     if (f.status)
         api_free(r);
     return f.status;
@@ -315,25 +318,18 @@ static void sampling(struct parse *p)
 
 static void unsupported(struct parse *p)
 {
-    yyjson_val *format = field_get(&p->f, "response_format"), *tools = field_get(&p->f, "tools");
-    yyjson_val *choice = field_get(&p->f, "tool_choice"), *v;
+    yyjson_val *format = field_get(&p->f, "response_format"), *v;
     const char *type = yyjson_get_str(yyjson_obj_get(format, "type"));
     if (format && !type)
         field_fail(&p->f, PD_ERR_USAGE, "response_format", "give an object with a type");
     else if (format && strcmp(type, "text") != 0)
         field_fail(&p->f, PD_ERR_UNSUPPORTED, "response_format",
                    "\"%.40s\" is not supported yet, only \"text\"", type);
-    if (tools && !yyjson_is_arr(tools))
-        field_fail(&p->f, PD_ERR_USAGE, "tools", "give a list");
-    if (tools && yyjson_arr_size(tools) && !yyjson_equals_str(choice, "none"))
-        field_fail(&p->f, PD_ERR_UNSUPPORTED, "tools", "not supported yet, except with tool_choice \"none\"");
     static const char *const words[] = {"grammar", "json_schema", "suffix", "functions"};
     for (size_t i = 0; i < PD_COUNT(words); i++)
         if ((v = field_get(&p->f, words[i])) && !(yyjson_is_str(v) && yyjson_get_len(v) == 0) &&
             !(yyjson_is_arr(v) && yyjson_arr_size(v) == 0))
             field_fail(&p->f, PD_ERR_UNSUPPORTED, words[i], "not supported yet");
-    if ((v = field_get(&p->f, "chat_template_kwargs")) && !yyjson_is_obj(v))
-        field_fail(&p->f, PD_ERR_USAGE, "chat_template_kwargs", "give an object");
 }
 
 /* ---- by form ---- */
@@ -422,7 +418,6 @@ static void common(struct parse *p)
     unsupported(p);
     field_text(&p->f, "model", &text);
     field_bool(&p->f, "cache_prompt", &ignored);
-    field_bool(&p->f, "parallel_tool_calls", &ignored);
     field_bool(&p->f, "timings_per_token", &p->r->timings_per_token);
     field_bool(&p->f, "return_progress", &p->r->progress);
     field_bool(&p->f, "ignore_eos", &p->r->ignore_end);
@@ -433,6 +428,10 @@ static void common(struct parse *p)
 static void form_chat(struct parse *p)
 {
     messages(&p->f, p->r);
+    api_tools(&p->f, p->r);
+    if (p->r->tool_choice > API_TOOLS_AUTO)
+        field_fail(&p->f, PD_ERR_UNSUPPORTED, "tool_choice",
+                   "a call cannot be forced yet, as that takes a grammar: give \"auto\"");
     chat_logprobs(p);
 }
 

@@ -89,15 +89,26 @@ static void on_token(void *user, const struct backend_token *t)
         c->first_ns = now;
     if (!j->gone && j->request.stream) {
         const struct pd_stats stats = so_far(c, t);
-        event_token(&j->out, &j->head, (struct event_place){c->reply.index, c->text_size}, t,
+        struct backend_token shown = *t;
+        if (c->reply.parts)
+            shown.text_size = 0; /* parts have events of their own */
+        event_token(&j->out, &j->head, (struct event_place){c->reply.index, c->text_size}, &shown,
                     j->request.timings_per_token ? &stats : NULL);
         c->text_size += t->text_size;
+        if (c->reply.parts)
+            reply_parts_token(&c->reply, j->front->o.lexicon, t);
         check_unread(j);
         wake(j);
     } else if (!j->gone) {
         reply_choice_add(&c->reply, j->front->o.lexicon, t, j->request.logprobs);
+        if (c->reply.parts)
+            reply_parts_token(&c->reply, j->front->o.lexicon, t);
     }
+    const uint64_t enough = c->reply.parts && c->reply.parts->enough && !c->let_go ? c->id : 0;
+    c->let_go |= enough != 0;
     pthread_mutex_unlock(&j->lock);
+    if (enough)
+        backend_cancel(j->front->o.backend, enough, false);
 }
 
 static void on_progress(void *user, int done, int total, int kept)
@@ -145,12 +156,14 @@ static void on_ended(void *user, enum pd_reason reason, const struct pd_stats *s
     struct pd_error ending = {PD_ERR_CANCELLED, "the request was cancelled: the server is ending"};
     pthread_mutex_lock(&j->lock);
     c->ended = true;
-    c->reply.reason = reason;
+    c->reply.reason = c->let_go && reason == PD_REASON_CANCELLED ? PD_REASON_END : reason;
     c->reply.stats = *stats;
     j->n_ended++;
+    if (c->reply.parts && !j->gone && !j->failed && !(err && err->status))
+        reply_parts_finish(&c->reply);
     if (err && err->status)
         fail(j, err);
-    else if (reason == PD_REASON_CANCELLED || reason == PD_REASON_FAULT)
+    else if (c->reply.reason == PD_REASON_CANCELLED || c->reply.reason == PD_REASON_FAULT)
         fail(j, &ending);
     else if (j->request.stream && !j->failed && !j->gone) {
         event_end(&j->out, &j->head, &c->reply);
@@ -378,7 +391,12 @@ static enum pd_status prompt_tokens(const struct flow *j, int i, struct token_li
     const struct lexicon *l = j->front->o.lexicon;
     const struct api_request *r = &j->request;
     if (r->form == API_CHAT)
-        return lexicon_chat(l, r->messages, r->n_messages, out, err);
+        return lexicon_chat(l,
+                            &(struct lexicon_talk){
+                                r->messages,
+                                r->n_messages,
+                                {.generate = true, .tools = r->tools, .more = r->more, .kwargs = r->kwargs}},
+                            out, err);
     const struct api_prompt *p = &r->prompts[i / r->n];
     if (p->text)
         return lexicon_text(l, p->text, p->size, out, err);
@@ -389,7 +407,7 @@ static enum pd_status prompt_tokens(const struct flow *j, int i, struct token_li
 }
 
 /* How /v1/requests/ID is to show it. */
-static char *note_of(const struct flow *j)
+static char *note_of(const struct flow *j, const struct calls_options *parts)
 {
     yyjson_mut_doc *d;
     yyjson_mut_val *o = json_object(&d);
@@ -398,6 +416,15 @@ static char *note_of(const struct flow *j)
     yyjson_mut_obj_add_int(d, o, "created", j->head.created);
     yyjson_mut_obj_add_int(d, o, "n", j->request.n);
     yyjson_mut_obj_add_int(d, o, "choices", j->n_choices);
+    if (parts) {
+        yyjson_mut_val *p = json_add(d, o, "parts"), *names = json_list(d, p, "names");
+        yyjson_mut_obj_add_int(d, p, "family", (int)parts->family);
+        yyjson_mut_obj_add_bool(d, p, "reasoning", parts->reasoning);
+        yyjson_mut_obj_add_bool(d, p, "reasons", parts->reasons);
+        yyjson_mut_obj_add_bool(d, p, "one_call", !j->request.parallel_calls);
+        for (size_t i = 0; i < parts->n_names; i++)
+            yyjson_mut_arr_add_str(d, names, parts->names[i]);
+    }
     json_write(&text, d, false);
     return text.data;
 }
@@ -435,10 +462,35 @@ static enum pd_status submit_one(struct flow *j, int i, const struct token_list 
     return PD_OK;
 }
 
+/* Is a reply to this prompt to be taken apart? */
+static bool in_parts(const struct flow *j, const struct token_list *prompt, struct calls_options *o)
+{
+    const struct api_request *r = &j->request;
+    const struct lexicon *l = j->front->o.lexicon;
+    const bool calls = r->tool_choice != API_TOOLS_NONE, reasoning = l->reasons && !r->plain_reasoning;
+    *o = (struct calls_options){.family = calls ? l->calls : CALLS_NONE,
+                                .names = r->tool_names,
+                                .n_names = r->n_tools,
+                                .reasoning = reasoning,
+                                .reasons = reasoning && lexicon_prompt_reasons(l, prompt)};
+    return r->form == API_CHAT && (calls || reasoning);
+}
+
+static void begin_parts(struct choice *c, const struct calls_options *o)
+{
+    struct flow *j = c->flow;
+    reply_parts_begin(&c->reply, o, !j->request.parallel_calls);
+    if (j->request.stream) {
+        c->reply.parts->out = &j->out;
+        c->reply.parts->head = &j->head;
+    }
+}
+
 static enum pd_status submit(struct flow *j, struct pd_error *err)
 {
     struct token_list tokens = {0};
-    char *note = note_of(j);
+    struct calls_options parts;
+    char *note = NULL;
     enum pd_status status = PD_OK;
     for (int i = 0; i < j->n_choices && !status; i++) {
         if (i % j->request.n == 0) {
@@ -447,6 +499,11 @@ static enum pd_status submit(struct flow *j, struct pd_error *err)
         }
         if (!status && tokens.count == 0)
             status = error_set(err, PD_ERR_USAGE, "prompt: it is empty");
+        const bool parted = !status && in_parts(j, &tokens, &parts);
+        if (!status && !note)
+            note = note_of(j, parted ? &parts : NULL);
+        if (parted)
+            begin_parts(&j->choices[i], &parts);
         if (!status)
             status = submit_one(j, i, &tokens, note, err);
     }

@@ -72,6 +72,7 @@ struct choice {
     bool ended;
     int64_t first_ns, last_ns; /* of its tokens */
     size_t text_size;          /* streamed */
+    bool let_go;               /* its first call was enough: it has been cancelled */
 };
 struct flow {
     struct front *front;

@@ -312,9 +312,40 @@ void route_metrics(struct front *f, struct exchange *x)
 
 /* ---- a request by its id ---- */
 
-/* What the front noted when the request began. */
-static bool read_note(const char *note, struct reply_head *h, size_t *n)
+struct request_state {
+    struct reply_choice choices[API_CHOICES];
+    struct reply_head head;
+    size_t n;
+    bool ended;
+    struct pd_error error;
+    struct arena arena;
+    bool parted, one_call; /* replies are taken apart, so: */
+    struct calls_options parts;
+};
+
+static void read_parts(yyjson_val *p, struct request_state *r)
 {
+    yyjson_arr_iter it = yyjson_arr_iter_with(yyjson_obj_get(p, "names"));
+    const int64_t family = yyjson_get_sint(yyjson_obj_get(p, "family"));
+    r->parted = yyjson_is_obj(p) && family >= CALLS_NONE && family < CALLS_FAMILIES;
+    if (!r->parted)
+        return;
+    const char **names =
+        arena_take(&r->arena, (yyjson_arr_size(yyjson_obj_get(p, "names")) + 1) * sizeof *names);
+    for (yyjson_val *v; (v = yyjson_arr_iter_next(&it));)
+        if (json_text(v))
+            names[r->parts.n_names++] = arena_strdup(&r->arena, yyjson_get_str(v));
+    r->parts.names = names;
+    r->parts.family = (enum calls_family)family;
+    r->parts.reasoning = yyjson_is_true(yyjson_obj_get(p, "reasoning"));
+    r->parts.reasons = yyjson_is_true(yyjson_obj_get(p, "reasons"));
+    r->one_call = yyjson_is_true(yyjson_obj_get(p, "one_call"));
+}
+
+/* What the front noted when the request began. */
+static bool read_note(const char *note, struct request_state *r)
+{
+    struct reply_head *h = &r->head;
     yyjson_doc *doc = note ? yyjson_read(note, strlen(note), 0) : NULL;
     yyjson_val *o = yyjson_doc_get_root(doc);
     const int64_t form = yyjson_get_sint(yyjson_obj_get(o, "form"));
@@ -322,18 +353,11 @@ static bool read_note(const char *note, struct reply_head *h, size_t *n)
     h->form = (enum api_form)form;
     h->created = yyjson_get_sint(yyjson_obj_get(o, "created"));
     h->n = (int)yyjson_get_sint(yyjson_obj_get(o, "n"));
-    *n = (size_t)choices;
+    r->n = (size_t)choices;
+    read_parts(yyjson_obj_get(o, "parts"), r);
     yyjson_doc_free(doc);
     return form >= API_CHAT && form <= API_PLAIN && choices >= 1 && choices <= API_CHOICES && h->n >= 1;
 }
-
-struct request_state {
-    struct reply_choice choices[API_CHOICES];
-    struct reply_head head;
-    size_t n;
-    bool ended;
-    struct pd_error error;
-};
 
 /* One choice from the backend; false: it is not there. */
 static bool fetch(struct front *f, const char *name, size_t i, struct request_state *r)
@@ -343,7 +367,7 @@ static bool fetch(struct front *f, const char *name, size_t i, struct request_st
     snprintf(full, sizeof full, "%s.%zu", name, i);
     if (!backend_find(f->o.backend, full, &found))
         return false;
-    bool fine = i > 0 || read_note(found.note, &r->head, &r->n);
+    bool fine = i > 0 || read_note(found.note, r);
     struct reply_choice *c = &r->choices[i];
     c->index = (int)i;
     c->reason = found.reason;
@@ -352,10 +376,16 @@ static bool fetch(struct front *f, const char *name, size_t i, struct request_st
     c->tokens = (struct token_list){found.tokens, found.n_tokens, found.n_tokens};
     found.text = NULL;
     found.tokens = NULL;
+    if (fine && r->parted) {
+        reply_parts_begin(c, &r->parts, r->one_call);
+        reply_parts_replay(c, f->o.lexicon);
+        if (c->parts->enough && c->reason == PD_REASON_CANCELLED) /* by us */
+            c->reason = PD_REASON_END;
+    }
     r->ended &= found.ended;
     if (found.error.status && !r->error.status)
         r->error = found.error;
-    else if (found.ended && found.reason == PD_REASON_CANCELLED && !r->error.status)
+    else if (found.ended && c->reason == PD_REASON_CANCELLED && !r->error.status)
         error_fill(&r->error, PD_ERR_CANCELLED, "the request was cancelled");
     backend_found_free(&found);
     return fine;
@@ -400,5 +430,6 @@ void route_request(struct front *f, struct exchange *x)
         answer_error(x, 404, "no request of this id runs, or has ended in the last hour");
     for (size_t i = 0; i < API_CHOICES; i++)
         reply_choice_free(&r->choices[i]);
+    arena_free(&r->arena);
     free(r);
 }

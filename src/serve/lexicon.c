@@ -56,6 +56,11 @@ enum pd_status lexicon_open(struct lexicon *l, const struct pd_engine_options *o
         return status;
     }
     l->id = id_of(o->model);
+    const char *source = l->chat ? chat_template_source(l->chat) : NULL;
+    l->reasons = calls_reasons(source);
+    l->calls = l->chat && chat_template_tools(l->chat) ? calls_family_of(source) : CALLS_HERMES;
+    if (l->calls == CALLS_NONE) /* a form that is not known */
+        l->calls = CALLS_HERMES;
     for (int32_t id = 0; id < tokenizer_vocab_size(l->tokenizer); id++) {
         size_t size;
         tokenizer_piece(l->tokenizer, id, &size);
@@ -105,19 +110,33 @@ enum pd_status lexicon_text(const struct lexicon *l, const char *text, size_t si
     return status ? status : lexicon_fits(l, out->count, err);
 }
 
-enum pd_status lexicon_chat(const struct lexicon *l, const struct pd_message *msgs, size_t n,
-                            struct token_list *out, struct pd_error *err)
+enum pd_status lexicon_chat(const struct lexicon *l, const struct lexicon_talk *t, struct token_list *out,
+                            struct pd_error *err)
 {
-    size_t bytes = 0;
+    size_t bytes = t->o.tools ? strlen(t->o.tools) : 0;
     if (!l->chat)
         return error_set(err, l->no_template.status, "%.400s", l->no_template.text);
-    for (size_t i = 0; i < n; i++)
-        bytes += strlen(msgs[i].content);
+    for (size_t i = 0; i < t->n; i++)
+        bytes += strlen(t->msgs[i].content);
     enum pd_status status = may_fit(l, bytes, err);
     if (!status)
-        status = chat_encode(l->tokenizer, l->chat, msgs, n, &(struct template_options){.generate = true},
-                             out, err);
+        status = chat_encode(l->tokenizer, l->chat, t->msgs, t->n, &t->o, out, err);
     return status ? status : lexicon_fits(l, out->count, err);
+}
+
+bool lexicon_prompt_reasons(const struct lexicon *l, const struct token_list *prompt)
+{
+    enum { NEAR = 8 }; /* "<think>" may be several tokens, and blanks follow */
+    struct detok detok;
+    struct text_buf text = {0};
+    if (!l->reasons)
+        return false;
+    detok_init(&detok, l->tokenizer, DETOK_SPECIAL);
+    for (size_t i = prompt->count - PD_MIN(prompt->count, NEAR); i < prompt->count; i++)
+        detok_push(&detok, prompt->ids[i], &text, NULL);
+    const bool reasons = calls_prompt_reasons(text.data ? text.data : "", text.size);
+    text_buf_free(&text);
+    return reasons;
 }
 
 void lexicon_piece(const struct lexicon *l, int32_t token, struct text_buf *out)

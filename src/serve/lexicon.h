@@ -8,6 +8,7 @@
 #ifndef PD_SERVE_LEXICON_H
 #define PD_SERVE_LEXICON_H
 
+#include "calls/calls.h"
 #include "text/text.h"
 
 struct lexicon {
@@ -15,6 +16,8 @@ struct lexicon {
     struct tokenizer *tokenizer;
     struct chat_template *chat;  /* NULL: none */
     struct pd_error no_template; /* status PD_OK: there is one */
+    enum calls_family calls;     /* how replies write calls of tools */
+    bool reasons;                /* and reasoning, before they speak */
     char *id;                    /* the file's name without folder and ".gguf": the model's id */
     char *name, *arch;           /* as the file says */
     int n_ctx, n_ctx_train, n_vocab, n_layer, n_embd;
@@ -28,8 +31,15 @@ void lexicon_close(struct lexicon *l);
  * case this is said without tokenizing it. PD_ERR_TEMPLATE: no template, or messages that it cannot express. */
 enum pd_status lexicon_text(const struct lexicon *l, const char *text, size_t size, struct token_list *out,
                             struct pd_error *err);
-enum pd_status lexicon_chat(const struct lexicon *l, const struct pd_message *msgs, size_t n,
-                            struct token_list *out, struct pd_error *err);
+struct lexicon_talk {
+    const struct pd_message *msgs; /* [n] */
+    size_t n;
+    struct template_options o;
+};
+enum pd_status lexicon_chat(const struct lexicon *l, const struct lexicon_talk *t, struct token_list *out,
+                            struct pd_error *err);
+/* Does a reply to this prompt begin within reasoning? */
+bool lexicon_prompt_reasons(const struct lexicon *l, const struct token_list *prompt);
 enum pd_status lexicon_fits(const struct lexicon *l, size_t n_tokens, struct pd_error *err);
 
 /* The token's bytes as text for JSON: what is no UTF-8 becomes U+FFFD. `out` is overwritten. */

@@ -64,6 +64,7 @@ void reply_choice_free(struct reply_choice *c)
     token_list_free(&c->tokens);
     free(c->marks);
     free(c->top);
+    reply_parts_free(c->parts);
     *c = (struct reply_choice){0};
 }
 
@@ -115,9 +116,12 @@ void reply_envelope(yyjson_mut_doc *d, yyjson_mut_val *o, const struct reply_hea
     yyjson_mut_obj_add_str(d, o, "system_fingerprint", "pipedec-" PD_VERSION);
 }
 
-const char *reply_finish_reason(enum pd_reason reason)
+const char *reply_finish_reason(const struct reply_choice *c)
 {
-    switch (reason) {
+    const bool calls = c->parts && c->parts->n_calls;
+    if (calls && (c->parts->enough || c->reason == PD_REASON_END || c->reason == PD_REASON_STOP))
+        return "tool_calls";
+    switch (c->reason) {
     case PD_REASON_LENGTH:
     case PD_REASON_CONTEXT:
         return "length";
@@ -301,7 +305,10 @@ static yyjson_mut_val *whole_choice(yyjson_mut_doc *d, const struct reply_head *
     if (h->form == API_CHAT) {
         yyjson_mut_val *m = json_add(d, o, "message");
         yyjson_mut_obj_add_str(d, m, "role", "assistant");
-        json_text_of(d, m, "content", c->text.data, c->text.size);
+        if (c->parts)
+            reply_put_parts(d, m, h, c);
+        else
+            json_text_of(d, m, "content", c->text.data, c->text.size);
         yyjson_mut_obj_add_null(d, m, "refusal");
     } else {
         echo_prompt(&text, h, c->index);
@@ -310,7 +317,7 @@ static yyjson_mut_val *whole_choice(yyjson_mut_doc *d, const struct reply_head *
         text_buf_free(&text);
     }
     reply_put_logprobs(d, o, h, c);
-    yyjson_mut_obj_add_str(d, o, "finish_reason", reply_finish_reason(c->reason));
+    yyjson_mut_obj_add_str(d, o, "finish_reason", reply_finish_reason(c));
     return o;
 }
 

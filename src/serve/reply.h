@@ -15,8 +15,24 @@ struct reply_mark { /* a token's log-probabilities */
     size_t text_at;       /* where its text begins in the reply's */
     size_t top_at, n_top; /* in reply_choice.top */
 };
+struct reply_call { /* of a tool */
+    struct text_buf name, arguments;
+};
+struct reply_head;
+struct reply_parts { /* of a conversation's reply, taken apart */
+    struct calls *reader;
+    enum calls_family family;
+    struct text_buf content, reasoning;
+    struct reply_call *calls; /* [n_calls] */
+    size_t n_calls, room;
+    bool one_call, enough; /* nothing counts behind the first call; it is there */
+    /* Where pieces go as events, too; NULL: nowhere. */
+    struct text_buf *out;
+    const struct reply_head *head;
+};
 struct reply_choice {
     int index;
+    struct reply_parts *parts; /* NULL: the text is all that there is */
     struct text_buf text;
     struct token_list tokens;
     struct reply_mark *marks; /* [n_marks] */
@@ -30,6 +46,13 @@ void reply_choice_free(struct reply_choice *c);
 /* Take a token into the choice. */
 void reply_choice_add(struct reply_choice *c, const struct lexicon *l, const struct backend_token *t,
                       bool logprobs);
+
+/* A reply in parts: before its first token, for each, and behind the last; or all of it from its tokens and text. `one_call`:
+ * it has ended with the first call. */
+void reply_parts_begin(struct reply_choice *c, const struct calls_options *o, bool one_call);
+void reply_parts_token(struct reply_choice *c, const struct lexicon *l, const struct backend_token *t);
+void reply_parts_finish(struct reply_choice *c);
+void reply_parts_replay(struct reply_choice *c, const struct lexicon *l);
 
 struct reply_head { /* of all that belongs to one request */
     const struct lexicon *lexicon;

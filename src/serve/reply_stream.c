@@ -91,7 +91,7 @@ void event_end(struct text_buf *out, const struct reply_head *h, const struct re
         else
             json_text_of(d, c, "text", "", 0);
         yyjson_mut_obj_add_null(d, c, "logprobs");
-        yyjson_mut_obj_add_str(d, c, "finish_reason", reply_finish_reason(choice->reason));
+        yyjson_mut_obj_add_str(d, c, "finish_reason", reply_finish_reason(choice));
     }
     json_write(out, d, true);
 }

@@ -123,8 +123,9 @@ static enum pd_status apply(const struct lexicon *l, const struct api_request *r
 {
     if (!l->chat)
         return error_set(err, l->no_template.status, "%.400s", l->no_template.text);
-    return chat_text(l->chat, r->messages, r->n_messages, &(struct template_options){.generate = true}, out,
-                     NULL, err);
+    const struct template_options o = {
+        .generate = true, .tools = r->tools, .more = r->more, .kwargs = r->kwargs};
+    return chat_text(l->chat, r->messages, r->n_messages, &o, out, NULL, err);
 }
 
 void route_template(struct front *f, struct exchange *x)

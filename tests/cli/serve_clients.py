@@ -1,6 +1,7 @@
 """The official Python clients against a running server: serve_clients.py URL KEY TEXT, TEXT being what `pipedec run` makes of
 the first question. Ends with 1 and a line for each thing that is wrong."""
 
+import json
 import sys
 import threading
 import time
@@ -95,7 +96,7 @@ def choices_and_stop():
 def errors():
     refused(openai.BadRequestError, "temperature", temperature=-1)
     refused(openai.BadRequestError, "response_format", response_format={"type": "json_object"})
-    refused(openai.BadRequestError, "tools", tools=[{"type": "function", "function": {"name": "f"}}])
+    refused(openai.BadRequestError, "tool_choice", tool_choice="required", tools=[{"type": "function", "function": {"name": "f"}}])
     r = client.chat.completions.create(model="any", messages=question, max_tokens=2, tool_choice="none",
                                        tools=[{"type": "function", "function": {"name": "f"}}])
     check(r.choices[0].finish_reason == "length", "tools with tool_choice none")
@@ -156,7 +157,43 @@ def langchain():
     check(len(model.batch(["One", "Two", "Three"])) == 3, "langchain: batch")
 
 
-for part in (chat, streaming, completions, logprobs, choices_and_stop, errors, cancel, several, langchain):
+weather = {"type": "function", "function": {"name": "get_weather", "description": "The weather of a city", "parameters": {
+    "type": "object", "properties": {"city": {"type": "string"}}, "required": ["city"]}}}
+
+
+def tools():
+    """The small model calls nothing by itself, but it can repeat a call."""
+    words = '<tool_call>\n{"name": "get_weather", "arguments": {"city": "Paris"}}\n</tool_call>'
+    messages = [{"role": "user", "content": "Repeat exactly:\n" + words}]
+    common = dict(model="any", temperature=0, max_tokens=60, tools=[weather])
+    r = client.chat.completions.create(messages=messages, **common)
+    m = r.choices[0].message
+    check(r.choices[0].finish_reason == "tool_calls" and m.content is None and len(m.tool_calls) == 1, f"tools: {r}")
+    check(m.tool_calls[0].function.name == "get_weather", "tools: name")
+    check(json.loads(m.tool_calls[0].function.arguments) == {"city": "Paris"}, "tools: arguments")
+    name, arguments, ends, ids = "", "", [], set()
+    for c in client.chat.completions.create(messages=messages, stream=True, **common):
+        d = c.choices[0].delta
+        check(not d.content, f"tools: text in the stream: {d.content}")
+        for call in d.tool_calls or []:
+            check(call.index == 0, "tools: index")
+            ids |= {call.id} if call.id else set()
+            name += call.function.name or ""
+            arguments += call.function.arguments or ""
+        ends += [c.choices[0].finish_reason] if c.choices[0].finish_reason else []
+    check(name == "get_weather" and json.loads(arguments) == {"city": "Paris"}, f"tools: stream: {name} {arguments}")
+    check(ends == ["tool_calls"] and len(ids) == 1, f"tools: stream: {ends} {ids}")
+    messages += [m, {"role": "tool", "tool_call_id": m.tool_calls[0].id, "content": "20 degrees, and sunny"}]
+    r = client.chat.completions.create(messages=messages, **common)
+    check(r.choices[0].message.content, f"tools: after the result: {r}")
+    r = client.chat.completions.create(messages=messages[:1], **{**common, "tool_choice": "none"})
+    check(words in r.choices[0].message.content and not r.choices[0].message.tool_calls, f"tools: none: {r}")
+    model = ChatOpenAI(base_url=url + "/v1", api_key=key, model="any", temperature=0, max_tokens=60, max_retries=0)
+    calls = model.bind_tools([weather]).invoke(messages[0]["content"]).tool_calls
+    check([(c["name"], c["args"]) for c in calls] == [("get_weather", {"city": "Paris"})], f"tools: langchain: {calls}")
+
+
+for part in (chat, streaming, completions, logprobs, choices_and_stop, errors, cancel, several, langchain, tools):
     try:
         part()
     except Exception as e:  # whatever a client says is a failure of that part

@@ -31,13 +31,14 @@ static struct {
     uint64_t next, cancelled;
     /* The script. */
     int tick_us, parallel, queue;
-    int end_after;  /* tokens until the model ends, if the request has no limit */
-    int fail_after; /* tokens until a fault; 0: none */
-    int big_text;   /* bytes of each token's text; 0: "wK " */
-    bool stalled;   /* nothing comes */
-    bool watched;   /* somebody watches */
-    int events;     /* so many for who begins to watch; 0: 1 */
-    bool stamps;    /* a token's text is the time at which it was given, in ns */
+    int end_after;      /* tokens until the model ends, if the request has no limit */
+    int fail_after;     /* tokens until a fault; 0: none */
+    int big_text;       /* bytes of each token's text; 0: "wK " */
+    const char *script; /* the reply instead, three bytes a token; then the model ends */
+    bool stalled;       /* nothing comes */
+    bool watched;       /* somebody watches */
+    int events;         /* so many for who begins to watch; 0: 1 */
+    bool stamps;        /* a token's text is the time at which it was given, in ns */
     enum backend_state state;
 } fake = {.lock = PTHREAD_MUTEX_INITIALIZER,
           .tick_us = 200,
@@ -70,7 +71,8 @@ static void double_step(struct double_job *j, bool cancelled)
     struct pd_logprob top[20];
     struct pd_error none = {0}, fault = {PD_ERR_FILE, "the model file has changed"};
     struct pd_stats stats = {.struct_size = sizeof stats, .prompt_tokens = j->n_prompt, .kept_tokens = 1};
-    const int limit = j->max_tokens ? j->max_tokens : fake.end_after;
+    const int scripted = fake.script ? ((int)strlen(fake.script) + 2) / 3 : fake.end_after;
+    const int limit = j->max_tokens ? j->max_tokens : scripted;
     stats.tokens = j->given;
     stats.first_token_s = 0.5;
     stats.total_s = 0.5 + 0.1 * j->given;
@@ -95,6 +97,8 @@ static void double_step(struct double_job *j, bool cancelled)
         struct timespec now;
         clock_gettime(CLOCK_MONOTONIC, &now);
         snprintf(text, sizeof text, "%lld ", now.tv_sec * 1000000000LL + now.tv_nsec);
+    } else if (fake.script) {
+        snprintf(text, 4, "%s", fake.script + PD_MIN(3 * (size_t)j->given, strlen(fake.script)));
     } else {
         snprintf(text, sizeof text, "w%d ", j->given + (int)j->seed);
     }

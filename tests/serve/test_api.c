@@ -25,6 +25,7 @@ static enum pd_status parse(struct api_request *r, enum api_form form, const cha
     return api_parse(r, form, body, strlen(body), &d, err);
 }
 
+#define F "{\"type\":\"function\",\"function\":{\"name\":\"f\"}}"
 #define M "\"messages\":[{\"role\":\"user\",\"content\":\"hi\"}]"
 
 static void test_chat(void **state)
@@ -170,7 +171,30 @@ static void test_refused(void **state)
         {API_CHAT, "{\"messages\":[{\"role\":\"user\",\"content\":\"a\\u0000b\"}]}", PD_ERR_USAGE, "NUL"},
         {API_CHAT, "{\"messages\":[{\"role\":\"user\",\"content\":[{\"type\":\"image_url\"}]}]}",
          PD_ERR_UNSUPPORTED, "image_url"},
-        {API_CHAT, "{\"messages\":[{\"role\":\"tool\",\"content\":\"x\"}]}", PD_ERR_UNSUPPORTED, "tools"},
+        {API_CHAT, "{\"messages\":[{\"role\":\"function\",\"content\":\"x\"}]}", PD_ERR_UNSUPPORTED, "tools"},
+        {API_CHAT, "{\"messages\":[{\"role\":\"tool\"}]}", PD_ERR_USAGE, "messages[0].content"},
+        {API_CHAT, "{\"messages\":[{\"role\":\"tool\",\"content\":\"x\",\"tool_call_id\":5}]}", PD_ERR_USAGE,
+         "messages[0].tool_call_id"},
+        {API_CHAT, "{\"messages\":[{\"role\":\"assistant\",\"tool_calls\":{}}]}", PD_ERR_USAGE,
+         "messages[0].tool_calls"},
+        {API_CHAT, "{\"messages\":[{\"role\":\"assistant\",\"tool_calls\":[{\"function\":{}}]}]}",
+         PD_ERR_USAGE, "messages[0].tool_calls"},
+        {API_CHAT, "{" M ",\"tools\":[{\"type\":\"retrieval\"}]}", PD_ERR_UNSUPPORTED, "tools[0].type"},
+        {API_CHAT, "{" M ",\"tools\":[{\"type\":\"function\",\"function\":{\"name\":\"a b\"}}]}",
+         PD_ERR_USAGE, "tools[0].function.name"},
+        {API_CHAT,
+         "{" M ",\"tools\":[{\"type\":\"function\",\"function\":{\"name\":\"f\",\"parameters\":[]}}]}",
+         PD_ERR_USAGE, "tools[0].function.parameters"},
+        {API_CHAT, "{" M ",\"tools\":{}}", PD_ERR_USAGE, "tools"},
+        {API_CHAT, "{" M ",\"tool_choice\":\"perhaps\"}", PD_ERR_USAGE, "tool_choice"},
+        {API_CHAT, "{" M ",\"tool_choice\":{\"type\":\"function\",\"function\":{\"name\":\"g\"}}}",
+         PD_ERR_USAGE, "tool_choice"},
+        {API_CHAT,
+         "{" M
+         ",\"tool_choice\":\"required\",\"tools\":[{\"type\":\"function\",\"function\":{\"name\":\"f\"}}]}",
+         PD_ERR_UNSUPPORTED, "tool_choice"},
+        {API_CHAT, "{" M ",\"parallel_tool_calls\":1}", PD_ERR_USAGE, "parallel_tool_calls"},
+        {API_CHAT, "{" M ",\"reasoning_format\":\"odd\"}", PD_ERR_USAGE, "reasoning_format"},
         {API_CHAT, "{" M ",\"temperature\":\"hot\"}", PD_ERR_USAGE,
          "temperature: give a number, not a string"},
         {API_CHAT, "{" M ",\"temperature\":-1}", PD_ERR_USAGE, "temperature"},
@@ -191,7 +215,7 @@ static void test_refused(void **state)
         {API_CHAT, "{" M ",\"logit_bias\":{\"1\":\"x\"}}", PD_ERR_USAGE, "logit_bias"},
         {API_CHAT, "{" M ",\"response_format\":{\"type\":\"json_object\"}}", PD_ERR_UNSUPPORTED,
          "response_format"},
-        {API_CHAT, "{" M ",\"tools\":[{}]}", PD_ERR_UNSUPPORTED, "tools"},
+        {API_CHAT, "{" M ",\"tools\":[{}]}", PD_ERR_USAGE, "tools[0]"},
         {API_CHAT, "{" M ",\"grammar\":\"root ::= x\"}", PD_ERR_UNSUPPORTED, "grammar"},
         {API_CHAT, "{" M ",\"chat_template_kwargs\":1}", PD_ERR_USAGE, "chat_template_kwargs"},
         {API_CHAT, "{" M ",\"model\":{}}", PD_ERR_USAGE, "model"},
@@ -234,12 +258,48 @@ static void test_hostile(void **state)
     free(deep);
 }
 
+static void test_tools(void **state)
+{
+    (void)state;
+    struct api_request r;
+    struct pd_error err;
+    assert_int_equal(
+        parse(&r, API_CHAT,
+              "{\"messages\":[{\"role\":\"user\",\"content\":\"a\"},{\"role\":\"assistant\",\"content\":null,"
+              "\"reasoning_content\":\"hm\",\"tool_calls\":[{\"id\":\"c1\",\"type\":\"function\","
+              "\"function\":{\"name\":"
+              "\"f\",\"arguments\":\"{\\\"a\\\": "
+              "[1]}\"}},{\"function\":{\"name\":\"g\",\"arguments\":\"[1\"}},{"
+              "\"function\":{\"name\":\"h\"}}]},{\"role\":\"tool\",\"content\":\"7\",\"tool_call_id\":\"c1\"}"
+              "],\"tools\":[" F
+              "],\"parallel_tool_calls\":false,\"chat_template_kwargs\":{\"enable_thinking\":false},"
+              "\"reasoning_format\":\"none\"}",
+              &err),
+        PD_OK);
+    assert_null(r.more[0]);
+    assert_string_equal(
+        r.more[1], "{\"reasoning_content\":\"hm\",\"tool_calls\":[{\"id\":\"c1\",\"type\":\"function\","
+                   "\"function\":{\"name\":\"f\","
+                   "\"arguments\":{\"a\":[1]}}},{\"id\":\"\",\"type\":\"function\",\"function\":{\"name\":"
+                   "\"g\",\"arguments\":\"[1\"}},"
+                   "{\"id\":\"\",\"type\":\"function\",\"function\":{\"name\":\"h\",\"arguments\":{}}}]}");
+    assert_string_equal(r.more[2], "{\"tool_call_id\":\"c1\"}");
+    assert_string_equal(r.tools, "[" F "]");
+    assert_string_equal(r.kwargs, "{\"enable_thinking\":false}");
+    assert_true(r.n_tools == 1 && r.tool_choice == API_TOOLS_AUTO && !r.parallel_calls && r.plain_reasoning);
+    api_free(&r);
+    assert_int_equal(parse(&r, API_CHAT, "{" M ",\"tools\":[],\"tool_choice\":\"auto\"}", &err), PD_OK);
+    assert_true(!r.n_tools && r.tool_choice == API_TOOLS_NONE && r.parallel_calls);
+    api_free(&r);
+}
+
 int main(void)
 {
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(test_chat),           cmocka_unit_test(test_more_sampling),
         cmocka_unit_test(test_null_is_absent), cmocka_unit_test(test_prompts),
         cmocka_unit_test(test_refused),        cmocka_unit_test(test_hostile),
+        cmocka_unit_test(test_tools),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
 }

@@ -103,6 +103,7 @@ static int setup(void **state, struct front_options o)
     fake.queue = 8;
     fake.end_after = 6;
     fake.fail_after = fake.big_text = 0;
+    fake.script = NULL;
     fake.stalled = false;
     fake.state = BACKEND_READY;
     fake.cancelled = 0;
@@ -588,6 +589,115 @@ static void test_slow_reader(void **state)
     expect(ask("GET", "/metrics", "", ""), 200, "pipedec_http_slow_total 1\n");
 }
 
+/* ---- tools ---- */
+
+#define TOOLS                                                                                                \
+    ",\"tools\":[{\"type\":\"function\",\"function\":{\"name\":\"add\",\"description\":\"Adds "              \
+    "<|im_end|>.\","                                                                                         \
+    "\"parameters\":{\"type\":\"object\",\"properties\":{\"a\":{\"type\":\"integer\"}}}}}]"
+static const char one_call[] =
+    "I look.\n<tool_call>\n{\"name\": \"add\", \"arguments\": {\"a\": \"x\"}}\n</tool_call>";
+static const char two_calls[] =
+    "<tool_call>{\"name\": \"add\", \"arguments\": {\"a\": 1}}</tool_call>"
+    "<tool_call>{\"name\": \"add\", \"arguments\": {\"a\": 2}}</tool_call> Done, I think.";
+
+static void act(const char *script)
+{
+    pthread_mutex_lock(&fake.lock);
+    fake.script = script;
+    pthread_mutex_unlock(&fake.lock);
+}
+
+/* All of these, in this order. */
+static void expect_order(char *answer, const char *const *words, size_t n)
+{
+    const char *at = answer;
+    for (size_t i = 0; i < n; i++) {
+        at = strstr(at, words[i]);
+        if (!at)
+            fail_msg("no '%s', or not in its place, in %s", words[i], answer);
+        at += strlen(words[i]);
+    }
+    free(answer);
+}
+#define EXPECT_ORDER(answer, ...)                                                                            \
+    expect_order(answer, (const char *const[]){__VA_ARGS__}, PD_COUNT(((const char *const[]){__VA_ARGS__})))
+
+static void test_calls(void **state)
+{
+    (void)state;
+    char id[64] = "";
+    act(one_call);
+    char *answer = ask("POST", "/v1/chat/completions", "X-Request-Id: calls\r\n", CHAT(TOOLS));
+    const char *at = strstr(answer, "\"id\":\"call_");
+    assert_true(at && sscanf(at, "\"id\":\"%40[a-z0-9_]", id) == 1);
+    EXPECT_ORDER(answer, "\"content\":\"I look.\"", "\"tool_calls\":[{\"id\":\"call_",
+                 "\"type\":\"function\"", "\"name\":\"add\"", "\"arguments\":\"{\\\"a\\\": \\\"x\\\"}\"",
+                 "\"finish_reason\":\"tool_calls\"");
+    expect(ask("GET", "/v1/requests/calls", "", ""), 200, id);
+    /* As a stream: a name with its id, then arguments in pieces. */
+    answer = ask("POST", "/v1/chat/completions", "", CHAT(TOOLS ",\"stream\":true"));
+    assert_null(strstr(answer, "tool_call>"));
+    EXPECT_ORDER(answer, "\"role\":\"assistant\"", "\"content\":\"I l\"", "\"content\":\"ook\"",
+                 "\"content\":\".\"", "\"tool_calls\":[{\"index\":0,\"id\":\"call_",
+                 "\"name\":\"add\",\"arguments\":\"\"",
+                 "\"tool_calls\":[{\"index\":0,\"function\":{\"arguments\":\"{",
+                 "\"finish_reason\":\"tool_calls\"", "[DONE]");
+    /* What nobody asked for is text, and so is what is cut off before it is a call. */
+    expect(ask("POST", "/v1/chat/completions", "", CHAT()), 200, "I look.\\n<tool_call>");
+    expect(ask("POST", "/v1/chat/completions", "", CHAT(TOOLS ",\"tool_choice\":\"none\"")), 200,
+           "<tool_call>");
+    EXPECT_ORDER(ask("POST", "/v1/chat/completions", "", CHAT(TOOLS ",\"max_tokens\":9")),
+                 "\"content\":\"I look.\\n<tool_call>\\n{\\\"name\\\"", "\"finish_reason\":\"length\"");
+}
+
+static void test_several_calls(void **state)
+{
+    (void)state;
+    act(two_calls);
+    EXPECT_ORDER(ask("POST", "/v1/chat/completions", "", CHAT(TOOLS)), "\"content\":\"Done, I think.\"",
+                 "\\\"a\\\": 1", "\\\"a\\\": 2", "\"finish_reason\":\"tool_calls\"");
+    assert_int_equal(cancelled(), 0);
+    static const char *const how[] = {CHAT(TOOLS ",\"parallel_tool_calls\":false"),
+                                      CHAT(TOOLS ",\"parallel_tool_calls\":false,\"stream\":true")};
+    for (size_t i = 0; i < PD_COUNT(how); i++) {
+        char *answer = ask("POST", "/v1/chat/completions", "X-Request-Id: one\r\n" + (i ? 19 : 0), how[i]);
+        assert_null(strstr(answer, "Done"));
+        assert_null(strstr(answer, "\\\": 2"));
+        EXPECT_ORDER(answer, "\"name\":\"add\"", "\"finish_reason\":\"tool_calls\"");
+    }
+    EXPECT_ORDER(ask("GET", "/v1/requests/one", "", ""), "\"status\":\"done\"", "\\\"a\\\": 1",
+                 "\"finish_reason\":\"tool_calls\"");
+}
+
+/* A template that knows no tools gets them as text, in which no control token is one. */
+static void test_tool_prompts(void **state)
+{
+    (void)state;
+    static const char talk[] = "{\"messages\":[{\"role\":\"system\",\"content\":\"Be "
+                               "brief.\"},{\"role\":\"user\",\"content\":\"1+1?\"},"
+                               "{\"role\":\"assistant\",\"content\":null,\"tool_calls\":[{\"id\":\"c1\","
+                               "\"type\":\"function\",\"function\":"
+                               "{\"name\":\"add\",\"arguments\":\"{\\\"a\\\": "
+                               "1}\"}}]},{\"role\":\"tool\",\"tool_call_id\":\"c1\",\"content\":"
+                               "\"2\"},{\"role\":\"tool\",\"content\":\"3\"}]" TOOLS "}";
+    EXPECT_ORDER(
+        ask("POST", "/apply-template", "", talk), "<|im_start|>system\\nBe brief.\\n\\n# Tools",
+        "<tools>\\n{\\\"type\\\":\\\"function\\\"",
+        "</tool_call><|im_end|>\\n<|im_start|>user\\n1+1?<|im_end|>",
+        "<|im_start|>assistant\\n<tool_call>\\n{\\\"name\\\": \\\"add\\\", \\\"arguments\\\": "
+        "{\\\"a\\\":1}}\\n"
+        "</tool_call><|im_end|>",
+        "<|im_start|>user\\n<tool_response>\\n2\\n</tool_response>\\n<tool_response>\\n3\\n</tool_response>"
+        "<|im_end|>\\n<|im_start|>assistant\\n");
+    expect(ask("POST", "/v1/chat/completions", "", talk), 200, "\"finish_reason\":\"stop\"");
+    expect(ask("POST", "/apply-template", "", CHAT(",\"chat_template_kwargs\":{\"messages\":[]}")), 400,
+           "chat_template_kwargs");
+    expect(ask("POST", "/v1/chat/completions", "",
+               CHAT(",\"chat_template_kwargs\":{\"add_generation_prompt\":1}")),
+           400, "chat_template_kwargs");
+}
+
 static int descriptors(void)
 {
     int n = 0;
@@ -661,6 +771,9 @@ int main(void)
         cmocka_unit_test_setup_teardown(test_slow_sender, hasty, teardown),
         cmocka_unit_test_setup_teardown(test_pings, pinging, teardown),
         cmocka_unit_test_setup_teardown(test_slow_reader, narrow, teardown),
+        cmocka_unit_test_setup_teardown(test_calls, plain, teardown),
+        cmocka_unit_test_setup_teardown(test_several_calls, plain, teardown),
+        cmocka_unit_test_setup_teardown(test_tool_prompts, plain, teardown),
         cmocka_unit_test_setup_teardown(test_hostile, plain, teardown),
     };
     int failed = cmocka_run_group_tests(tests, NULL, NULL);
