@@ -130,6 +130,7 @@ struct pd_engine_options {
      * memory. NULL: what PIPEDEC_DEVICE says, or the CPU. Of the draft NULL is the first stage's. */
     const char *device, *draft_device;
     bool exact; /* refuse devices on which a row's bits depend on its batch, and with them the text */
+    const char *chat_template_kwargs; /* a JSON object: further variables for the chat template; NULL: none */
 };
 void pd_engine_options_init(struct pd_engine_options *o);
 

@@ -16,6 +16,7 @@ enum {
     KEY_CTX = CLI_KEY,
     KEY_KV,
     KEY_TEMPLATE,
+    KEY_KWARGS,
     KEY_ANY_TOKENIZER,
     KEY_NO_PACK,
     KEY_VERIFY,
@@ -74,6 +75,9 @@ static const struct argp_option options[] = {
     {"kv", KEY_KV, "TYPE", 0, "type of the KV cache: f16 (default), f32, q8_0", GROUP_MODEL},
     {"chat-template", KEY_TEMPLATE, "NAME|FILE", 0,
      "a family's chat template, or a file with one in Jinja, instead of the model's own", GROUP_MODEL},
+    {"chat-template-kwargs", KEY_KWARGS, "JSON", 0,
+     "an object of further variables for the chat template, such as {\"enable_thinking\": false}",
+     GROUP_MODEL},
     {"no-pack", KEY_NO_PACK, NULL, 0,
      "keep weights in the mapped file alone and compute by ggml: less memory, slower, and other bits",
      GROUP_MODEL},
@@ -225,6 +229,9 @@ static bool parse_model(struct cli_common *c, int key, char *arg, struct argp_st
         return true;
     case KEY_TEMPLATE:
         o->chat_template = arg;
+        return true;
+    case KEY_KWARGS:
+        o->chat_template_kwargs = arg;
         return true;
     case KEY_NO_PACK:
         o->no_pack = true;

@@ -41,6 +41,7 @@ static error_t parse(int key, char *arg, struct argp_state *state)
     static const char *const unused[] = {"ctx",
                                          "kv",
                                          "chat-template",
+                                         "chat-template-kwargs",
                                          "threads",
                                          "draft-threads",
                                          "spin",

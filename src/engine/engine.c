@@ -86,8 +86,9 @@ static enum pd_status take_options(struct pd_engine *e, const struct pd_engine_o
                          o->struct_size);
     memcpy(&e->o, o, o->struct_size);
     e->o.struct_size = sizeof e->o;
-    const char **strings[] = {&e->o.model, &e->o.draft,     &e->o.profile, &e->o.chat_template,
-                              &e->o.trace, &e->o.dump_tree, &e->o.device,  &e->o.draft_device};
+    const char **strings[] = {&e->o.model,         &e->o.draft,        &e->o.profile,
+                              &e->o.chat_template, &e->o.trace,        &e->o.dump_tree,
+                              &e->o.device,        &e->o.draft_device, &e->o.chat_template_kwargs};
     for (size_t i = 0; i < PD_COUNT(strings); i++)
         if (*strings[i])
             *strings[i] = arena_strdup(&e->arena, *strings[i]);
@@ -251,9 +252,14 @@ static void find_end_tokens(struct pd_engine *e)
 
 static enum pd_status find_template(struct pd_engine *e, struct pd_error *err)
 {
-    if (e->o.chat_template)
-        return chat_template_new(&e->chat, NULL, e->tokenizer, e->o.chat_template, err);
-    chat_template_new(&e->chat, e->target, e->tokenizer, NULL, &e->chat_error);
+    const char *own = e->o.chat_template;
+    struct pd_error why = {0};
+    enum pd_status status = chat_template_new(&e->chat, own ? NULL : e->target, e->tokenizer, own, &why);
+    if (status && own)
+        return error_set(err, status, "%s", why.text);
+    e->chat_error = why;
+    if (e->chat && (status = chat_template_set_kwargs(e->chat, e->o.chat_template_kwargs, err)))
+        return status;
     return PD_OK; /* only a conversation needs one */
 }
 

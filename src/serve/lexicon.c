@@ -37,12 +37,16 @@ static enum pd_status describe(struct lexicon *l, const struct pd_engine_options
     return status;
 }
 
-static enum pd_status find_template(struct lexicon *l, const char *name, struct pd_error *err)
+static enum pd_status find_template(struct lexicon *l, const struct pd_engine_options *o,
+                                    struct pd_error *err)
 {
-    if (name)
-        return chat_template_new(&l->chat, NULL, l->tokenizer, name, err);
-    chat_template_new(&l->chat, l->file, l->tokenizer, NULL, &l->no_template);
-    return PD_OK; /* only a conversation needs one */
+    const char *name = o->chat_template;
+    enum pd_status status =
+        chat_template_new(&l->chat, name ? NULL : l->file, l->tokenizer, name, &l->no_template);
+    if (status && name)
+        return error_set(err, status, "%s", l->no_template.text);
+    return l->chat ? chat_template_set_kwargs(l->chat, o->chat_template_kwargs, err)
+                   : PD_OK; /* only a conversation needs one */
 }
 
 enum pd_status lexicon_open(struct lexicon *l, const struct pd_engine_options *o, struct pd_error *err)
@@ -51,7 +55,7 @@ enum pd_status lexicon_open(struct lexicon *l, const struct pd_engine_options *o
     *l = (struct lexicon){0};
     if ((status = gguf_open(&l->file, o->model, err)) || (status = describe(l, o, err)) ||
         (status = tokenizer_new_for(&l->tokenizer, l->file, o->allow_unknown_tokenizer, err)) ||
-        (status = find_template(l, o->chat_template, err))) {
+        (status = find_template(l, o, err))) {
         lexicon_close(l);
         return status;
     }

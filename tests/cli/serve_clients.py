@@ -187,7 +187,7 @@ def tools():
     r = client.chat.completions.create(messages=messages, **common)
     check(r.choices[0].message.content, f"tools: after the result: {r}")
     r = client.chat.completions.create(messages=messages[:1], **{**common, "tool_choice": "none"})
-    check(words in r.choices[0].message.content and not r.choices[0].message.tool_calls, f"tools: none: {r}")
+    check(r.choices[0].message.content and not r.choices[0].message.tool_calls, f"tools: none: {r}")
     model = ChatOpenAI(base_url=url + "/v1", api_key=key, model="any", temperature=0, max_tokens=60, max_retries=0)
     calls = model.bind_tools([weather]).invoke(messages[0]["content"]).tool_calls
     check([(c["name"], c["args"]) for c in calls] == [("get_weather", {"city": "Paris"})], f"tools: langchain: {calls}")

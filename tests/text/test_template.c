@@ -560,21 +560,171 @@ static void templates_come_from_files(void **state)
     end_model(t, g);
 }
 
+/* ---- tools and further variables ---- */
+
+static const char one_tool[] =
+    "[{\"type\":\"function\",\"function\":{\"name\":\"add\",\"parameters\":{\"<|im_end|>\":1}}}]";
+static const struct pd_message called[] = {
+    {"user", "1+1?"}, {"assistant", ""}, {"tool", "<|im_end|>2"}, {"user", "Thanks"}};
+static const char *const called_more[] = {NULL,
+                                          "{\"tool_calls\":[{\"id\":\"a\",\"type\":\"function\",\"function\":"
+                                          "{\"name\":\"add\",\"arguments\":{\"x\":[1,null,true,2.5]}}}]}",
+                                          "{\"tool_call_id\":\"a\"}", NULL};
+
+static void check_text(const struct chat_template *c, const struct template_options *o, const char *want)
+{
+    struct pd_error err = {0};
+    struct text_buf text = {0};
+    struct span_list literal = {0};
+    size_t at = 0;
+    if (chat_text(c, called, PD_COUNT(called), o, &text, &literal, &err))
+        fail_msg("%s", err.text);
+    assert_string_equal(text.data, want);
+    for (const char *s = text.data; (s = strstr(s, "<|im_end|>")) != NULL; s++) {
+        /* the template's own, or within what people wrote */
+        const size_t begin = (size_t)(s - text.data);
+        const bool own = s[10] == '\n' || !s[10];
+        while (at < literal.count && literal.spans[at].end <= begin)
+            at++;
+        const bool inside = at < literal.count && literal.spans[at].begin <= begin;
+        assert_true(own != inside);
+    }
+    text_buf_free(&text);
+    span_list_free(&literal);
+}
+
+static struct chat_template *program(const struct tokenizer *t, const char *text)
+{
+    struct pd_error err = {0};
+    struct chat_template *c;
+    static const char path[] = PD_BUILD_DIR "/test_template_tools.jinja";
+    FILE *f = fopen(path, "w");
+    assert_non_null(f);
+    fputs(text, f);
+    fclose(f);
+    if (chat_template_new(&c, NULL, t, path, &err))
+        fail_msg("%s", err.text);
+    remove(path);
+    return c;
+}
+
+static void tools_and_variables(void **state)
+{
+    (void)state;
+    static const char own[] = "{% if tools %}T{{ tools[0].function.name }}{{ tools | tojson }}<|im_end|>\n{% "
+                              "endif %}{% for m in messages %}"
+                              "{{ m.role }}:{% if m.content is none %}-{% else %}{{ m.content }}{% endif "
+                              "%}{% for c in m.tool_calls %}"
+                              "({{ c.function.name }} {{ c.function.arguments | tojson }}){% endfor "
+                              "%}<|im_end|>\n{% endfor %}{{ mood }}";
+    struct pd_error err = {0};
+    struct gguf *g;
+    struct tokenizer *t;
+    const char *path = test_model(MODEL_SMALL);
+    if (!path)
+        skip();
+    assert_int_equal(gguf_open(&g, path, &err), PD_OK);
+    assert_int_equal(tokenizer_new(&t, g, &err), PD_OK);
+    struct chat_template *c = program(t, own);
+    struct template_options o = {.tools = one_tool, .more = called_more, .kwargs = "{\"mood\":\"good\"}"};
+    assert_true(chat_template_tools(c));
+    assert_string_equal(chat_template_source(c), own);
+    check_text(c, &o,
+               "Tadd[{\"type\": \"function\", \"function\": {\"name\": \"add\", \"parameters\": "
+               "{\"<|im_end|>\": 1}}}]<|im_end|>\n"
+               "user:1+1?<|im_end|>\nassistant:-(add {\"x\": [1, null, true, "
+               "2.5]})<|im_end|>\ntool:<|im_end|>2<|im_end|>\n"
+               "user:Thanks<|im_end|>\ngood");
+    /* Variables: of all conversations, of one; names that are taken; what is no object. */
+    assert_int_equal(chat_template_set_kwargs(c, "{\"mood\":\"bad\",\"other\":1}", &err), PD_OK);
+    o.tools = o.kwargs = NULL;
+    check_text(c, &o,
+               "user:1+1?<|im_end|>\nassistant:-(add {\"x\": [1, null, true, "
+               "2.5]})<|im_end|>\ntool:<|im_end|>2<|im_end|>\n"
+               "user:Thanks<|im_end|>\nbad");
+    assert_int_equal(chat_template_set_kwargs(c, "{\"tools\":[]}", &err), PD_ERR_USAGE);
+    assert_int_equal(chat_template_set_kwargs(c, "[]", &err), PD_ERR_USAGE);
+    assert_int_equal(chat_template_set_kwargs(c, "{", &err), PD_ERR_USAGE);
+    chat_template_free(c);
+    /* A program that knows no tools, and one that takes no call without content. */
+    c = program(t, "{% for m in messages %}{{ m.role }}:{{ m.content }}<|im_end|>\n{% endfor %}");
+    assert_false(chat_template_tools(c));
+    o.tools = one_tool;
+    struct text_buf text = {0};
+    assert_int_equal(chat_text(c, called, PD_COUNT(called), &o, &text, NULL, &err), PD_OK);
+    assert_non_null(strstr(text.data, "system:# Tools\n"));
+    assert_non_null(strstr(text.data, "<tools>\n{\"type\":\"function\",\"function\":{\"name\":\"add\""));
+    text_buf_free(&text);
+    o.tools = NULL;
+    check_text(c, &o,
+               "user:1+1?<|im_end|>\nassistant:<tool_call>\n{\"name\": \"add\", \"arguments\": "
+               "{\"x\":[1,null,true,2.5]}}\n"
+               "</tool_call><|im_end|>\nuser:<tool_response>\n<|im_end|>2\n</"
+               "tool_response><|im_end|>\nuser:Thanks<|im_end|>\n");
+    chat_template_free(c);
+    c = program(t, "{% for m in messages %}{{ m.role + ':' + m.content }}{% for c in m.tool_calls %}({{ "
+                   "c.function }}){% endfor %}"
+                   "<|im_end|>\n{% endfor %}");
+    check_text(c, &o,
+               "user:1+1?<|im_end|>\nassistant:({'name': 'add', 'arguments': {'x': [1, None, True, "
+               "2.5]}})<|im_end|>\n"
+               "tool:<|im_end|>2<|im_end|>\nuser:Thanks<|im_end|>\n");
+    chat_template_free(c);
+    tokenizer_free(t);
+    gguf_close(g);
+}
+
 /* ---- the models' own programs, as Python's jinja2 renders them (tests/jinja/make_model_cases.py) ---- */
 
-static bool plain_messages(yyjson_val *messages, struct pd_message *out, size_t *n_out)
+enum { TALK_MAX = 20 };
+struct spoken { /* a context of the file as a conversation */
+    struct pd_message msgs[TALK_MAX];
+    const char *more[TALK_MAX];
+    struct template_options o;
+    size_t n;
+};
+
+static char *fields_of(yyjson_val *m)
 {
-    yyjson_val *m;
+    yyjson_mut_doc *d = yyjson_mut_doc_new(NULL);
+    yyjson_mut_val *o = yyjson_val_mut_copy(d, m);
+    yyjson_mut_obj_remove_key(o, "role");
+    yyjson_mut_obj_remove_key(o, "content");
+    char *text = yyjson_mut_obj_size(o) ? yyjson_mut_val_write(o, 0, NULL) : NULL;
+    yyjson_mut_doc_free(d);
+    return text;
+}
+
+/* False: its messages are none of a conversation's. */
+static bool speak(struct spoken *s, yyjson_val *context)
+{
+    yyjson_val *m, *messages = yyjson_obj_get(context, "messages"), *tools = yyjson_obj_get(context, "tools");
     size_t i, n;
+    *s = (struct spoken){.n = yyjson_arr_size(messages)};
+    assert_true(s->n <= TALK_MAX);
     yyjson_arr_foreach(messages, i, n, m)
     {
-        out[i].role = yyjson_get_str(yyjson_obj_get(m, "role"));
-        out[i].content = yyjson_get_str(yyjson_obj_get(m, "content"));
-        if (!out[i].content || yyjson_obj_size(m) != 2)
+        yyjson_val *content = yyjson_obj_get(m, "content");
+        if (!(yyjson_is_str(content) || (yyjson_is_null(content) && yyjson_obj_get(m, "tool_calls"))) ||
+            yyjson_equals_str(yyjson_obj_get(m, "role"), "wizard"))
             return false;
+        const char *text = yyjson_get_str(content);
+        s->msgs[i] = (struct pd_message){yyjson_get_str(yyjson_obj_get(m, "role")), text ? text : ""};
     }
-    *n_out = n;
-    return n > 0;
+    for (i = 0; i < s->n; i++)
+        s->more[i] = fields_of(yyjson_arr_get(messages, i));
+    s->o = (struct template_options){.generate =
+                                         yyjson_get_bool(yyjson_obj_get(context, "add_generation_prompt")),
+                                     .tools = tools ? yyjson_val_write(tools, 0, NULL) : NULL,
+                                     .more = s->more};
+    return s->n > 0;
+}
+
+static void hush(struct spoken *s)
+{
+    for (size_t i = 0; i < s->n; i++)
+        free((char *)(uintptr_t)s->more[i]);
+    free((char *)(uintptr_t)s->o.tools);
 }
 
 static void check_model(const char *model, yyjson_val *cases, yyjson_val *contexts)
@@ -585,7 +735,7 @@ static void check_model(const char *model, yyjson_val *cases, yyjson_val *contex
     struct chat_template *c;
     const char *path = test_model(model);
     yyjson_val *one;
-    size_t i, n, done = 0;
+    size_t i, n, done = 0, with_tools = 0;
     if (!path)
         skip();
     assert_int_equal(gguf_open(&g, path, &err), PD_OK);
@@ -593,24 +743,22 @@ static void check_model(const char *model, yyjson_val *cases, yyjson_val *contex
     assert_int_equal(chat_template_new(&c, g, t, NULL, &err), PD_OK);
     yyjson_arr_foreach(cases, i, n, one)
     {
-        struct pd_message msgs[20];
-        size_t n_msgs;
-        yyjson_val *context = yyjson_arr_get(contexts, yyjson_get_uint(yyjson_arr_get(one, 0)));
-        struct template_options o = {.generate =
-                                         yyjson_get_bool(yyjson_obj_get(context, "add_generation_prompt"))};
+        struct spoken s;
         struct text_buf text = {0};
-        assert_true(yyjson_arr_size(yyjson_obj_get(context, "messages")) <= PD_COUNT(msgs));
-        if (!plain_messages(yyjson_obj_get(context, "messages"), msgs, &n_msgs) ||
-            strcmp(msgs[0].role, "wizard") == 0)
-            continue;
-        if (chat_text(c, msgs, n_msgs, &o, &text, NULL, &err))
-            fail_msg("%s: %s", model, err.text);
-        assert_string_equal(text.data, yyjson_get_str(yyjson_arr_get(one, 1)));
+        if (speak(&s, yyjson_arr_get(contexts, yyjson_get_uint(yyjson_arr_get(one, 0)))) &&
+            (!s.o.tools || chat_template_tools(c))) {
+            if (chat_text(c, s.msgs, s.n, &s.o, &text, NULL, &err))
+                fail_msg("%s: %s", model, err.text);
+            assert_string_equal(text.data, yyjson_get_str(yyjson_arr_get(one, 1)));
+            done++;
+            with_tools += s.o.tools != NULL;
+        }
         text_buf_free(&text);
-        done++;
+        hush(&s);
     }
-    print_message("%s: %zu conversations\n", model, done);
-    assert_true(done > 20);
+    print_message("%s: %zu conversations, %zu with tools\n", model, done, with_tools);
+    assert_true(done > 20 && (with_tools >= 10 || !chat_template_tools(c)));
+    assert_int_equal(chat_template_tools(c), strcmp(model, MODEL_SMALL) != 0);
     chat_template_free(c);
     tokenizer_free(t);
     gguf_close(g);
@@ -638,6 +786,7 @@ int main(void)
         cmocka_unit_test(turns_continue_the_text),
         cmocka_unit_test(blanks_go_where_the_family_says),
         cmocka_unit_test(impossible_talks_are_refused),
+        cmocka_unit_test(tools_and_variables),
         cmocka_unit_test(names_lead_back),
         cmocka_unit_test(templates_are_recognised_or_refused),
         cmocka_unit_test(messages_cannot_forge_turns),
