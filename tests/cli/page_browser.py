@@ -102,7 +102,7 @@ def comparing(b):
     check("the comparison", "the same text, token for token" in words and "40 tokens in" in words, words)
     b.wait("return !document.querySelector('#versus').hidden")
     check("both runs are drawn", pixels(b, "versus") > 5000)
-    b.js("document.querySelector('#fig-versus').scrollIntoView()")
+    b.js("document.querySelector('#live').scrollTop = 0")
     b.shot(f"{shots}/versus.png")
     b.click("#compare")
     quiet(b, "comparing")
@@ -202,9 +202,11 @@ def replay(b):
     b.js("document.querySelector('#seek').value = 0; document.querySelector('#seek').dispatchEvent(new Event('input'))")
     b.wait("return document.querySelector('#f-rate').textContent === '–'")
     with tempfile.TemporaryDirectory() as folder:
-        for name, text in {"cut.json": open(trace).read()[:-30000], "none.json": "hello", "odd.json": '[{"ph":"X","tid":1,"ts":1e400,"dur":-5},{"ph":"X","tid":9999999,"ts":1,"dur":1},7,null,'
+        for name, text in {"cut.json": open(trace).read()[:-30000], "none.json": "hello", "odd.json": '[{"ph":"X","tid":1,"ts":1e400,"dur":-5},{"ph":"X","tid":9999999,"ts":1,"dur":1},7,null,{"ph":"X","tid":2,"ts":1e22,"dur":1},'
                            '{"ph":"i","cat":"submit","ts":1,"args":{"request":1,"root":5,"sent":[[5,9,1,"x"],[1e99,1,1,1,"<img src=x onerror=window.pwned=9>"]]}},'
-                           '{"ph":"X","tid":1,"ts":1,"dur":1000,"name":"batch","args":{"rows":3,"of":[[1,[5,6,7]]]}}]'}.items():
+                           '{"ph":"X","tid":1,"ts":1,"dur":1000,"name":"batch","args":{"rows":3,"of":[[1,[5,6,7]]]}},'
+                           '{"ph":"X","tid":2,"ts":1,"dur":1000,"name":"batch","args":{"rows":2000000000,"of":7}},'
+                           '{"ph":"i","cat":"advance","name":"miss","ts":2,"args":{"request":1,"node":5,"text":{"a":1}}}]'}.items():
             path = os.path.join(folder, name)
             with open(path, "w") as f:
                 f.write(text)

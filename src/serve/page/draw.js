@@ -2,7 +2,7 @@
 const NAMES = ["ink", "soft", "line", "back", "card", "well", "accent", "alive", "chosen", "dead", "late", "miss", "prompt", "draft"];
 export const color = {};
 export const still = () => matchMedia("(prefers-reduced-motion: reduce)").matches;
-export const GLYPH = { hit: "✓", "late hit": "◐", miss: "✕", last: "■" };
+export const GLYPH = { hit: "✓", "late hit": "◐", miss: "✕", last: "■", plain: "•" };
 export const FONT = "ui-sans-serif, system-ui, 'Segoe UI', Roboto, 'Liberation Sans', sans-serif";
 
 export function readColors() {
@@ -11,7 +11,7 @@ export function readColors() {
   hatch = null;
 }
 
-export const verdictColor = v => (v === "hit" ? color.chosen : v === "late hit" ? color.late : v === "miss" ? color.miss : color.soft);
+export const verdictColor = v => (v === "hit" ? color.chosen : v === "late hit" ? color.late : v === "miss" ? color.miss : v === "plain" ? color.accent : color.soft);
 
 /* The canvas at the screen's resolution, empty; { g, w, h } in CSS pixels. */
 export function begin(canvas) {
@@ -66,8 +66,10 @@ export function fit(g, text, room) {
   const id = g.font + room + text;
   let out = widths.get(id);
   if (out !== undefined) return out;
+  const all = [...text];
+  let n = all.length;
   out = text;
-  while (out && g.measureText(out).width > room) out = [...out].slice(0, out.endsWith("…") ? -2 : -1).join("") + "…";
+  while (n > 0 && g.measureText(out).width > room) out = all.slice(0, --n).join("") + (n ? "…" : "");
   if (widths.size > 4000) widths.clear();
   widths.set(id, out);
   return out;

@@ -166,7 +166,7 @@ export class Live {
     $("seek").oninput = () => { this.play(false); this.go(this.shown.first + $("seek").value / 1000 * (this.shown.newest - this.shown.first)); };
     $("now").onclick = () => this.now();
     $("compare").checked = !!this.store.settings.compare;
-    $("compare").onchange = () => { this.store.settings.compare = $("compare").checked; this.store.saveSettings(); this.watch(); };
+    $("compare").onchange = () => { if (!$("compare").checked) $("fig-versus").hidden = true; this.store.settings.compare = $("compare").checked; this.store.saveSettings(); this.watch(); };
     $("open").onchange = async () => { const file = $("open").files[0]; $("open").value = ""; if (file) this.load(file.name, await file.text()); };
     $("save").onclick = () => this.save();
     addEventListener("keydown", e => {
@@ -270,6 +270,8 @@ export class Live {
     const n = timings.predicted_n;
     this.live.seek(this.live.newest);
     const first = this.run("With predictions", text);
+    this.pair = null;
+    this.redrawVersus();
     $("fig-versus").hidden = false;
     $("versus-words").textContent = "Now without predictions ...";
     let plain = "", times = null;

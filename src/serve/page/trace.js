@@ -1,5 +1,6 @@
 /* What happens in a pipeline, from trace events (src/host/trace_json.h), whether they come live or from a file. Times are
  * milliseconds of the run's clock. seek(t) makes nodes what they were at t; spans are what they are. */
+const LATEST = 1e12, ROWS_MOST = 1024; /* beyond these nothing is believed */
 const SPANS_MOST = 6000, RAW_MOST = 60000, NODES_MOST = 40000;
 
 class Request {
@@ -55,11 +56,12 @@ export class Pipeline {
   seen(t) { if (Number.isFinite(t)) { this.first = Math.min(this.first, t); this.newest = Math.max(this.newest, t); } }
   span(e) {
     const t = e.ts / 1000, d = e.dur / 1000, a = e.args || {};
-    if (!Number.isFinite(t) || !Number.isFinite(d) || e.tid < 0 || e.tid > 129) return;
+    if (!(Math.abs(t) < LATEST) || !(d >= 0 && d < LATEST) || !Number.isInteger(e.tid) || e.tid < 0 || e.tid > 129) return;
     const list = this.tracks.get(e.tid) || this.tracks.set(e.tid, []).get(e.tid);
     const of = [];
-    for (const [request, nodes] of Array.isArray(a.of) ? a.of : []) for (const id of nodes) of.push({ request, id });
-    const s = { t, end: t + d, kind: e.name, rows: a.rows | 0, live: a.rows_live | 0, of, prompt: a.prompt | 0 };
+    for (const part of Array.isArray(a.of) ? a.of : []) if (Array.isArray(part?.[1])) for (const id of part[1].slice(0, ROWS_MOST - of.length)) of.push({ request: part[0], id });
+    const count = x => Math.max(0, Math.min(ROWS_MOST, x | 0));
+    const s = { t, end: t + d, kind: e.name, rows: count(a.rows), live: count(a.rows_live), of, prompt: count(a.prompt) };
     let i = list.length; /* nearly always the last */
     while (i > 0 && list[i - 1].t > t) i--;
     list.splice(i, 0, s);
@@ -69,7 +71,7 @@ export class Pipeline {
   }
   mark(e) {
     const m = { t: e.ts / 1000, cat: e.cat, verdict: e.name, ...e.args };
-    if (!Number.isFinite(m.t)) return;
+    if (!(Math.abs(m.t) < LATEST)) return;
     this.marks.push(m);
     this.seen(m.t);
   }
@@ -93,28 +95,30 @@ export class Pipeline {
     return r;
   }
   apply(m) {
-    if (m.request === undefined) { if (m.cat === "advance") this.tokens.push({ t: m.t, verdict: m.verdict, text: m.text ?? "", request: 0 }); return; }
+    if (m.request === undefined) { if (m.cat === "advance") this.tokens.push({ t: m.t, verdict: m.verdict, text: String(m.text ?? ""), request: 0 }); return; }
     const r = this.request(m.request);
     this.current = r;
     if (m.cat === "submit") this.submit(r, m); else this.advance(r, m);
     if (r.nodes.size > NODES_MOST) for (const [id, n] of r.nodes) { if (n.state === "dead") r.nodes.delete(id); if (r.nodes.size < NODES_MOST / 2) break; }
   }
   submit(r, m) {
-    const sent = (m.sent || []).slice().sort((a, b) => a[0] - b[0]); /* parents first */
+    const sent = (Array.isArray(m.sent) ? m.sent : []).filter(Array.isArray).slice(0, ROWS_MOST).sort((a, b) => a[0] - b[0]); /* parents first */
     r.born ||= m.t;
     r.known = m.nodes;
+    r.predicts ||= m.rows > 1;
     for (const [id, parent, , logp, text] of sent) {
       const old = r.nodes.get(id);
       if (old) { old.sent = true; continue; }
-      const n = r.node(id, parent, text ?? "", Math.exp(logp), m.t);
+      const n = r.node(id, parent, String(text ?? ""), Math.min(1, Math.exp(logp)) || 0, m.t);
       n.sent = true;
       if (id === m.root && !r.root) { n.state = "chosen"; r.root = n; r.path.push(n); }
     }
   }
   advance(r, m) {
+    if (m.verdict === "miss" && !r.predicts) m = { ...m, verdict: "plain" }; /* nobody had guessed */
     const old = r.root;
     let n = r.nodes.get(m.node);
-    if (!n) { n = r.node(m.node, old?.id, m.text ?? "", m.verdict === "miss" ? 0.001 : 0.05, m.t); n.sent = false; }
+    if (!n) { n = r.node(m.node, old?.id, String(m.text ?? ""), m.verdict === "miss" ? 0.001 : 0.05, m.t); n.sent = false; }
     for (const k of old ? old.kids : []) if (k !== n) this.kill(k, m.t);
     n.state = "chosen";
     n.verdict = m.verdict;
@@ -191,7 +195,7 @@ export class Pipeline {
     const run = last ? mine.filter(x => x.request === last.request) : [];
     const gaps = run.slice(1).map((x, i) => x.t - run[i].t).slice(-20).sort((a, b) => a - b);
     const span = run.length > 1 ? run.at(-1).t - run[0].t : 0, each = span ? span / (run.length - 1) : 0;
-    const told = run.filter(x => x.verdict !== "last"), hits = told.filter(x => x.verdict === "hit").length;
+    const told = run.filter(x => x.verdict !== "last" && x.verdict !== "plain"), hits = told.filter(x => x.verdict === "hit").length;
     return { busy: busy.reduce((a, b) => a + b, 0), step, each, between: gaps.length ? gaps[gaps.length >> 1] : 0, rate: each ? 1000 / each : 0, steps: each && step ? step / each : 0,
       hits: told.length ? hits / told.length : NaN, times: each && alone ? alone / each : 0, ...this.depths(this.current) };
   }

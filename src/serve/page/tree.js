@@ -1,7 +1,11 @@
 /* The prediction tree: from the newest chosen token to the right, the likeliest line on top. Nodes glide to their places. */
 import { begin, box, color, fit, FONT, GLYPH, still, verdictColor, visible } from "./draw.js";
 
-const LINE = 25, HIGH = 19, FADE = 450;
+const LINE = 25, HIGH = 19, FADE = 450, GAP = 15, PERCENT = 25, WIDEST = 118, COLUMNS = 24;
+
+const percent = n => (n.state !== "alive" || n.p >= 0.995 ? "" : n.p < 0.01 ? "<1%" : Math.round(n.p * 100) + "%");
+/* A token's own text; the blank that words begin with is left out. */
+const words = n => (n.state === "chosen" && n.verdict ? GLYPH[n.verdict] + " " : "") + visible(n.text.replace(/^ (?=\S)/, ""));
 
 export class TreeView {
   constructor(canvas) { this.canvas = canvas; this.shown = new Map(); this.boxes = []; this.pick = null; this.last = 0; }
@@ -38,14 +42,14 @@ export class TreeView {
     this.last = now;
     this.boxes.length = 0;
     if (!r?.root) { this.shown.clear(); this.empty(g, w, h); return false; }
-    const step = Math.max(62, Math.min(92, w / 12)), wide = step - 12, back = w < 500 ? 1 : 3, left = 14 + back * step;
-    const places = this.layout(r, Math.floor((w - left - wide) / step), Math.max(3, Math.floor((h - 20) / LINE)), back);
+    const places = this.layout(r, COLUMNS, Math.max(3, Math.floor((h - 20) / LINE)), w < 500 ? 1 : 3), at = this.columns(g, places, w);
     const glide = still() ? 1 : 1 - Math.exp(-dt / 90);
     let moving = false;
     for (const [n, place] of places) {
-      const x = left + place.col * step, y = 14 + place.row * LINE;
+      const x = at.get(place.col), y = 14 + place.row * LINE;
       let s = this.shown.get(n);
-      if (!s) { const up = this.shown.get(n.up); s = { x: up && !still() ? up.x + step * 0.4 : x, y: up && !still() ? up.y : y, a: still() ? 1 : 0 }; this.shown.set(n, s); }
+      if (!s) { const up = this.shown.get(n.up); s = { x: up && !still() ? up.x + 24 : x, y: up && !still() ? up.y : y, a: still() ? 1 : 0 }; this.shown.set(n, s); }
+      s.w = place.wide;
       s.x += (x - s.x) * glide;
       s.y += (y - s.y) * glide;
       s.a = Math.min(1, s.a + dt / 160);
@@ -54,10 +58,24 @@ export class TreeView {
     }
     for (const [n, s] of this.shown)
       if (!places.has(n)) { s.gone = (s.gone || 0) + dt; s.y += n.state === "dead" ? dt * 0.012 : 0; s.x -= n.state === "chosen" ? dt * 0.2 : 0; if (s.gone > FADE || still()) this.shown.delete(n); else moving = true; }
-    for (const [n, s] of this.shown) this.edge(g, n, s, wide, r);
-    for (const [n, s] of this.shown) this.node(g, n, s, wide, r);
+    for (const [n, s] of this.shown) this.edge(g, n, s, r);
+    for (const [n, s] of this.shown) this.node(g, n, s, r);
     this.more(g, w, h);
     return moving;
+  }
+
+  /* Where each column begins; each is as wide as its widest token. What does not fit is left out. */
+  columns(g, places, w) {
+    const widths = new Map(), at = new Map();
+    g.font = `600 11.5px ${FONT}`;
+    for (const [n, place] of places) {
+      place.wide = Math.min(WIDEST, Math.ceil(g.measureText(words(n)).width) + 12 + (percent(n) ? PERCENT : 0));
+      widths.set(place.col, Math.max(widths.get(place.col) ?? 0, place.wide));
+    }
+    let x = 12;
+    for (const col of [...widths.keys()].sort((a, b) => a - b)) { at.set(col, x); x += widths.get(col) + GAP; }
+    for (const [n, place] of places) if (place.col > 0 && at.get(place.col) + place.wide > w - 4) { places.delete(n); this.hidden++; }
+    return at;
   }
 
   empty(g, w, h) {
@@ -67,10 +85,10 @@ export class TreeView {
     g.fillText("The tree of guesses grows here.", w / 2, h / 2);
   }
   alpha(s) { return s.a * (s.gone ? Math.max(0, 1 - s.gone / FADE) : 1); }
-  edge(g, n, s, wide, r) {
+  edge(g, n, s, r) {
     const up = this.shown.get(n.up);
     if (!up) return;
-    const x0 = up.x + wide, x1 = s.x, chosen = n.state === "chosen", share = Math.sqrt(Math.min(1, n.q / (r.root.q || 1)));
+    const x0 = up.x + up.w, x1 = s.x, chosen = n.state === "chosen", share = Math.sqrt(Math.min(1, n.q / (r.root.q || 1)));
     g.globalAlpha = this.alpha(s);
     g.strokeStyle = chosen ? verdictColor(n.verdict || "hit") : n.state === "dead" ? color.dead : color.alive;
     g.lineWidth = chosen ? 4 : 0.8 + 2.2 * share;
@@ -83,8 +101,8 @@ export class TreeView {
     g.setLineDash([]);
     g.globalAlpha = 1;
   }
-  node(g, n, s, wide, r) {
-    const chosen = n.state === "chosen", root = n === r.root, dead = n.state === "dead";
+  node(g, n, s, r) {
+    const wide = s.w, chosen = n.state === "chosen", root = n === r.root, dead = n.state === "dead";
     g.globalAlpha = this.alpha(s);
     box(g, s.x, s.y, wide, HIGH, 5);
     g.fillStyle = chosen ? verdictColor(n.verdict || "hit") : color.card;
@@ -98,8 +116,8 @@ export class TreeView {
     g.textAlign = "left";
     g.font = `${chosen ? 600 : 400} 11.5px ${FONT}`;
     g.fillStyle = n.verdict === "miss" ? color.miss : chosen ? color.card : dead ? color.soft : color.ink;
-    const glyph = chosen && n.verdict ? GLYPH[n.verdict] + " " : "", label = chosen || dead || n.p >= 0.995 ? "" : n.p < 0.01 ? "<1%" : Math.round(n.p * 100) + "%";
-    g.fillText(fit(g, glyph + visible(n.text), wide - 9 - (label ? 22 : 0)), s.x + 5, s.y + HIGH / 2 + 0.5);
+    const label = percent(n);
+    g.fillText(fit(g, words(n), wide - 9 - (label ? PERCENT - 3 : 0)), s.x + 6, s.y + HIGH / 2 + 0.5);
     if (label) { g.font = `9.5px ${FONT}`; g.fillStyle = color.soft; g.textAlign = "right"; g.fillText(label, s.x + wide - 4, s.y + HIGH / 2 + 0.5); }
     g.globalAlpha = 1;
     if (!s.gone) this.boxes.push({ x: s.x, y: s.y, w: wide, h: HIGH, node: n });
