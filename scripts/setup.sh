@@ -1,5 +1,5 @@
 #!/bin/bash
-# setup.sh GROUP...: install what is missing for the groups base, models, clients, browser, tidy, fuzz, arm. Quick when nothing is.
+# setup.sh GROUP...: install what is missing for the groups base, models, clients, browser, tidy, fuzz, arm, gpu. Quick when nothing is.
 #
 # Each need is checked by what it gives (a program, a pkg-config name, a header), so libraries that were built by
 # hand or come from another distribution count. Debian 12 and 13 as root (or with a sudo that doesn't ask) are
@@ -47,6 +47,8 @@ fuzz|cmd:clang|clang|clang
 fuzz|run:scripts/has-libfuzzer.sh|@libfuzzer|clang's sanitizer and libFuzzer runtimes
 arm|cmd:aarch64-linux-gnu-gcc|gcc-aarch64-linux-gnu|C compiler for AArch64
 arm|file:/usr/aarch64-linux-gnu/include/stdio.h|libc6-dev-arm64-cross|C library for AArch64
+gpu|run:ls /usr/lib/*/ggml/backends*/libggml-vulkan.so|@ggml-vulkan|ggml's Vulkan backend
+gpu|run:ls /usr/share/vulkan/icd.d/lvp_icd*.json|mesa-vulkan-drivers|Mesa's lavapipe: Vulkan on the CPU
 arm|cmd:qemu-aarch64|qemu-user|qemu-user: runs programs for AArch64
 TABLE
 }
@@ -175,6 +177,10 @@ install_special() {
             suites+=(trixie-backports)
             packages+=(libggml-dev/trixie-backports libggml0/trixie-backports)
             ;;
+        *:@ggml-vulkan)
+            suites+=(trixie-backports)
+            packages+=(libggml0-backend-vulkan/trixie-backports)
+            ;;
         bookworm:@yyjson) packages+=(libyyjson-dev/trixie libyyjson0/trixie) ;;
         trixie:@yyjson) packages+=(libyyjson-dev) ;;
         esac
@@ -189,8 +195,8 @@ install_special() {
 groups=("${@:-base}")
 for group in "${groups[@]}"; do
     case $group in
-    base | models | clients | browser | tidy | fuzz | arm) ;;
-    *) die "setup: no group '$group' (base, models, clients, browser, tidy, fuzz, arm)" ;;
+    base | models | clients | browser | tidy | fuzz | arm | gpu) ;;
+    *) die "setup: no group '$group' (base, models, clients, browser, tidy, fuzz, arm, gpu)" ;;
     esac
 done
 collect "${groups[@]}"

@@ -196,6 +196,7 @@ struct test_model_options {
     int n_ctx;                                              /* [2048] positions trained for */
     enum ggml_type type;         /* of the matrices [f32]; where a row is no multiple of its block, f16 */
     uint64_t seed;               /* of the weights */
+    int repeat;                  /* [never] rows of a matrix repeat after so many: large models in seconds */
     bool tied;                   /* no output.weight */
     bool bias;                   /* q, k, v biases (llama: also attention output and ffn) */
     bool fused;                  /* attn_qkv in place of attn_q, attn_k, attn_v: the same numbers */
@@ -320,7 +321,8 @@ struct test_model_writer {
 static inline void *tm_numbers(const struct test_model_options *o, const char *name, int64_t ne0, int64_t ne1,
                                float scale, float mean, enum ggml_type *type, size_t *bytes)
 {
-    int64_t rows = ne1 ? ne1 : 1, n = ne0 * rows;
+    const int64_t rows = ne1 ? ne1 : 1, own = o->repeat ? PD_MIN(rows, (int64_t)o->repeat) : rows;
+    const int64_t n = ne0 * own;
     uint64_t id = hash_bytes(o->seed, name, strlen(name));
     float *v = mem_new((size_t)n, sizeof *v);
     for (int64_t i = 0; i < n; i++) {
@@ -332,12 +334,15 @@ static inline void *tm_numbers(const struct test_model_options *o, const char *n
     *type = ne1 ? o->type : GGML_TYPE_F32;
     if (ne0 % ggml_blck_size(*type))
         *type = GGML_TYPE_F16;
-    *bytes = ggml_row_size(*type, ne0) * (size_t)rows;
+    const size_t row = ggml_row_size(*type, ne0), made = row * (size_t)own;
+    *bytes = row * (size_t)rows;
     void *data = mem_new(*bytes, 1);
     if (*type == GGML_TYPE_F32)
-        memcpy(data, v, *bytes);
+        memcpy(data, v, made);
     else
-        PD_ASSERT(ggml_quantize_chunk(*type, v, data, 0, rows, ne0, NULL) == *bytes);
+        PD_ASSERT(ggml_quantize_chunk(*type, v, data, 0, own, ne0, NULL) == made);
+    for (size_t at = made; at < *bytes; at += made)
+        memcpy((char *)data + at, data, PD_MIN(made, *bytes - at));
     free(v);
     return data;
 }

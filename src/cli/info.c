@@ -43,6 +43,7 @@ struct facts {
 };
 
 enum { KEY_STAGES = CLI_KEY_OWN, KEY_JSON };
+enum { INFO_CTX = 4096 };
 
 static const struct argp_option options[] = {
     {"stages", KEY_STAGES, "N", 0, "show how the layers would be cut into N stages", 0},
@@ -271,6 +272,25 @@ static void print_cut(const struct facts *f)
            (double)largest * f->stages / (double)all);
 }
 
+/* Layers that fit each device beside the CPU, at a usual context. */
+static int device_layers(const struct facts *f, const struct device *d)
+{
+    uint64_t unused, total;
+    const int ctx = PD_MIN(f->model.ctx_train > 0 ? f->model.ctx_train : INFO_CTX, INFO_CTX);
+    device_memory(d, &unused, &total);
+    return place_layers(
+        &(struct place_need){.target = &f->model, .ctx = ctx, .tree_rows = 1024, .batch_rows = 64},
+        (double)unused);
+}
+
+static void print_devices(const struct facts *f)
+{
+    for (int i = 0; i < device_count(); i++)
+        if (!device_at(i)->host)
+            printf("%s%-15s room for %d of %d layers (%s)\n", i == 1 ? "\n" : "", device_at(i)->name,
+                   device_layers(f, device_at(i)), f->model.n_layer, device_at(i)->description);
+}
+
 /* ---- as JSON ---- */
 
 static void json_model(yyjson_mut_doc *d, yyjson_mut_val *o, struct facts *f)
@@ -335,6 +355,14 @@ static void json_lists(yyjson_mut_doc *d, yyjson_mut_val *o, const struct facts 
     yyjson_mut_obj_add_uint(d, t, "tokens", f->tokens);
     yyjson_mut_obj_add_uint(d, t, "merges", f->merges);
     json_str_or_null(d, o, "chat_template", f->template);
+    yyjson_mut_val *devices = yyjson_mut_obj_add_arr(d, o, "devices");
+    for (int i = 0; i < device_count(); i++) {
+        if (device_at(i)->host)
+            continue;
+        yyjson_mut_val *e = yyjson_mut_arr_add_obj(d, devices);
+        yyjson_mut_obj_add_str(d, e, "name", device_at(i)->name);
+        yyjson_mut_obj_add_int(d, e, "layers_fit", device_layers(f, device_at(i)));
+    }
     if (!f->stages)
         return;
     yyjson_mut_val *stages = yyjson_mut_obj_add_arr(d, o, "stages");
@@ -374,6 +402,7 @@ static enum pd_status report(const struct info_args *a, struct facts *f, struct 
     print_types(f);
     print_kernels(f);
     print_layers(f);
+    print_devices(f);
     if (f->stages)
         print_cut(f);
     return PD_OK;

@@ -216,8 +216,7 @@ static bool loaded_here(const struct place_need *n, int stage)
     return n->only_role == COMPUTE_ALL || n->only_role == role_stage(stage);
 }
 
-/* Layers of the target that would fit beside what else there is. */
-static int layers_fit(const struct place_need *n, double room)
+int place_layers(const struct place_need *n, double room)
 {
     const double slots = n->ctx + n->tree_rows;
     int layers = 0;
@@ -238,7 +237,7 @@ static enum pd_status too_little(const struct place_need *n, const struct device
         "%s has %.2f GB free, %.2f GB are needed (weights %.2f, K/V %.2f, batches %.2f): %d of %d "
         "layers would fit; cut over more devices, or give a smaller --ctx",
         d->name, room * 1e-9, (b->weights + b->kv + b->work) * 1e-9, b->weights * 1e-9, b->kv * 1e-9,
-        b->work * 1e-9, layers_fit(n, room), n->target->n_layer);
+        b->work * 1e-9, place_layers(n, room), n->target->n_layer);
 }
 
 enum pd_status place_check(const struct placement *p, const struct place_need *n, struct pd_error *err)

@@ -49,4 +49,7 @@ struct place_bytes {
 };
 struct place_bytes place_bytes(const struct place_need *n, int stage); /* n_stages: the draft */
 
+/* The target's layers, from the first on, that fit so many bytes beside what a batch needs; the head is not counted. */
+int place_layers(const struct place_need *n, double room);
+
 #endif

@@ -320,6 +320,11 @@ static enum pd_status make_driver(struct pd_engine *e, const struct engine_hooks
     enum pd_status status = open_observers(e, &d.observer, err);
     if (status)
         return status;
+    if (have_draft && e->mode != PD_MODE_PP && !e->have_profile && !hooks->make_driver &&
+        engine_measure(&e->compute, e->rows_ns)) {
+        d.drafter.cost_ns = e->rows_ns;
+        d.drafter.cost_n = BATCH_ROWS;
+    }
     if (hooks->make_driver)
         status = hooks->make_driver(hooks->user, &e->driver, &d, &e->compute, err);
     else

@@ -42,6 +42,7 @@ struct pd_engine {
     struct driver *driver;
     struct profile profile;
     bool have_profile;
+    double rows_ns[BATCH_ROWS]; /* the drafter's cost_ns, where it is measured */
     enum pd_mode mode;
     int n_stages, ctx;
     int32_t end_tokens[END_TOKENS_MAX];
@@ -142,5 +143,9 @@ enum pd_status loop_add(struct pd_engine *e, struct pd_stream *s, struct pd_erro
 /* Out of the line, if it still waits there. */
 bool loop_remove(struct pd_engine *e, struct pd_stream *s);
 void loop_wake(struct pd_engine *e);
+
+/* Time of a step with i + 1 rows into rows_ns [BATCH_ROWS], where every stage has a device of its own. The K/V is as
+ * before. false: not known (a stage shares the processors, or failed). Before the driver starts. */
+bool engine_measure(const struct compute *c, double *rows_ns);
 
 #endif

@@ -10,6 +10,7 @@
 enum { DEVICES_MAX = 32 };
 
 static struct device devices[DEVICES_MAX];
+static pthread_mutex_t locks[DEVICES_MAX];
 static int n_devices;
 
 static const struct device *find(const char *name)
@@ -42,6 +43,12 @@ static void add(ggml_backend_dev_t dev, enum device_kind kind)
 /* The CPU first; what merely helps it (BLAS) is no device to hold a stage. */
 static void find_once(void)
 {
+    pthread_mutexattr_t again; /* by the thread that is in */
+    pthread_mutexattr_init(&again);
+    pthread_mutexattr_settype(&again, PTHREAD_MUTEX_RECURSIVE);
+    for (int i = 0; i < DEVICES_MAX; i++)
+        pthread_mutex_init(&locks[i], &again);
+    pthread_mutexattr_destroy(&again);
     model_init_process();
     for (int pass = 0; pass < 2; pass++)
         for (size_t i = 0; i < ggml_backend_dev_count() && n_devices < DEVICES_MAX; i++) {
@@ -54,6 +61,23 @@ static void find_once(void)
             else if (pass == 1 && type == GGML_BACKEND_DEVICE_TYPE_IGPU)
                 add(dev, DEVICE_IGPU);
         }
+}
+
+static pthread_mutex_t *lock_of(const struct device *d)
+{
+    return d->host ? NULL : &locks[d - devices];
+}
+
+void device_enter(const struct device *d)
+{
+    if (lock_of(d))
+        pthread_mutex_lock(lock_of(d));
+}
+
+void device_leave(const struct device *d)
+{
+    if (lock_of(d))
+        pthread_mutex_unlock(lock_of(d));
 }
 
 int device_count(void)

@@ -20,6 +20,8 @@ int graph_rows(const struct model *m, int n)
     static const int few[] = {1, 2, 4, 8, 16, 24, 32, 48, 64};
     if (m->device->host)
         return n;
+    if (m->o.one_shape)
+        return m->o.batch_rows;
     for (size_t i = 0; i < PD_COUNT(few); i++)
         if (n <= few[i])
             return PD_MIN(few[i], m->o.batch_rows);
@@ -43,7 +45,7 @@ int graph_slots(const struct model *m)
 
 int graph_span(const struct kv *kv)
 {
-    return PD_MIN(span_of(kv->model, kv->top), kv->n_slots);
+    return kv->model->o.one_shape ? kv->n_slots : PD_MIN(span_of(kv->model, kv->top), kv->n_slots);
 }
 
 /* ---- graphs and their memory ---- */

@@ -236,7 +236,6 @@ static enum pd_status load(struct model *m, const struct gguf *g, struct pd_erro
     enum pd_status status = model_describe(&m->info, g, &m->arena, err);
     if (status || (status = arch_read(&m->p, g, err)) || (status = check_options(&m->o, &m->info, err)))
         return status;
-    m->device = m->o.device ? m->o.device : device_cpu();
     if (!m->o.no_pack && (!m->device || m->device->host) && (status = model_kernels(&m->own.kernel, err)))
         return status;
     if ((status = backend_new(&m->exact, m->device, m->o.threads, m->own.kernel || !m->o.fast, err)))
@@ -257,7 +256,12 @@ enum pd_status model_load(struct model **out, const struct gguf *g, const struct
     struct model *m = mem_new(1, sizeof *m);
     m->o = *o;
     m->file = g;
+    m->device = m->o.device ? m->o.device : device_cpu();
+    if (m->device)
+        device_enter(m->device);
     enum pd_status status = load(m, g, err);
+    if (m->device)
+        device_leave(m->device);
     if (status) {
         model_free(m);
         return status;
@@ -270,6 +274,8 @@ void model_free(struct model *m)
 {
     if (!m)
         return;
+    if (m->device)
+        device_enter(m->device);
     exact_free(m);
     graphs_free(&m->run);
     graphs_free(&m->head);
@@ -282,6 +288,8 @@ void model_free(struct model *m)
         ggml_free(m->weights);
     backend_free(&m->exact);
     backend_free(&m->quick);
+    if (m->device)
+        device_leave(m->device);
     free(m->buffers);
     free(m->copies);
     free(m->layers);
@@ -433,11 +441,8 @@ static enum pd_status check_files(const struct model *m, struct pd_error *err)
     return status;
 }
 
-/* From hidden to m->out. */
-static enum pd_status compute(struct model *m, const struct batch *b, struct pd_error *err)
+static enum pd_status compute_graph(struct model *m, const struct batch *b, struct pd_error *err)
 {
-    if (m->own.kernel)
-        return exact_run(m, b, err);
     const struct model_span *span = b->spans;
     struct graph *g;
     PD_ASSERT(b->n_spans == 1);
@@ -449,6 +454,17 @@ static enum pd_status compute(struct model *m, const struct batch *b, struct pd_
     upload_inputs(m, b, g);
     bool quick = m->quick.ggml && span->kind == MODEL_PREFILL && b->n == m->o.chunk_rows;
     return finish_graph(m, quick ? &m->quick : &m->exact, g, b->n, &m->out, err);
+}
+
+/* From hidden to m->out. */
+static enum pd_status compute(struct model *m, const struct batch *b, struct pd_error *err)
+{
+    if (m->own.kernel)
+        return exact_run(m, b, err);
+    device_enter(m->device);
+    enum pd_status status = compute_graph(m, b, err);
+    device_leave(m->device);
+    return status;
 }
 
 static bool out_finite(const struct model *m, int n)
@@ -620,8 +636,10 @@ static enum pd_status ggml_head(struct model *m, const float *hidden, int n, flo
 enum pd_status model_head(struct model *m, const float *hidden, int n, float *logits, struct pd_error *err)
 {
     PD_ASSERT(m->o.head && n >= 1 && n <= m->o.batch_rows);
+    device_enter(m->device);
     enum pd_status status =
         m->own.kernel ? exact_head(m, hidden, n, logits, err) : ggml_head(m, hidden, n, logits, err);
+    device_leave(m->device);
     if (status || (status = check_files(m, err)))
         return status;
     if (!finite_all(logits, (size_t)m->p.n_vocab * (size_t)n))

@@ -66,6 +66,9 @@ struct model_options {
     bool no_pack; /* weights stay in the mapped file alone, and ggml computes: less memory, slower */
     /* With ggml's kernels: quicker ones, whose bits depend on the batch: for drafts. Copies weights where that pays. */
     bool fast;
+    /* On other devices than the CPU: every batch is padded to batch_rows, over all slots of the cache, so that a row meets
+     * the same kernels in any company. */
+    bool one_shape;
 };
 
 struct model;

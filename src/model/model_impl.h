@@ -36,6 +36,11 @@ enum {
     MODEL_ALIGN = 64     /* bytes; of each layer's K and V */
 };
 
+/* One thread at a time is in a device that is not the CPU, be it to load, to compute or to move K/V: stages on one card
+ * take turns. By the same thread this nests. */
+void device_enter(const struct device *d);
+void device_leave(const struct device *d);
+
 /* A queue of one device, in ggml's words a backend: what is started runs in order. `exact` turns on the reference
  * kernels of the CPU, where `threads` counts too. */
 struct backend {
@@ -266,7 +271,7 @@ struct rows {
     struct ggml_tensor **block;  /* [n_blocks] of [width, n_slots, planes], K and V of each layer by turns */
     int n_blocks, block_planes;  /* planes of a block; the last one has fewer */
     struct ggml_tensor **k, **v; /* [n_layer] of [width, n_slots] */
-    bool host;                   /* memory of the process: what moves moves at once */
+    const struct device *device;
     size_t row_bytes;
     int n_slots;
     struct pd_error error; /* of a move */

@@ -98,13 +98,15 @@ static enum pd_status make(struct rows **out, const struct model *m, int n_slots
                            struct pd_error *err)
 {
     struct rows *r = mem_new(1, sizeof *r);
-    r->host = m->device->host;
+    r->device = m->device;
     r->n_slots = n_slots;
     r->row_bytes = ggml_row_size(rows_type(m->o.kv_type), row_width(m));
     plan_blocks(r, m);
     enum pd_status status = make_headers(r, m, err);
+    device_enter(m->device);
     if (!status && with_memory)
         status = allocate(r, m, mem, err);
+    device_leave(m->device);
     if (status) {
         rows_free(r);
         return status;
@@ -129,10 +131,12 @@ void rows_free(struct rows *r)
 {
     if (!r)
         return;
+    device_enter(r->device);
     if (r->alloc)
         ggml_gallocr_free(r->alloc);
     if (r->buffer)
         ggml_backend_buffer_free(r->buffer);
+    device_leave(r->device);
     if (r->headers)
         ggml_free(r->headers);
     free(r->block);
@@ -237,12 +241,15 @@ enum pd_status rows_flush(struct rows *r, const struct backend *b, struct pd_err
 
 void rows_move(struct rows *r, const struct backend *b, int to, int from)
 {
-    if (r->host) {
+    if (r->device->host) {
         move_now(r, to, from);
         return;
     }
-    if (r->n_moves == MOVES_MAX)
+    if (r->n_moves == MOVES_MAX) {
+        device_enter(b->device);
         rows_flush(r, b, &r->error);
+        device_leave(b->device);
+    }
     note_move(r, to, from);
 }
 
@@ -291,8 +298,12 @@ void rows_copy(struct rows *to, struct rows *from, const struct backend *b, int 
     to->n_moves = 0;
     if (n == 0)
         return;
-    if (to->host)
+    if (to->device->host) {
         copy_now(to, from, n);
-    else if (!rows_flush(from, b, &to->error))
+        return;
+    }
+    device_enter(b->device);
+    if (!rows_flush(from, b, &to->error))
         copy_planes(to, from, b, n, &to->error);
+    device_leave(b->device);
 }

@@ -63,6 +63,11 @@ static void describe_ggml(char *out, size_t room)
 void model_kernels_used(const struct model *m, struct kernels_used *out)
 {
     *out = (struct kernels_used){0};
+    if (!m->device->host) {
+        snprintf(out->ggml, sizeof out->ggml, "%s %s on %s", ggml_version(), m->device->backend,
+                 m->device->description);
+        return;
+    }
     if (m->own.kernel) {
         out->own = MODEL_DEFINITION;
         snprintf(out->variant, sizeof out->variant, "%s", kernel_name(kernel_variant_of(m->own.kernel)));
