@@ -354,8 +354,13 @@ void pd_stream_reply(struct pd_stream *s, struct pd_reply *reply);
 void pd_stream_free(struct pd_stream *s);
 
 /* Tokens of a text (as in a prompt: control tokens by name count); *tokens is malloc'ed. */
-enum pd_status pd_tokenize(const struct pd_engine *e, const char *text, size_t size, bool bos,
-                           int32_t **tokens, size_t *n_tokens, struct pd_error *err);
+struct pd_text {
+    const char *text;
+    size_t size;
+    bool bos; /* begin with the BOS if the model wants one */
+};
+enum pd_status pd_tokenize(const struct pd_engine *e, const struct pd_text *text, int32_t **tokens,
+                           size_t *n_tokens, struct pd_error *err);
 
 #ifdef __cplusplus
 }

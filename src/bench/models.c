@@ -175,7 +175,7 @@ static enum pd_status make_prompt(struct bench *b, const struct question *q, int
     }
     out->count = 0;
     struct template_options o = {.generate = true};
-    enum pd_status s = chat_encode(b->tokenizer, b->chat, msgs, n, &o, out, err);
+    enum pd_status s = chat_encode(b->tokenizer, b->chat, &(struct chat_part){msgs, n, &o}, out, err);
     free(msgs);
     return s;
 }

@@ -450,12 +450,12 @@ void pd_engine_get_info(const struct pd_engine *e, struct pd_engine_info *out)
     memcpy(out, &all, all.struct_size);
 }
 
-enum pd_status pd_tokenize(const struct pd_engine *e, const char *text, size_t size, bool bos,
-                           int32_t **tokens, size_t *n_tokens, struct pd_error *err)
+enum pd_status pd_tokenize(const struct pd_engine *e, const struct pd_text *text, int32_t **tokens,
+                           size_t *n_tokens, struct pd_error *err)
 {
     struct token_list list = {0};
-    enum pd_status status =
-        tokenizer_encode(e->tokenizer, text, size, TOKENIZE_SPECIAL | (bos ? TOKENIZE_BOS : 0), &list, err);
+    enum pd_status status = tokenizer_encode(e->tokenizer, text->text, text->size,
+                                             TOKENIZE_SPECIAL | (text->bos ? TOKENIZE_BOS : 0), &list, err);
     if (status) {
         token_list_free(&list);
         return status;

@@ -144,11 +144,13 @@ static enum pd_status encode_messages(struct pd_engine *e, const struct pd_reque
     }
     pthread_mutex_unlock(&e->lock);
     if (!status)
-        status = chat_encode(e->tokenizer, e->chat, r->messages, r->n_messages, &o, out, err);
+        status =
+            chat_encode(e->tokenizer, e->chat, &(struct chat_part){r->messages, r->n_messages, &o}, out, err);
     if (status == PD_ERR_MISMATCH && o.from) { /* the template writes earlier turns anew */
         o = (struct template_options){.generate = true};
         out->count = 0;
-        status = chat_encode(e->tokenizer, e->chat, r->messages, r->n_messages, &o, out, err);
+        status =
+            chat_encode(e->tokenizer, e->chat, &(struct chat_part){r->messages, r->n_messages, &o}, out, err);
     }
     return status;
 }

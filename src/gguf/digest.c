@@ -61,32 +61,38 @@ size_t gguf_sample_stride(const struct gguf *g)
     return PD_MAX(bytes / SAMPLES, (size_t)LEAST_STRIDE);
 }
 
+struct hash_job { /* bytes [begin, begin + bytes) of a file */
+    struct hash h;
+    const struct gguf_part *part;
+    size_t begin, bytes;
+    size_t stride; /* 0: all of them */
+    uint64_t seed;
+};
+
 /* Windows of the data, one in each stretch of `stride` bytes. */
-static enum pd_status hash_samples(struct hash *h, const struct gguf_part *p, size_t begin, size_t bytes,
-                                   size_t stride, uint64_t seed, struct pd_error *err)
+static enum pd_status hash_samples(struct hash_job *j, struct pd_error *err)
 {
     unsigned char window[WINDOW_BYTES];
     enum pd_status status = PD_OK;
-    for (size_t at = 0; at < bytes && !status; at += stride) {
-        size_t stretch = PD_MIN(stride, bytes - at), size = PD_MIN(stretch, sizeof window);
-        size_t shift = (size_t)(seed % (stretch - size + 1));
-        status = read_at(p, begin + at + shift, window, size, err);
+    for (size_t at = 0; at < j->bytes && !status; at += j->stride) {
+        size_t stretch = PD_MIN(j->stride, j->bytes - at), size = PD_MIN(stretch, sizeof window);
+        size_t shift = (size_t)(j->seed % (stretch - size + 1));
+        status = read_at(j->part, j->begin + at + shift, window, size, err);
         if (!status)
-            hash_add(h, window, size);
+            hash_add(&j->h, window, size);
     }
     return status;
 }
 
-static enum pd_status hash_all(struct hash *h, const struct gguf_part *p, size_t begin, size_t bytes,
-                               struct pd_error *err)
+static enum pd_status hash_all(struct hash_job *j, struct pd_error *err)
 {
     unsigned char *chunk = mem_new(CHUNK_BYTES, 1);
     enum pd_status status = PD_OK;
-    for (size_t at = 0; at < bytes && !status; at += CHUNK_BYTES) {
-        size_t size = PD_MIN((size_t)CHUNK_BYTES, bytes - at);
-        status = read_at(p, begin + at, chunk, size, err);
+    for (size_t at = 0; at < j->bytes && !status; at += CHUNK_BYTES) {
+        size_t size = PD_MIN((size_t)CHUNK_BYTES, j->bytes - at);
+        status = read_at(j->part, j->begin + at, chunk, size, err);
         if (!status)
-            hash_add(h, chunk, size);
+            hash_add(&j->h, chunk, size);
     }
     free(chunk);
     return status;
@@ -96,10 +102,13 @@ enum pd_status gguf_tensor_digest(const struct gguf *g, const struct gguf_tensor
                                   uint64_t seed, uint64_t *out, struct pd_error *err)
 {
     const struct gguf_part *p = &g->parts[t->part];
-    struct hash h = {{1, 2, 3, 4}, 0};
-    size_t begin = (size_t)((const unsigned char *)t->data - p->data);
-    enum pd_status status = stride ? hash_samples(&h, p, begin, t->bytes, stride, seed, err)
-                                   : hash_all(&h, p, begin, t->bytes, err);
-    *out = hash_bytes(h.bytes, h.chain, sizeof h.chain);
+    struct hash_job j = {.h = {{1, 2, 3, 4}, 0},
+                         .part = p,
+                         .begin = (size_t)((const unsigned char *)t->data - p->data),
+                         .bytes = t->bytes,
+                         .stride = stride,
+                         .seed = seed};
+    enum pd_status status = stride ? hash_samples(&j, err) : hash_all(&j, err);
+    *out = hash_bytes(j.h.bytes, j.h.chain, sizeof j.h.chain);
     return status;
 }

@@ -84,8 +84,13 @@ void field_float(struct fields *f, const char *name, double min, double max, flo
 /* A text without NUL bytes, valid as long as the document. */
 void field_text(struct fields *f, const char *name, const char **out);
 /* Tokens of an array, each in [0, n_vocab); *out is the arena's. */
-void field_tokens(struct fields *f, const char *name, yyjson_val *array, int n_vocab, struct arena *a,
-                  const int32_t **out, size_t *n);
+struct field_list { /* of tokens */
+    const char *name;
+    yyjson_val *array;
+    int n_vocab;
+};
+void field_tokens(struct fields *f, const struct field_list *l, struct arena *a, const int32_t **out,
+                  size_t *n);
 /* The failure: "NAME: " and the words. */
 void field_fail(struct fields *f, enum pd_status status, const char *name, const char *fmt, ...)
     PD_PRINTF(4, 5);

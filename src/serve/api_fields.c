@@ -104,18 +104,18 @@ void field_text(struct fields *f, const char *name, const char **out)
         *out = yyjson_get_str(v);
 }
 
-void field_tokens(struct fields *f, const char *name, yyjson_val *array, int n_vocab, struct arena *a,
-                  const int32_t **out, size_t *n)
+void field_tokens(struct fields *f, const struct field_list *l, struct arena *a, const int32_t **out,
+                  size_t *n)
 {
     yyjson_arr_iter it;
-    yyjson_arr_iter_init(array, &it);
-    int32_t *ids = arena_take(a, (yyjson_arr_size(array) + 1) * sizeof *ids);
+    yyjson_arr_iter_init(l->array, &it);
+    int32_t *ids = arena_take(a, (yyjson_arr_size(l->array) + 1) * sizeof *ids);
     size_t count = 0;
     int64_t id;
     for (yyjson_val *v; (v = yyjson_arr_iter_next(&it)) && !f->status;) {
-        if (!yyjson_is_num(v) || !whole(v, &id) || id < 0 || id >= n_vocab)
-            field_fail(f, PD_ERR_USAGE, name, "element %zu is no token: give whole numbers from 0 to %d",
-                       count, n_vocab - 1);
+        if (!yyjson_is_num(v) || !whole(v, &id) || id < 0 || id >= l->n_vocab)
+            field_fail(f, PD_ERR_USAGE, l->name, "element %zu is no token: give whole numbers from 0 to %d",
+                       count, l->n_vocab - 1);
         else
             ids[count++] = (int32_t)id;
     }

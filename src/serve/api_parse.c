@@ -130,7 +130,8 @@ static void one_prompt(struct parse *p, yyjson_val *v)
         out->text = copy(p->r, v);
         out->size = yyjson_get_len(v);
     } else if (yyjson_is_arr(v)) {
-        field_tokens(&p->f, "prompt", v, p->defaults->n_vocab, &p->r->arena, &out->tokens, &out->n_tokens);
+        field_tokens(&p->f, &(struct field_list){"prompt", v, p->defaults->n_vocab}, &p->r->arena,
+                     &out->tokens, &out->n_tokens);
         if (!out->n_tokens)
             field_fail(&p->f, PD_ERR_USAGE, "prompt", "a list of tokens is empty");
     } else {

@@ -124,7 +124,7 @@ enum pd_status lexicon_chat(const struct lexicon *l, const struct lexicon_talk *
         bytes += strlen(t->msgs[i].content);
     enum pd_status status = may_fit(l, bytes, err);
     if (!status)
-        status = chat_encode(l->tokenizer, l->chat, t->msgs, t->n, &t->o, out, err);
+        status = chat_encode(l->tokenizer, l->chat, &(struct chat_part){t->msgs, t->n, &t->o}, out, err);
     return status ? status : lexicon_fits(l, out->count, err);
 }
 

@@ -109,7 +109,8 @@ void route_detokenize(struct front *f, struct exchange *x)
     if (!yyjson_is_arr(tokens))
         field_fail(&fields, PD_ERR_USAGE, "tokens", "give a list");
     else
-        field_tokens(&fields, "tokens", tokens, f->o.lexicon->n_vocab, &arena, &ids, &n);
+        field_tokens(&fields, &(struct field_list){"tokens", tokens, f->o.lexicon->n_vocab}, &arena, &ids,
+                     &n);
     if (fields.status)
         answer_failure(x, &err);
     else
@@ -125,7 +126,7 @@ static enum pd_status apply(const struct lexicon *l, const struct api_request *r
         return error_set(err, l->no_template.status, "%.400s", l->no_template.text);
     const struct template_options o = {
         .generate = true, .tools = r->tools, .more = r->more, .kwargs = r->kwargs};
-    return chat_text(l->chat, r->messages, r->n_messages, &o, out, NULL, err);
+    return chat_text(l->chat, &(struct chat_part){r->messages, r->n_messages, &o}, out, NULL, err);
 }
 
 void route_template(struct front *f, struct exchange *x)

@@ -261,7 +261,7 @@ static enum pd_status chat_write(const struct chat_template *c, const struct cha
 {
     struct jinja_result r;
     if (!c->program)
-        return template_apply(c->family, p->msgs, p->n, p->o, out, literal, err);
+        return template_apply(c->family, p, out, literal, err);
     if (p->o->from)
         return render_rest(c, p, out, literal, err);
     enum pd_status status = render(c, p, &r, err);
@@ -271,17 +271,17 @@ static enum pd_status chat_write(const struct chat_template *c, const struct cha
     return status;
 }
 
-enum pd_status chat_text(const struct chat_template *c, const struct pd_message *msgs, size_t n,
-                         const struct template_options *o, struct text_buf *out, struct span_list *literal,
-                         struct pd_error *err)
+enum pd_status chat_text(const struct chat_template *c, const struct chat_part *asked, struct text_buf *out,
+                         struct span_list *literal, struct pd_error *err)
 {
-    struct chat_part p = {msgs, n, o};
+    const struct template_options *o = asked->o;
+    struct chat_part p = *asked;
     struct template_options plain;
     struct arena a = {0};
     const bool tools = o->tools && !c->tools;
     enum pd_status status = check_roles(&p, err);
     if (!status && (tools || (!c->calls && has_calls(&p))))
-        status = chat_plain_tools(&a, &(struct chat_part){msgs, n, o}, tools, &p, &plain, err);
+        status = chat_plain_tools(&a, asked, tools, &p, &plain, err);
     if (!status)
         status = chat_write(c, &p, out, literal, err);
     arena_free(&a);
@@ -303,17 +303,17 @@ static enum pd_status drop_end(const struct tokenizer *t, struct token_list *l, 
 }
 
 enum pd_status chat_encode(const struct tokenizer *t, const struct chat_template *c,
-                           const struct pd_message *msgs, size_t n, const struct template_options *o,
-                           struct token_list *out, struct pd_error *err)
+                           const struct chat_part *p, struct token_list *out, struct pd_error *err)
 {
+    const struct template_options *o = p->o;
     struct text_buf text = {0};
     struct span_list literal = {0};
     const size_t before = out->count;
-    enum pd_status status = chat_text(c, msgs, n, o, &text, &literal, err);
+    enum pd_status status = chat_text(c, p, &text, &literal, err);
     unsigned flags = TOKENIZE_SPECIAL | (o->from == 0 ? TOKENIZE_BOS : 0);
     if (!status)
-        status =
-            tokenizer_encode_literal(t, text.data ? text.data : "", text.size, flags, &literal, out, err);
+        status = tokenizer_encode_literal(
+            t, &(struct encode_job){text.data ? text.data : "", text.size, flags, &literal}, out, err);
     if (!status && c->program && o->from && o->after == TEMPLATE_AFTER_REPLY)
         status = drop_end(t, out, before, err);
     text_buf_free(&text);

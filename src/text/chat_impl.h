@@ -7,13 +7,6 @@
 
 #include <yyjson.h>
 
-/* A conversation, or what is left of one. */
-struct chat_part {
-    const struct pd_message *msgs; /* [n] */
-    size_t n;
-    const struct template_options *o; /* its `more` is of these messages */
-};
-
 /* A list or an object; NULL: *out is NULL. PD_ERR_USAGE, with `what`. */
 enum pd_status chat_json(yyjson_doc **out, const char *text, const char *what, bool list,
                          struct pd_error *err);

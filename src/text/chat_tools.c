@@ -65,6 +65,8 @@ void chat_fields(struct arena *a, struct jinja_value dict, yyjson_val *object)
 {
     size_t i, n;
     yyjson_val *key, *item;
+    if (!object)
+        return;
     yyjson_obj_foreach(object, i, n, key, item)
         jinja_set_key(a, dict, chat_value(a, key), chat_value(a, item));
 }

@@ -311,10 +311,12 @@ static void put_message(struct renderer *r, const struct pd_message *msgs, size_
     }
 }
 
-enum pd_status template_apply(enum chat_family family, const struct pd_message *msgs, size_t n,
-                              const struct template_options *o, struct text_buf *out,
+enum pd_status template_apply(enum chat_family family, const struct chat_part *p, struct text_buf *out,
                               struct span_list *literal, struct pd_error *err)
 {
+    const struct pd_message *msgs = p->msgs;
+    const struct template_options *o = p->o;
+    const size_t n = p->n;
     PD_ASSERT((unsigned)family < CHAT_FAMILY_COUNT);
     const struct template *t = &templates[family];
     struct renderer r = {.t = t, .out = out, .literal = literal, .err = err};

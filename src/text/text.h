@@ -12,7 +12,7 @@
  *     tokenizer_new(&t, gguf, &err);
  *     chat_template_new(&chat, gguf, t, NULL, &err);
  *     struct pd_message msg = {"user", "Hello"};
- *     chat_encode(t, chat, &msg, 1, &(struct template_options){.generate = true}, &ids, &err);
+ *     chat_encode(t, chat, &(struct chat_part){&msg, 1, &(struct template_options){.generate = true}}, &ids, &err);
  *     detok_init(&d, t, 0);  for each token:  detok_push(&d, id, &out, &err);  at the end:  detok_flush(&d, &out, &err);
  */
 #ifndef PD_TEXT_H
@@ -67,8 +67,13 @@ struct span_list {
     size_t count, capacity;
 };
 void span_list_free(struct span_list *l);
-enum pd_status tokenizer_encode_literal(const struct tokenizer *t, const char *text, size_t size,
-                                        unsigned flags, const struct span_list *literal,
+struct encode_job { /* borrowed for the call */
+    const char *text;
+    size_t size;
+    unsigned flags;                  /* enum tokenize_flags */
+    const struct span_list *literal; /* NULL: none */
+};
+enum pd_status tokenizer_encode_literal(const struct tokenizer *t, const struct encode_job *j,
                                         struct token_list *out, struct pd_error *err);
 
 /* The bytes that a token stands for (a control token: its name). Not NUL-terminated; may be half a character.
@@ -173,13 +178,17 @@ struct template_options {
                               * objects), tool_call_id, ...; NULL: none has any */
     const char *kwargs; /* an object of further variables for the program; NULL: none */
 };
+struct chat_part { /* messages to be rendered, and how; borrowed for the call */
+    const struct pd_message *msgs;
+    size_t n;
+    const struct template_options *o; /* its `more` is of these messages */
+};
 /* Append the messages' text to `out`, and to `literal` (may be NULL) the spans of what people wrote, in which no
  * control token is to be seen. A BOS at the very start is the tokenizer's matter (TOKENIZE_BOS), not written here.
  * For replies without surrounding blanks, the text of [0, k] + reply + end token + the text from k + 2 on equals the
  * text of all, so a chat keeps the KV of its earlier turns.
  * Errors: PD_ERR_TEMPLATE for an unknown role or an order that the family can't express; PD_ERR_MEMORY. */
-enum pd_status template_apply(enum chat_family family, const struct pd_message *msgs, size_t n,
-                              const struct template_options *o, struct text_buf *out,
+enum pd_status template_apply(enum chat_family family, const struct chat_part *p, struct text_buf *out,
                               struct span_list *literal, struct pd_error *err);
 /* ---- the template in use ---- */
 /* The model's own program (src/jinja), or a family's table: chosen by name, or because the program can't be run. */
@@ -208,12 +217,10 @@ bool chat_template_tools(
  * Tools: a program gets `tools`, the fields of `more` and `kwargs` as values. Where it does not write tools (families do not)
  * they become a part of the system message, calls a part of the assistant's text and results (role tool) a user's, in the
  * form of Hermes and Qwen. PD_ERR_USAGE: JSON that is not what it should be. */
-enum pd_status chat_text(const struct chat_template *c, const struct pd_message *msgs, size_t n,
-                         const struct template_options *o, struct text_buf *out, struct span_list *literal,
-                         struct pd_error *err);
+enum pd_status chat_text(const struct chat_template *c, const struct chat_part *p, struct text_buf *out,
+                         struct span_list *literal, struct pd_error *err);
 /* chat_text, then encode: control tokens from the template only, BOS if from is 0 and the model wants it. */
 enum pd_status chat_encode(const struct tokenizer *t, const struct chat_template *c,
-                           const struct pd_message *msgs, size_t n, const struct template_options *o,
-                           struct token_list *out, struct pd_error *err);
+                           const struct chat_part *p, struct token_list *out, struct pd_error *err);
 
 #endif

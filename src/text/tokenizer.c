@@ -303,17 +303,18 @@ void tokenizer_free(struct tokenizer *t)
 /* ---- encoding ---- */
 
 /* The longest special token that begins at `at`, or -1. Control tokens only where they may be: not without the
- * flag, and not where they would touch a literal span. */
-static int32_t special_at(const struct tokenizer *t, const char *text, size_t size, size_t at, unsigned flags,
-                          const struct span_list *literal, size_t span, size_t *length)
+ * flag, and not where they would touch a literal span, of which `span` is the first that is not over. */
+static int32_t special_at(const struct tokenizer *t, const struct encode_job *j, size_t at, size_t span,
+                          size_t *length)
 {
+    const struct span_list *literal = j->literal;
     int32_t best = -1, node = 0;
-    for (size_t i = at; i < size && (node = trie_step(t, node, (unsigned char)text[i])); i++) {
+    for (size_t i = at; i < j->size && (node = trie_step(t, node, (unsigned char)j->text[i])); i++) {
         int32_t id = t->trie[node].id;
         if (id < 0)
             continue;
         bool touches = literal && span < literal->count && literal->spans[span].begin <= i;
-        if (t->type[id] == TOKEN_USER || ((flags & TOKENIZE_SPECIAL) && !touches)) {
+        if (t->type[id] == TOKEN_USER || ((j->flags & TOKENIZE_SPECIAL) && !touches)) {
             best = id;
             *length = i + 1 - at;
         }
@@ -329,25 +330,24 @@ static enum pd_status encode_plain(struct encoder *e, const char *text, size_t s
     return e->t->kind == TOKENIZER_BPE ? bpe_encode(e, text, size) : spm_encode(e, text, size);
 }
 
-static enum pd_status encode_all(struct encoder *e, const char *text, size_t size, unsigned flags,
-                                 const struct span_list *literal)
+static enum pd_status encode_all(struct encoder *e, const struct encode_job *j)
 {
     enum pd_status status = PD_OK;
     size_t begin = 0, span = 0;
-    for (size_t at = 0; at < size && !status;) {
-        while (literal && span < literal->count && literal->spans[span].end <= at)
+    for (size_t at = 0; at < j->size && !status;) {
+        while (j->literal && span < j->literal->count && j->literal->spans[span].end <= at)
             span++;
         size_t length = 1;
-        int32_t id = special_at(e->t, text, size, at, flags, literal, span, &length);
+        int32_t id = special_at(e->t, j, at, span, &length);
         if (id >= 0) {
-            status = encode_plain(e, text + begin, at - begin);
+            status = encode_plain(e, j->text + begin, at - begin);
             if (!status)
                 status = token_list_add(e->out, id, e->err);
             begin = at + length;
         }
         at += length;
     }
-    return status ? status : encode_plain(e, text + begin, size - begin);
+    return status ? status : encode_plain(e, j->text + begin, j->size - begin);
 }
 
 void encoder_deinit(struct encoder *e)
@@ -360,16 +360,15 @@ void encoder_deinit(struct encoder *e)
     pcre2_jit_stack_free(e->stack);
 }
 
-enum pd_status tokenizer_encode_literal(const struct tokenizer *t, const char *text, size_t size,
-                                        unsigned flags, const struct span_list *literal,
+enum pd_status tokenizer_encode_literal(const struct tokenizer *t, const struct encode_job *j,
                                         struct token_list *out, struct pd_error *err)
 {
     struct encoder e = {.t = t, .out = out, .err = err};
     enum pd_status status = PD_OK;
-    if ((flags & TOKENIZE_BOS) && t->add_bos)
+    if ((j->flags & TOKENIZE_BOS) && t->add_bos)
         status = token_list_add(out, t->bos, err);
     if (!status)
-        status = encode_all(&e, text, size, flags, literal);
+        status = encode_all(&e, j);
     encoder_deinit(&e);
     return status;
 }
@@ -377,7 +376,7 @@ enum pd_status tokenizer_encode_literal(const struct tokenizer *t, const char *t
 enum pd_status tokenizer_encode(const struct tokenizer *t, const char *text, size_t size, unsigned flags,
                                 struct token_list *out, struct pd_error *err)
 {
-    return tokenizer_encode_literal(t, text, size, flags, NULL, out, err);
+    return tokenizer_encode_literal(t, &(struct encode_job){text, size, flags, NULL}, out, err);
 }
 
 /* ---- questions ---- */

@@ -7,7 +7,9 @@
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
-/* after the four above */
+#include <sys/resource.h>
+#include <time.h>
+/* after the six above */
 #include <cmocka.h>
 
 static struct arena arena;
@@ -145,14 +147,35 @@ static char *repeated(const char *head, const char *part, size_t times, const ch
     return s;
 }
 
+/* The processor's time of this thread, so that others on the machine don't count. */
+static double spent_ms(void)
+{
+    struct timespec t;
+    clock_gettime(CLOCK_THREAD_CPUTIME_ID, &t);
+    return (double)t.tv_sec * 1e3 + (double)t.tv_nsec / 1e6;
+}
+
+static double slowest_ms;
+
 static void check_bounded(const char *source)
 {
     struct jinja_result r;
     struct pd_error err = {0};
+    const double begin = spent_ms();
     if (render(source, NULL, &r, &err) != PD_ERR_TEMPLATE)
         fail_msg("%.100s: %zu bytes", source, r.size);
-    print_message("%.60s: %s\n", source, err.text);
+    const double took = spent_ms() - begin;
+    slowest_ms = PD_MAX(slowest_ms, took);
+    print_message("%.60s: %s (%.0f ms)\n", source, err.text, took);
     arena_free(&arena);
+}
+
+/* The most memory that the process has held, MB. */
+static double peak_mb(void)
+{
+    struct rusage usage = {0};
+    getrusage(RUSAGE_SELF, &usage);
+    return (double)usage.ru_maxrss / 1024;
 }
 
 static void hostile_templates_end(void **state)
@@ -188,6 +211,7 @@ static void hostile_templates_end(void **state)
         "{{ (-9223372036854775807 - 1) // -1 }}",
         "{{ '%099999d' % 'x' }}",
     };
+    const double before_mb = peak_mb();
     for (size_t i = 0; i < PD_COUNT(sources); i++)
         check_bounded(sources[i]);
     static const struct {
@@ -216,6 +240,12 @@ static void hostile_templates_end(void **state)
         check_bounded(s);
         free(s);
     }
+    print_message("slowest %.0f ms, %.0f MB more than before\n", slowest_ms, peak_mb() - before_mb);
+#if !defined __SANITIZE_ADDRESS__ && !defined __SANITIZE_THREAD__ &&                                         \
+    !defined __clang__              /* which doesn't say */
+    assert_true(slowest_ms < 1000); /* 100 on a machine that is not slow */
+    assert_true(peak_mb() - before_mb < 64);
+#endif
 }
 
 static void long_conversations_fit(void **state)

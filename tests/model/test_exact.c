@@ -92,10 +92,14 @@ static void test_trees_small(void **state)
 
 /* Tiny random models: all architectures, weight types, KV types, long contexts. */
 
+/* Every type that ggml can quantise to: the latter half has no packed form. */
 static const enum ggml_type weight_types[] = {
-    GGML_TYPE_F32,  GGML_TYPE_F16,   GGML_TYPE_BF16,  GGML_TYPE_Q4_0,   GGML_TYPE_Q4_1,   GGML_TYPE_Q5_0,
-    GGML_TYPE_Q5_1, GGML_TYPE_Q8_0,  GGML_TYPE_Q2_K,  GGML_TYPE_Q3_K,   GGML_TYPE_Q4_K,   GGML_TYPE_Q5_K,
-    GGML_TYPE_Q6_K, GGML_TYPE_TQ1_0, GGML_TYPE_TQ2_0, GGML_TYPE_IQ4_NL, GGML_TYPE_IQ4_XS, GGML_TYPE_MXFP4,
+    GGML_TYPE_F32,   GGML_TYPE_F16,    GGML_TYPE_BF16,    GGML_TYPE_Q4_0,   GGML_TYPE_Q4_1,
+    GGML_TYPE_Q5_0,  GGML_TYPE_Q5_1,   GGML_TYPE_Q8_0,    GGML_TYPE_Q2_K,   GGML_TYPE_Q3_K,
+    GGML_TYPE_Q4_K,  GGML_TYPE_Q5_K,   GGML_TYPE_Q6_K,    GGML_TYPE_IQ4_NL, GGML_TYPE_IQ4_XS,
+    GGML_TYPE_MXFP4, GGML_TYPE_TQ1_0,  GGML_TYPE_TQ2_0,   GGML_TYPE_IQ1_S,  GGML_TYPE_IQ1_M,
+    GGML_TYPE_IQ2_S, GGML_TYPE_IQ2_XS, GGML_TYPE_IQ2_XXS, GGML_TYPE_IQ3_S,  GGML_TYPE_IQ3_XXS,
+    GGML_TYPE_NVFP4, GGML_TYPE_Q1_0,   GGML_TYPE_Q2_0,
 };
 
 static void test_trees_tiny(void **state)

@@ -6,9 +6,11 @@
 #include "gguf_build.h"
 #include "models.h"
 
+#include <math.h>
 #include <setjmp.h>
 #include <stdarg.h>
 #include <stddef.h>
+#include <time.h>
 /* after the four above */
 #include <cmocka.h>
 #include <yyjson.h>
@@ -38,12 +40,12 @@ static void check_line(const struct tokenizer *t, enum chat_family family, const
     char *user = user_of(prompt);
     struct pd_message msg = {"user", user};
     struct template_options o = {.generate = true};
-    assert_int_equal(template_apply(family, &msg, 1, &o, &text, NULL, &err), PD_OK);
+    assert_int_equal(template_apply(family, &(struct chat_part){&msg, 1, &o}, &text, NULL, &err), PD_OK);
     assert_string_equal(text.data, prompt);
     text.size = 0;
-    assert_int_equal(chat_text(own, &msg, 1, &o, &text, NULL, &err), PD_OK);
+    assert_int_equal(chat_text(own, &(struct chat_part){&msg, 1, &o}, &text, NULL, &err), PD_OK);
     assert_string_equal(text.data, prompt);
-    assert_int_equal(chat_encode(t, own, &msg, 1, &o, &ids, &err), PD_OK);
+    assert_int_equal(chat_encode(t, own, &(struct chat_part){&msg, 1, &o}, &ids, &err), PD_OK);
     yyjson_val *want = yyjson_obj_get(line, "prompt_ids"), *id;
     assert_int_equal(ids.count, yyjson_arr_size(want));
     size_t i, n;
@@ -178,7 +180,7 @@ static struct text_buf apply(enum chat_family family, const struct pd_message *m
 {
     struct pd_error err = {0};
     struct text_buf text = {0};
-    if (template_apply(family, msgs, n, &o, &text, NULL, &err))
+    if (template_apply(family, &(struct chat_part){msgs, n, &o}, &text, NULL, &err))
         fail_msg("%s: %s", template_name(family), err.text);
     return text;
 }
@@ -258,12 +260,15 @@ static void impossible_talks_are_refused(void **state)
     struct text_buf text = {0};
     struct template_options o = {0};
     struct pd_message tool = {"tool", "x"}, odd[] = {{"system", "s"}, {"assistant", "a"}};
-    assert_int_equal(template_apply(CHAT_CHATML, &tool, 1, &o, &text, NULL, &err), PD_ERR_TEMPLATE);
+    assert_int_equal(template_apply(CHAT_CHATML, &(struct chat_part){&tool, 1, &o}, &text, NULL, &err),
+                     PD_ERR_TEMPLATE);
     assert_non_null(strstr(err.text, "\"tool\""));
-    assert_int_equal(template_apply(CHAT_GEMMA, odd, 2, &o, &text, NULL, &err), PD_ERR_TEMPLATE);
-    assert_int_equal(template_apply(CHAT_GEMMA, odd, 1, &o, &text, NULL, &err), PD_ERR_TEMPLATE);
+    assert_int_equal(template_apply(CHAT_GEMMA, &(struct chat_part){odd, 2, &o}, &text, NULL, &err),
+                     PD_ERR_TEMPLATE);
+    assert_int_equal(template_apply(CHAT_GEMMA, &(struct chat_part){odd, 1, &o}, &text, NULL, &err),
+                     PD_ERR_TEMPLATE);
     text.size = 0;
-    assert_int_equal(template_apply(CHAT_CHATML, odd, 2, &o, &text, NULL, &err), PD_OK);
+    assert_int_equal(template_apply(CHAT_CHATML, &(struct chat_part){odd, 2, &o}, &text, NULL, &err), PD_OK);
     text_buf_free(&text);
 }
 
@@ -401,8 +406,10 @@ static void messages_cannot_forge_turns(void **state)
         struct chat_template *c;
         struct token_list ids = {0};
         assert_int_equal(chat_template_new(&c, g, t, choices[i], &err), PD_OK);
-        assert_int_equal(chat_encode(t, c, &msg, 1, &(struct template_options){.generate = true}, &ids, &err),
-                         PD_OK);
+        assert_int_equal(
+            chat_encode(t, c, &(struct chat_part){&msg, 1, &(struct template_options){.generate = true}},
+                        &ids, &err),
+            PD_OK);
         assert_int_equal(count(&ids, start), 2);
         assert_int_equal(count(&ids, end), 1);
         token_list_free(&ids);
@@ -423,7 +430,7 @@ static void expect_text(const char *program, const struct pd_message *msgs, size
     struct tokenizer *t = small_model(program, &g);
     struct chat_template *c;
     assert_int_equal(chat_template_new(&c, g, t, NULL, &err), PD_OK);
-    if (chat_text(c, msgs, n, &generate, &text, NULL, &err))
+    if (chat_text(c, &(struct chat_part){msgs, n, &generate}, &text, NULL, &err))
         fail_msg("%s", err.text);
     assert_string_equal(text.data, want);
     text_buf_free(&text);
@@ -472,9 +479,11 @@ static void refusals_are_the_templates_own_words(void **state)
     struct chat_template *c;
     const struct pd_message twice[] = {talk[1], talk[1]}, wizard = {"wizard", "x"};
     assert_int_equal(chat_template_new(&c, g, t, NULL, &err), PD_OK);
-    assert_int_equal(chat_text(c, twice, 2, &generate, &text, NULL, &err), PD_ERR_TEMPLATE);
+    assert_int_equal(chat_text(c, &(struct chat_part){twice, 2, &generate}, &text, NULL, &err),
+                     PD_ERR_TEMPLATE);
     assert_non_null(strstr(err.text, "roles must alternate"));
-    assert_int_equal(chat_text(c, &wizard, 1, &generate, &text, NULL, &err), PD_ERR_TEMPLATE);
+    assert_int_equal(chat_text(c, &(struct chat_part){&wizard, 1, &generate}, &text, NULL, &err),
+                     PD_ERR_TEMPLATE);
     assert_non_null(strstr(err.text, "wizard"));
     chat_template_free(c);
     end_model(t, g);
@@ -506,17 +515,18 @@ static void programs_go_on_where_a_reply_ended(void **state)
         struct chat_template *c;
         assert_int_equal(chat_template_new(&c, g, t, NULL, &err), PD_OK);
         struct token_list whole = {0}, parts = {0};
-        assert_int_equal(chat_encode(t, c, talk + 1, 3, &generate, &whole, &err), PD_OK);
+        assert_int_equal(chat_encode(t, c, &(struct chat_part){talk + 1, 3, &generate}, &whole, &err), PD_OK);
         for (int cut = 0; cut < 2; cut++) {
             struct template_options o = {
                 .generate = true, .from = 2, .after = cut ? TEMPLATE_AFTER_CUT : TEMPLATE_AFTER_REPLY};
             parts.count = 0;
-            assert_int_equal(chat_encode(t, c, talk + 1, 1, &generate, &parts, &err), PD_OK);
+            assert_int_equal(chat_encode(t, c, &(struct chat_part){talk + 1, 1, &generate}, &parts, &err),
+                             PD_OK);
             assert_int_equal(
                 tokenizer_encode(t, i == 1 ? " Hello" : "Hello", i == 1 ? 6 : 5, 0, &parts, &err), PD_OK);
             if (!cut)
                 token_list_add(&parts, tokenizer_find(t, "<|im_end|>"), &err);
-            enum pd_status status = chat_encode(t, c, talk + 1, 3, &o, &parts, &err);
+            enum pd_status status = chat_encode(t, c, &(struct chat_part){talk + 1, 3, &o}, &parts, &err);
             assert_int_equal(status, cases[i].writes_anew ? PD_ERR_MISMATCH : PD_OK);
             if (status)
                 continue;
@@ -545,7 +555,7 @@ static void templates_come_from_files(void **state)
     fclose(f);
     assert_int_equal(chat_template_new(&c, NULL, t, path, &err), PD_OK);
     assert_string_equal(chat_template_name(c), "jinja");
-    assert_int_equal(chat_text(c, talk, 2, &generate, &text, NULL, &err), PD_OK);
+    assert_int_equal(chat_text(c, &(struct chat_part){talk, 2, &generate}, &text, NULL, &err), PD_OK);
     assert_non_null(strstr(text.data, "(Be brief.)(Hi)"));
     chat_template_free(c);
     text_buf_free(&text);
@@ -577,7 +587,7 @@ static void check_text(const struct chat_template *c, const struct template_opti
     struct text_buf text = {0};
     struct span_list literal = {0};
     size_t at = 0;
-    if (chat_text(c, called, PD_COUNT(called), o, &text, &literal, &err))
+    if (chat_text(c, &(struct chat_part){called, PD_COUNT(called), o}, &text, &literal, &err))
         fail_msg("%s", err.text);
     assert_string_equal(text.data, want);
     for (const char *s = text.data; (s = strstr(s, "<|im_end|>")) != NULL; s++) {
@@ -651,7 +661,8 @@ static void tools_and_variables(void **state)
     assert_false(chat_template_tools(c));
     o.tools = one_tool;
     struct text_buf text = {0};
-    assert_int_equal(chat_text(c, called, PD_COUNT(called), &o, &text, NULL, &err), PD_OK);
+    assert_int_equal(chat_text(c, &(struct chat_part){called, PD_COUNT(called), &o}, &text, NULL, &err),
+                     PD_OK);
     assert_non_null(strstr(text.data, "system:# Tools\n"));
     assert_non_null(strstr(text.data, "<tools>\n{\"type\":\"function\",\"function\":{\"name\":\"add\""));
     text_buf_free(&text);
@@ -727,6 +738,34 @@ static void hush(struct spoken *s)
     free((char *)(uintptr_t)s->o.tools);
 }
 
+/* Twenty turns, as the chat template of the model writes them: what it takes. */
+static void time_conversation(const char *model, const struct chat_template *c)
+{
+    enum { TURNS = 40, TIMES = 50 };
+    static char content[TURNS][400];
+    struct pd_message msgs[TURNS];
+    struct pd_error err = {0};
+    struct timespec a, b;
+    double best = INFINITY;
+    for (int i = 0; i < TURNS; i++) {
+        memset(content[i], 'a' + i % 26, sizeof content[i] - 1);
+        msgs[i] = (struct pd_message){i % 2 ? "assistant" : "user", content[i]};
+    }
+    for (int i = 0; i < TIMES; i++) {
+        struct text_buf text = {0};
+        clock_gettime(CLOCK_THREAD_CPUTIME_ID, &a);
+        if (chat_text(c, &(struct chat_part){msgs, TURNS, &(struct template_options){.generate = true}},
+                      &text, NULL, &err))
+            fail_msg("%s: %s", model, err.text);
+        clock_gettime(CLOCK_THREAD_CPUTIME_ID, &b);
+        best = fmin(best, (double)(b.tv_sec - a.tv_sec) * 1e3 + (double)(b.tv_nsec - a.tv_nsec) / 1e6);
+        assert_true(text.size > sizeof content);
+        text_buf_free(&text);
+    }
+    print_message("%s: twenty turns in %.3f ms\n", model, best);
+    assert_true(best < 20); /* 1 and less, but for sanitizers and slow machines */
+}
+
 static void check_model(const char *model, yyjson_val *cases, yyjson_val *contexts)
 {
     struct pd_error err = {0};
@@ -747,7 +786,7 @@ static void check_model(const char *model, yyjson_val *cases, yyjson_val *contex
         struct text_buf text = {0};
         if (speak(&s, yyjson_arr_get(contexts, yyjson_get_uint(yyjson_arr_get(one, 0)))) &&
             (!s.o.tools || chat_template_tools(c))) {
-            if (chat_text(c, s.msgs, s.n, &s.o, &text, NULL, &err))
+            if (chat_text(c, &(struct chat_part){s.msgs, s.n, &s.o}, &text, NULL, &err))
                 fail_msg("%s: %s", model, err.text);
             assert_string_equal(text.data, yyjson_get_str(yyjson_arr_get(one, 1)));
             done++;
@@ -759,6 +798,7 @@ static void check_model(const char *model, yyjson_val *cases, yyjson_val *contex
     print_message("%s: %zu conversations, %zu with tools\n", model, done, with_tools);
     assert_true(done > 20 && (with_tools >= 10 || !chat_template_tools(c)));
     assert_int_equal(chat_template_tools(c), strcmp(model, MODEL_SMALL) != 0);
+    time_conversation(model, c);
     chat_template_free(c);
     tokenizer_free(t);
     gguf_close(g);

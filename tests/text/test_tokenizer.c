@@ -476,7 +476,8 @@ static void bpe_by_hand(void **state)
     struct span_list literal = {.spans = &(struct text_span){1, 6}, .count = 1};
     struct pd_error err = {0};
     ids.count = 0;
-    assert_int_equal(tokenizer_encode_literal(t, "a<|b|><|b|>", 11, TOKENIZE_SPECIAL, &literal, &ids, &err),
+    assert_int_equal(tokenizer_encode_literal(
+                         t, &(struct encode_job){"a<|b|><|b|>", 11, TOKENIZE_SPECIAL, &literal}, &ids, &err),
                      PD_OK);
     expect_ids(&ids, (int32_t[]){A, B, CONTROL}, 3, "a<|b|><|b|>");
     tokenizer_free(t);
