@@ -103,6 +103,17 @@ curl -s -m 60 "$url/v1/completions" -d '{"prompt":"Once upon a time, in a land f
 curl -s -m 60 "$url/v1/completions" -d '{"prompt":"Once upon a time, in a land far away, there lived a king","max_tokens":4}' >"$tmp/out"
 grep -qE '"cached_tokens":[1-9]' "$tmp/out" || fail "nothing is kept: $(cat "$tmp/out")"
 
+# ---- who watches is told what happens ----
+curl -sN -m 120 "$url/pipeline/events" >"$tmp/events" &
+watcher=$!
+for ((i = 0; i < 100; i++)); do [ -s "$tmp/events" ] && break; sleep 0.05; done
+curl -s -m 60 "$url/v1/completions" -d '{"prompt":"Watch me","max_tokens":4}' >"$tmp/out"
+for ((i = 0; i < 100; i++)); do grep -q '"name":"last"' "$tmp/events" && break; sleep 0.1; done
+kill "$watcher"
+for what in '"name":"batch"' '"name":"submit"' '"sent":\[\[' '"cat":"advance"' '"text":"'; do
+    grep -q "^data: \[{.*$what.*}\]\$" "$tmp/events" || fail "no $what among the events: $(head -c 2000 "$tmp/events")"
+done
+
 # ---- a client that goes cancels ----
 curl -sN -m 1 "$url/v1/completions" -d '{"prompt":"Once","stream":true,"ignore_eos":true}' >"$tmp/out"
 for ((i = 0; i < 100; i++)); do
