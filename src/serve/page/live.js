@@ -130,7 +130,8 @@ export class Live {
     put("f-hits", Number.isFinite(f.hits) && this.hasTree(p) ? Math.round(f.hits * 100) + " %" : "–");
     put("f-times", f.times > 0 ? number(f.times, 1) + "×" : "–");
     if (this.trouble?.until > performance.now()) put("words", this.trouble.text);
-    else put("words", runs ? `${f.busy} of ${p.n} stages busy, ${f.alive} guesses in flight, ${f.deepest} tokens ahead` + (f.steps ? `, ${f.steps.toFixed(1)} tokens a step` : "")
+    else put("words", runs && !p.current.predicts ? `Without predictions: ${f.busy} of ${p.n} stages busy` + (f.steps ? `, ${f.steps.toFixed(2)} tokens a step` : "")
+      : runs ? `${f.busy} of ${p.n} stages busy, ${f.alive} guesses in flight, ${f.deepest} tokens ahead` + (f.steps ? `, ${f.steps.toFixed(1)} tokens a step` : "")
       : f.busy ? `The prompt goes through: ${f.busy} of ${p.n} stages busy` : some ? (this.shown === this.live ? "Nothing runs now." : this.name) : "Nothing runs. Ask something and watch.");
     put("span-words", p.n ? `the last ${(this.time.span / 1000).toFixed(1)} s` : "");
     const past = p.newest - p.first;
