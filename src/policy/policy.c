@@ -133,13 +133,14 @@ static int chain_end(const struct tree *t)
     }
 }
 
-/* All nodes of a kind, best first: fills out with those that `keep` accepts. */
-static int select_nodes(const struct policy *p, struct tree *t, uint32_t mask, uint32_t value, int max,
-                        int32_t *out, bool (*keep)(const struct policy *, const struct tree *, int))
+/* All nodes without these flags, best first: fills out with those that `keep` accepts. */
+static int select_nodes(struct policy_view v, uint32_t without, int32_t *out,
+                        bool (*keep)(const struct policy *, const struct tree *, int))
 {
-    int n = tree_best(t, mask, value, t->capacity, t->stack), kept = 0;
-    for (int i = 0; i < n && kept < max; i++)
-        if (keep(p, t, t->stack[i]))
+    struct tree *t = v.tree;
+    int n = tree_best(t, without, 0, t->capacity, t->stack), kept = 0;
+    for (int i = 0; i < n && kept < v.max; i++)
+        if (keep(v.policy, t, t->stack[i]))
             out[kept++] = t->stack[i];
     return kept;
 }
@@ -189,10 +190,10 @@ static int expand_round(const struct policy *p, struct tree *t, int max, int32_t
 }
 
 /* The most probable nodes first: their children would be submitted next. Improbable ones are left alone. */
-static int expand_best(const struct policy *p, struct tree *t, int max, int32_t *out)
+static int expand_best(struct policy *p, struct tree *t, int max, int32_t *out)
 {
-    int n =
-        p->o.depth ? select_nodes(p, t, drafted, 0, max, out, in_depth) : tree_best(t, drafted, 0, max, out);
+    int n = p->o.depth ? select_nodes((struct policy_view){p, t, max}, drafted, out, in_depth)
+                       : tree_best(t, drafted, 0, max, out);
     double least = t->nodes[t->root].path + log(p->o.min_path);
     while (n > 0 && t->nodes[out[n - 1]].path < least)
         n--;
@@ -289,7 +290,7 @@ static int submit_round(struct policy *p, struct tree *t, int max, int32_t *out)
         return p->adapts && p->o.children > 1 ? add_sides(p, t, n, max, out) : n;
     }
     case PD_MODE_STPP:
-        return select_nodes(p, t, TREE_SUBMITTED, 0, max, out, in_shape);
+        return select_nodes((struct policy_view){p, t, max}, TREE_SUBMITTED, out, in_shape);
     default:
         return tree_best(t, TREE_SUBMITTED, 0, max, out);
     }
