@@ -259,6 +259,7 @@ struct pd_stats { /* of one request; times on the engine's clock */
     /* Emulated devices: how much longer their work took than the profile says (0.5: half as long again), and then there is
      * no speedup; 0: they kept up, or nothing was emulated. */
     double behind;
+    int given; /* tokens that a grammar left no choice about, known with no draft pass for them */
 };
 
 enum pd_event_type {
@@ -310,6 +311,12 @@ struct pd_request {
     bool logprobs;    /* events carry log-probabilities; not those of resumed tokens */
     int top_logprobs; /* so many of the most probable tokens beside the chosen one; at most 20 */
     bool plain;       /* nothing is predicted for it, as in mode pp: the same text, to compare the time */
+    /* What the reply may be (docs/grammar.md), at most one of: a grammar in GBNF; a JSON schema. It holds to the reply's end,
+     * so reason PD_REASON_END means that the text is whole; one that was cut (by max_tokens, say) is only its beginning.
+     * Not together with ignore_end. A grammar that makes no sense is PD_ERR_USAGE, one that goes beyond the limits, or a
+     * schema that cannot be kept to exactly, PD_ERR_UNSUPPORTED. */
+    const char *grammar;
+    const char *json_schema;
 };
 void pd_request_init(struct pd_request *r); /* greedy, no limit, nothing asked */
 void pd_sampling_init(struct pd_sampling *s);

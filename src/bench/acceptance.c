@@ -78,7 +78,8 @@ static enum pd_status record_batch(struct acceptance *a, const struct acceptance
                                .parent = (node_id){(uint32_t)pos},
                                .token = pos < r->n_prompt ? r->prompt[pos] : r->reply[pos - r->n_prompt],
                                .pos = pos};
-        asks[i] = (struct draft_ask){r->sample, history_at(r, pos), r->n_prompt};
+        asks[i] =
+            (struct draft_ask){.sample = r->sample, .history = history_at(r, pos), .reply_pos = r->n_prompt};
     }
     struct draft_job job = {.rows = rows,
                             .n = n,

@@ -267,9 +267,10 @@ static void fill_batch(struct draft_cache *c, struct batch *b, int at, int n, co
         b->rows[i] = (struct row){.node = x->id, .parent = x->parent, .token = x->token, .pos = x->pos};
         b->behind += b->behind == i && !x->wanted;
         int depth = x->pos - c->n + 1, n_path = path_of(c, node, b->paths[i], PATH_MAX_TOKENS);
-        b->asks[i] = (struct draft_ask){job->asks[0].sample,
-                                        {c->tokens, b->paths[i], n_path < depth ? 0 : c->n, n_path},
-                                        job->asks[0].reply_pos};
+        b->asks[i] =
+            (struct draft_ask){.sample = job->asks[0].sample,
+                               .history = {c->tokens, b->paths[i], n_path < depth ? 0 : c->n, n_path},
+                               .reply_pos = job->asks[0].reply_pos};
     }
 }
 

@@ -1,9 +1,11 @@
 /* Computing by models. A stage is a model of a few layers and its kv; the last one has the head too. The draft is a
  * model of all its layers. Nothing here knows about trees or time. */
 #include "compute/compute.h"
+#include "compute/head_grammar.h"
 #include "compute/vocab.h"
 
 #include <math.h>
+#include <pthread.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
@@ -33,6 +35,8 @@ struct part { /* a model and its kv; a stage or the draft */
     float spread;
     bool digesting;  /* the last stage: hash the bits of all logits that are sampled from */
     uint64_t digest; /* so far */
+    struct compute_self *owner;
+    struct head_grammars grammars; /* the last stage */
 };
 
 struct compute_self {
@@ -43,6 +47,10 @@ struct compute_self {
     struct part stage[STAGES_MAX];
     struct part drafter;
     int loaded, to_load;
+    pthread_mutex_t lock; /* over what follows, made when the first grammar comes */
+    struct grammar_vocab *grammar_vocab;
+    const struct tokenizer *tokenizer; /* borrowed; NULL: to be made of the target's file */
+    bool any_pre;
 };
 
 void compute_options_init(struct compute_options *o)
@@ -176,21 +184,76 @@ static uint64_t digest_floats(uint64_t seed, const float *x, int n)
     return hash_bytes(seed, chain, sizeof chain);
 }
 
-static void sample_head(struct part *p, const struct head_job *job, int i, const float *logits)
+/* ---- grammars ---- */
+
+struct looked {
+    const struct tokenizer *t;
+    int n_vocab, ends;
+};
+
+static enum grammar_token_kind look(void *user, int32_t id, const char **bytes, size_t *size)
+{
+    struct looked *l = user;
+    *bytes = tokenizer_piece(l->t, id, size);
+    if (tokenizer_is_end(l->t, id)) /* as many as a request may have */
+        return l->ends++ < END_TOKENS_MAX ? GRAMMAR_END : GRAMMAR_UNUSED;
+    return tokenizer_is_control(l->t, id) ? GRAMMAR_CONTROL : GRAMMAR_TEXT;
+}
+
+static enum pd_status make_vocab(struct compute_self *s, struct pd_error *err)
+{
+    struct tokenizer *own = NULL;
+    enum pd_status status = PD_OK;
+    if (!s->tokenizer)
+        status = tokenizer_new_for(&own, s->info.target_file, s->any_pre, err);
+    if (status)
+        return status;
+    struct looked l = {.t = s->tokenizer ? s->tokenizer : own};
+    s->grammar_vocab = grammar_vocab_new(
+        &(struct grammar_vocab_options){.n_vocab = s->info.target.n_vocab, .token = look, .user = &l});
+    tokenizer_free(own);
+    return PD_OK;
+}
+
+static enum pd_status self_vocab(struct compute_self *s, const struct grammar_vocab **out,
+                                 struct pd_error *err)
+{
+    pthread_mutex_lock(&s->lock);
+    enum pd_status status = s->grammar_vocab ? PD_OK : make_vocab(s, err);
+    *out = s->grammar_vocab;
+    pthread_mutex_unlock(&s->lock);
+    return status;
+}
+
+enum pd_status compute_vocab(const struct compute *c, const struct grammar_vocab **out, struct pd_error *err)
+{
+    PD_ASSERT(compute_info(c));
+    return self_vocab(c->self, out, err);
+}
+
+static enum pd_status sample_head(struct part *p, const struct head_job *job, int i, const float *logits,
+                                  struct pd_error *err)
 {
     const struct head_row *r = &job->rows[i];
+    const uint32_t *allowed = NULL;
+    const struct grammar_vocab *vocab = NULL;
+    enum pd_status status = r->n_grammar ? self_vocab(p->owner, &vocab, err) : PD_OK;
+    if (status || (status = head_grammar_mask(&p->grammars, vocab, r, &allowed, err)))
+        return status;
     const int32_t n = r->pos + 1;
     const struct sample_job s = {.sampling = r->sample,
                                  .logits = logits,
                                  .history = {.base = r->history, .n_base = n},
                                  .n_reply = PD_MAX(n - r->reply_pos, 0),
                                  .pos = n,
+                                 .allowed = allowed,
                                  .texts = vocab_texts(p->vocab, r->sample)};
     if (p->digesting)
         p->digest = digest_floats(p->digest, logits, p->n_vocab);
     job->tokens[i] = sample_token(&s, p->scratch);
     if (r->n_top >= 0 && job->probs)
         sample_logprobs(logits, job->tokens[i], r->n_top, p->scratch, &job->probs[i]);
+    return PD_OK;
 }
 
 /* Several rows share each load of the head's weights. */
@@ -205,8 +268,10 @@ static enum pd_status head_run(void *self, const struct head_job *job, struct pd
         enum pd_status status = model_head(p->model, p->hidden, n, p->logits, err);
         if (status)
             return status;
-        for (int i = 0; i < n; i++)
-            sample_head(p, job, from + i, p->logits + (size_t)i * (size_t)p->n_vocab);
+        for (int i = 0; i < n && !status; i++)
+            status = sample_head(p, job, from + i, p->logits + (size_t)i * (size_t)p->n_vocab, err);
+        if (status)
+            return status;
     }
     return PD_OK;
 }
@@ -253,6 +318,9 @@ static void rank_row(struct part *p, const struct draft_job *job, int i, const f
                                  .history = ask->history,
                                  .n_reply = PD_MAX(pos - ask->reply_pos, 0),
                                  .pos = pos,
+                                 .allowed = ask->grammar && grammar_alive(ask->grammar, ask->state)
+                                                ? grammar_mask(ask->grammar, ask->state)
+                                                : NULL,
                                  .texts = vocab_texts(p->vocab, ask->sample)};
     const struct sample_ranking r = {.spread = p->spread,
                                      .k = job->k,
@@ -327,6 +395,7 @@ static void part_free(struct part *p)
     vocab_map_free(p->map);
     free(p->mapped);
     sample_scratch_free(p->scratch);
+    head_grammars_free(&p->grammars);
     free(p->logits);
     free(p->hidden);
     free(p->rows);
@@ -340,6 +409,8 @@ static void compute_self_free(struct compute *c)
         part_free(&s->stage[i]);
     part_free(&s->drafter);
     vocab_free(s->vocab);
+    grammar_vocab_free(s->grammar_vocab);
+    pthread_mutex_destroy(&s->lock);
     gguf_close(s->target);
     gguf_close(s->draft);
     arena_free(&s->arena);
@@ -466,6 +537,7 @@ static enum pd_status load_stage(struct compute *c, int i, const struct gguf *g,
     };
     enum pd_status status = part_load(p, g, &mo, PD_MAX(o->lanes, 1), err);
     if (!status && last) {
+        p->owner = s;
         p->head_rows = PD_MIN(PD_MIN(PD_MAX(o->lanes, 1), HEAD_SLICE), mo.batch_rows);
         p->hidden = mem_new((size_t)p->head_rows * (size_t)s->info.target.n_embd, sizeof *p->hidden);
         status = part_add_head(p, p->head_rows, err);
@@ -659,7 +731,11 @@ static enum pd_status load_all(struct compute *c, const struct compute_options *
 
 enum pd_status compute_models(struct compute *out, const struct compute_options *o, struct pd_error *err)
 {
-    *out = (struct compute){.self = mem_new(1, sizeof(struct compute_self)), .free = compute_self_free};
+    struct compute_self *s = mem_new(1, sizeof *s);
+    *out = (struct compute){.self = s, .free = compute_self_free};
+    pthread_mutex_init(&s->lock, NULL);
+    s->tokenizer = o->tokenizer;
+    s->any_pre = o->allow_unknown_tokenizer;
     enum pd_status status = load_all(out, o, err);
     if (status)
         compute_free(out);

@@ -22,7 +22,8 @@
 struct compute_options {
     const char *target, *draft;            /* paths; draft NULL: none */
     struct gguf *target_gguf, *draft_gguf; /* opened already (borrowed), else NULL */
-    const struct tokenizer *tokenizer;     /* of the target, borrowed; NULL: made here if there is a draft */
+    const struct tokenizer
+        *tokenizer; /* of the target, borrowed until compute_free; NULL: made here if needed */
     int n_stages;
     int threads, draft_threads; /* within a batch; 0: by compute_threads */
     bool alone;                 /* batches never overlap (virtual clock): each may have all processors */
@@ -58,6 +59,9 @@ struct compute_info {
     struct kernels_used kernels; /* of the target's stages that were built here */
 };
 const struct compute_info *compute_info(const struct compute *c); /* NULL: not of models */
+
+/* What the target's tokens stand for, made when it is first asked for; lives as long as `c`. Any thread. */
+enum pd_status compute_vocab(const struct compute *c, const struct grammar_vocab **out, struct pd_error *err);
 
 /* wanted[index of the file's tensor] becomes true for those of the target that stages built here hold. */
 void compute_tensors(const struct compute *c, bool *wanted);

@@ -26,6 +26,9 @@ struct head_row {
     const struct pd_sampling *sample;
     int32_t reply_pos; /* position of the reply's first token */
     int32_t n_top;     /* log-probabilities of so many more tokens than the chosen one; -1: none at all */
+    uint32_t request;
+    const char *grammar; /* [n_grammar] the text of its reply's grammar */
+    int32_t n_grammar;   /* 0: none */
 };
 struct head_job {
     const struct head_row *rows; /* [n] */
@@ -103,6 +106,8 @@ struct oracle_options { /* a synthetic target and a draft of given accuracy, for
     int end_percent; /* chance in 1000 that a position ends the text */
     int n_top;       /* ranks with a stated chance */
     double top[16];  /* cumulative: the true token is among the draft's first 1, 2, ... choices */
+    const struct grammar_vocab
+        *vocab; /* what tokens stand for, where a request has a grammar; borrowed; NULL: none has */
 };
 enum pd_status oracle_new(struct compute *out, const struct oracle_options *o, int n_stages,
                           struct pd_error *err);

@@ -1,5 +1,6 @@
 /* Oracle: a synthetic target and a draft of stated accuracy, in place of the models. The target's next token is a
  * hash of the tokens before it; the draft names it at a rank drawn, by hash too, from the stated chances. */
+#include "compute/head_grammar.h"
 #include "compute/lane_rows.h"
 
 #include <math.h>
@@ -11,6 +12,7 @@ enum { CONTEXT = 3 }; /* tokens that the next one depends on */
 struct oracle {
     struct oracle_options o;
     int n_stages;
+    struct head_grammars grammars;
 };
 struct oracle_stage {
     struct oracle *oracle;
@@ -28,6 +30,15 @@ static int32_t next_token(const struct oracle *c, const int32_t *newest, int32_t
         return c->o.end_token;
     int32_t token = (int32_t)((h >> 20) % (uint64_t)c->o.n_vocab);
     return token == c->o.end_token ? (token + 1) % c->o.n_vocab : token;
+}
+
+/* The first from there on that is allowed. */
+static int32_t allowed_token(const struct oracle *c, const uint32_t *allowed, int32_t token)
+{
+    for (int i = 0; i < c->o.n_vocab && allowed; i++, token = (token + 1) % c->o.n_vocab)
+        if (allowed[token / 32] >> (token % 32) & 1)
+            break;
+    return token;
 }
 
 static int rank_of_truth(const struct oracle *c, const int32_t *newest, int32_t pos)
@@ -89,9 +100,14 @@ static void make_up_probs(const struct oracle *c, int32_t token, const struct he
 
 static enum pd_status head_run(void *self, const struct head_job *job, struct pd_error *err)
 {
-    (void)err;
+    struct oracle *c = self;
     for (int i = 0; i < job->n; i++) {
-        job->tokens[i] = next_token(self, &job->rows[i].history[job->rows[i].pos], job->rows[i].pos);
+        const struct head_row *row = &job->rows[i];
+        const uint32_t *allowed;
+        enum pd_status status = head_grammar_mask(&c->grammars, c->o.vocab, row, &allowed, err);
+        if (status)
+            return status;
+        job->tokens[i] = allowed_token(c, allowed, next_token(c, &row->history[row->pos], row->pos));
         if (job->probs && job->rows[i].n_top >= 0)
             make_up_probs(self, job->tokens[i], &job->rows[i], &job->probs[i]);
     }
@@ -105,7 +121,11 @@ static void name_candidates(const struct oracle *c, const struct draft_job *job,
     const int32_t *newest = &before[history_copy(&job->asks[at].history, before, CONTEXT) - 1];
     int32_t *tokens = &job->tokens[at * job->k];
     float *logp = &job->logp[at * job->k];
-    int32_t truth = next_token(c, newest, pos);
+    const struct draft_ask *ask = &job->asks[at];
+    const uint32_t *allowed = ask->grammar && grammar_alive(ask->grammar, ask->state)
+                                  ? grammar_mask(ask->grammar, ask->state)
+                                  : NULL;
+    int32_t truth = allowed_token(c, allowed, next_token(c, newest, pos));
     int rank = rank_of_truth(c, newest, pos), count = PD_MIN(job->k, c->o.n_top);
     for (int i = 0; i < count; i++) {
         double chance = c->o.top[i] - (i ? c->o.top[i - 1] : 0);
@@ -131,7 +151,9 @@ static enum pd_status draft_run(void *self, const struct draft_job *job, struct 
 
 static void oracle_free(struct compute *c)
 {
-    free(c->head.self);
+    struct oracle *o = c->head.self;
+    head_grammars_free(&o->grammars);
+    free(o);
     for (int i = 0; i < c->n_stages; i++)
         free(c->stage[i].self);
     free(c->draft.self);

@@ -360,6 +360,7 @@ enum pd_status engine_new_with(struct pd_engine **out, const struct pd_engine_op
     pthread_mutex_init(&e->lock, NULL);
     pthread_cond_init(&e->changed, NULL);
     e->last_waiting = &e->first_waiting;
+    e->grammars = grammar_pool_new();
     atomic_init(&e->cancels, 0);
     enum pd_status status = load(e, o, hooks, err);
     if (status) {
@@ -397,6 +398,7 @@ enum pd_status engine_close(struct pd_engine *e, struct pd_error *err)
     loop_stop(e);
     if (e->driver)
         e->driver->free(e->driver);
+    grammar_pool_free(e->grammars);
     compute_free(&e->compute);
     enum pd_status status = trace_close(e->trace, err), dumped = close_dump(e, status ? NULL : err);
     status = status ? status : dumped;

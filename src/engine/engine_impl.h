@@ -61,6 +61,7 @@ struct pd_engine {
     atomic_uint cancels;        /* calls of pd_engine_cancel: each ends the requests that began before it */
     bool chunked;               /* a prompt's bits depend on its chunks: ggml computes */
     struct prefix_cache prefix; /* the thread's */
+    struct grammar_pool *grammars; /* the thread's */
 
     pthread_mutex_t lock; /* held for moments, over what follows */
     pthread_cond_t changed;
@@ -89,6 +90,8 @@ struct pd_stream {
     struct token_list sequence; /* what it goes on from: the prompt, and what was resumed */
     size_t n_prompt;
     int keep;
+    char *grammar; /* its text; NULL: none */
+    struct grammar_run *run;
     struct detok detok;
     struct text_buf text; /* all of the reply */
     size_t emitted;       /* of it, given out */

@@ -139,7 +139,14 @@ static void submit(struct loop *l, struct pd_stream *s)
     struct driver *d = e->driver;
     const int n = (int)s->sequence.count, room = e->ctx - n + 1;
     s->keep = positions_to_keep(s);
+    struct pd_error err = {0};
+    const struct grammar_vocab *vocab = NULL;
+    if (s->grammar && (compute_vocab(&e->compute, &vocab, &err) ||
+                       grammar_pool_take(e->grammars, &s->run, s->grammar, strlen(s->grammar), vocab, &err)))
+        log_msg(LOG_ERROR, "%s", err.text); /* both were fine when the request was prepared */
+    PD_ASSERT(!s->grammar || s->run);
     struct request q = {.id = ++d->last_id,
+                        .grammar = s->run,
                         .tokens = s->sequence.ids,
                         .n_tokens = n,
                         .n_prompt = (int32_t)s->n_prompt,
@@ -241,6 +248,8 @@ static void look(struct loop *l, bool now)
 static void end(struct loop *l, struct pd_stream *s, bool begun)
 {
     struct pd_engine *e = l->e;
+    grammar_pool_give(e->grammars, s->run);
+    s->run = NULL;
     if (begun)
         end_begun(l, s);
     else

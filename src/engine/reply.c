@@ -115,6 +115,7 @@ void reply_stats(const struct pd_engine *e, const struct result *res, struct pd_
                              .hits = s->hits,
                              .late_hits = s->late_hits,
                              .misses = drafted ? s->misses : 0,
+                             .given = s->given,
                              .undrafted = drafted ? s->undrafted : s->tokens,
                              .prompt_done = s->tokens ? s->prompt_tokens - s->kept_tokens : s->prompt_done,
                              .batches = s->submissions,

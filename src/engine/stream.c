@@ -137,6 +137,11 @@ static enum pd_status check_request(const struct pd_request *r, int n_vocab, str
         return error_set(err, PD_ERR_USAGE, "top_logprobs %d: give 0 to %d", r->top_logprobs, LOGPROBS_MAX);
     if (r->top_logprobs && !r->logprobs)
         return error_set(err, PD_ERR_USAGE, "top_logprobs %d: set logprobs too", r->top_logprobs);
+    if (r->grammar && r->json_schema)
+        return error_set(err, PD_ERR_USAGE, "grammar and json_schema: give one of them");
+    if ((r->grammar || r->json_schema) && r->ignore_end)
+        return error_set(err, PD_ERR_USAGE, "ignore_end: a reply with a %s must be able to end",
+                         r->grammar ? "grammar" : "json_schema");
     return sample_check(&r->sampling, n_vocab, err);
 }
 
@@ -153,6 +158,25 @@ static enum pd_status take_request(struct pd_request *out, const struct pd_reque
 }
 
 /* ---- preparing ---- */
+
+/* What is wrong with a grammar shows here, on the caller's thread. */
+static enum pd_status take_grammar(struct pd_stream *s)
+{
+    const struct pd_request *r = &s->r;
+    const struct grammar_vocab *vocab;
+    struct grammar *g;
+    enum pd_status status = PD_OK;
+    if (r->json_schema)
+        status = grammar_from_schema(&s->grammar, r->json_schema, strlen(r->json_schema), &s->err);
+    else if (r->grammar)
+        s->grammar = mem_strdup(r->grammar);
+    if (status || !s->grammar)
+        return status;
+    if (!(status = grammar_compile(&g, s->grammar, strlen(s->grammar), &s->err)))
+        status = compute_vocab(&s->e->compute, &vocab, &s->err);
+    grammar_free(g);
+    return status;
+}
 
 /* The reply's tokens that are known already go through the same hands as new ones. PD_REASON_NONE: go on from there. */
 static enum pd_status take_up(struct pd_stream *s, enum pd_reason *reason)
@@ -184,6 +208,8 @@ static enum pd_status prepare(struct pd_stream *s, struct pd_error *err)
 {
     struct pd_engine *e = s->e;
     enum pd_status status = check_request(&s->r, e->info.target.n_vocab, &s->err);
+    if (!status)
+        status = take_grammar(s);
     if (!status)
         status = prompt_encode(e, &s->r, &s->sequence, &s->err);
     s->n_prompt = s->sequence.count;
@@ -342,6 +368,7 @@ void pd_stream_free(struct pd_stream *s)
     text_buf_free(&s->text);
     token_list_free(&s->tokens);
     token_list_free(&s->sequence);
+    free(s->grammar);
     if (s->fd >= 0)
         close(s->fd);
     pthread_mutex_destroy(&s->lock);

@@ -117,4 +117,14 @@ struct grammar_forced {
 };
 struct grammar_forced grammar_forced(struct grammar_run *r, struct grammar_state s);
 
+/* ---- runs by their text, kept for the next request that has the same ---- */
+
+struct grammar_pool;
+struct grammar_pool *grammar_pool_new(void);
+void grammar_pool_free(struct grammar_pool *p);
+/* As many may be taken at once as there are requests; a few that nobody has are kept. Errors as of grammar_compile. */
+enum pd_status grammar_pool_take(struct grammar_pool *p, struct grammar_run **out, const char *text,
+                                 size_t size, const struct grammar_vocab *v, struct pd_error *err);
+void grammar_pool_give(struct grammar_pool *p, struct grammar_run *r); /* NULL is fine */
+
 #endif

@@ -45,7 +45,10 @@ enum pd_status work_run_heads(const struct work *w, const struct head_ops *ops, 
                                     .history = w->heads[i].history,
                                     .sample = w->heads[i].sample,
                                     .reply_pos = w->heads[i].reply_pos,
-                                    .n_top = w->heads[i].n_top};
+                                    .n_top = w->heads[i].n_top,
+                                    .request = row->request,
+                                    .grammar = w->heads[i].grammar,
+                                    .n_grammar = w->heads[i].n_grammar};
         room->head_probs[i].there = false;
     }
     return ops->run(ops->self, &(struct head_job){rows, w->n, room->head_tokens, room->head_probs}, err);

@@ -33,6 +33,7 @@ struct parcel {
     struct pd_logit_bias *bias;
     size_t bytes; /* that it has, or would have, on a wire, hidden states in f32 */
     struct dry_room *dry;
+    char *grammar;
 };
 /* A parcel with a copy of *m. Lists that are NULL are made room for, not filled, and so are `n_embd` floats a row; 0: no
  * hidden states. */

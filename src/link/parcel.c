@@ -25,13 +25,21 @@ struct parcel *parcel_new(const struct msg *m, int n_embd)
 {
     size_t n = m->type == MSG_ROWS ? (size_t)m->rows.n : 0;
     const bool begin = m->type == MSG_BEGIN;
-    size_t n_bias = begin ? m->begin.sample.n_logit_bias : 0;
-    struct parcel *p = malloc(sizeof *p + n * sizeof(struct row) + n * (size_t)n_embd * sizeof(float) +
-                              n_bias * sizeof(struct pd_logit_bias) + (begin ? sizeof(struct dry_room) : 0));
+    size_t n_bias = begin ? m->begin.sample.n_logit_bias : 0,
+           n_grammar = begin ? (size_t)m->begin.n_grammar : 0;
+    struct parcel *p =
+        malloc(sizeof *p + n * sizeof(struct row) + n * (size_t)n_embd * sizeof(float) +
+               n_bias * sizeof(struct pd_logit_bias) + (begin ? sizeof(struct dry_room) : 0) + n_grammar);
     PD_ASSERT(p);
     *p = (struct parcel){.msg = *m};
     if (begin)
         take_sampling(p, &m->begin.sample);
+    if (n_grammar) {
+        p->grammar = (char *)(p->bias + n_bias);
+        if (m->begin.grammar)
+            memcpy(p->grammar, m->begin.grammar, n_grammar);
+        p->msg.begin.grammar = p->grammar;
+    }
     p->bytes = wire_size(&p->msg, n_embd, WIRE_F32);
     if (!n)
         return p;
@@ -79,13 +87,15 @@ enum pd_status parcel_decode(struct parcel **out, const struct parcel_bytes *b, 
                          "message from a peer: from role %d to role %d, but rank %d sent it",
                          head.envelope.from, head.envelope.to, b->from_rank);
     struct msg shape = {.type = head.is_note ? 0 : (uint8_t)head.type};
-    if (head.type == MSG_BEGIN)
+    if (head.type == MSG_BEGIN) {
         shape.begin.sample = (struct pd_sampling){.n_logit_bias = (size_t)head.n_bias};
-    else
+        shape.begin.n_grammar = head.n_grammar;
+    } else {
         shape.rows.n = head.n_rows;
+    }
     struct parcel *p = head.is_note ? parcel_new_note(&(struct note){0})
                                     : parcel_new(&shape, head.has_hidden ? l->n_embd : 0);
-    const struct wire_room to = {p->rows, p->hidden, p->bias, p->dry};
+    const struct wire_room to = {p->rows, p->hidden, p->bias, p->dry, p->grammar};
     status = head.is_note ? note_decode(p->note, b->data, b->size, l, err)
                           : wire_decode(&p->msg, &to, b->data, b->size, l, err);
     if (status) {

@@ -38,7 +38,7 @@ void policy_defaults(struct policy_options *o)
     static const struct {
         int width, children, depth, expand;
     } d[] = {
-        [PD_MODE_PP] = {1, 1, 1, 1},        [PD_MODE_CHAIN] = {0, 1, 16, 1},  [PD_MODE_STPP] = {32, 8, 9, 32},
+        [PD_MODE_PP] = {1, 1, 1, 1},        [PD_MODE_CHAIN] = {0, 1, 16, 16}, [PD_MODE_STPP] = {32, 8, 9, 32},
         [PD_MODE_ROUNDS] = {32, 8, 12, 16}, [PD_MODE_LAYER] = {32, 8, 0, 32}, [PD_MODE_BEST] = {0, 16, 0, 32},
     };
     if (o->mode == PD_MODE_AUTO)
@@ -172,6 +172,21 @@ static bool chain_pays(const struct policy *p, const struct tree *t, int end)
     return right * exp(t->nodes[end].path - root) * took > sum * p->times.token_ns;
 }
 
+/* The chain's end, and before it what is known there without having been drafted. */
+static int expand_chain(const struct policy *p, const struct tree *t, int max, int32_t *out)
+{
+    const int end = chain_end(t);
+    int n = 0, node = end;
+    if (has(t, end, drafted) || tree_depth(t, end) >= p->o.depth || !chain_pays(p, t, end))
+        return 0;
+    for (; node >= 0 && !has(t, node, drafted); node = node == t->root ? -1 : t->nodes[node].parent)
+        n++;
+    for (int i = n, at = end; i > 0; i--, at = t->nodes[at].parent)
+        if (i <= max)
+            out[i - 1] = at;
+    return PD_MIN(n, max);
+}
+
 /* A round submits its best `width` nodes. A child comes behind its parent, so only nodes among the best width - 1 can
  * have children that are submitted, and more drafting only moves a node further back: nothing else is drafted. */
 static int expand_round(const struct policy *p, struct tree *t, int max, int32_t *out)
@@ -207,8 +222,7 @@ int policy_expand(struct policy *p, struct tree *t, int max, int32_t *out)
         return 0;
     switch (p->o.mode) {
     case PD_MODE_CHAIN:
-        out[0] = chain_end(t);
-        return round_open(p, t) && !has(t, out[0], drafted) && chain_pays(p, t, out[0]);
+        return round_open(p, t) ? expand_chain(p, t, max, out) : 0;
     case PD_MODE_STPP:
     case PD_MODE_ROUNDS:
         return round_open(p, t) ? expand_round(p, t, max, out) : 0;

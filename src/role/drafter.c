@@ -197,6 +197,7 @@ static void lane_begin(struct drafter *d, struct lane *l, const struct request *
     l->begun = ++d->begun;
     sampling_copy(&l->sample, l->sample_room, &r->sample);
     l->reply_pos = request_reply_pos(r);
+    l->grammar = r->grammar;
     l->n_end_tokens = PD_MIN(r->n_end_tokens, END_TOKENS_MAX);
     memcpy(l->end_tokens, r->end_tokens, sizeof l->end_tokens);
     memcpy(l->tokens, r->tokens, (size_t)r->n_tokens * sizeof *l->tokens);
@@ -215,6 +216,7 @@ static void lane_begin(struct drafter *d, struct lane *l, const struct request *
     int root = tree_reset(&l->tree, l->tokens[l->root_pos], l->root_pos);
     l->path_ids[l->root_pos] = l->tree.nodes[root].id;
     mark_leaf(l, root);
+    add_given(d, l, root);
     new_round(d, l);
 }
 
@@ -250,6 +252,11 @@ static void begin(struct drafter *d, const struct event *in, struct effects *out
                             .sample = l->sample,
                             .n_end_tokens = l->n_end_tokens};
     memcpy(b->end_tokens, l->end_tokens, sizeof b->end_tokens);
+    if (l->grammar) {
+        size_t size;
+        b->grammar = grammar_text(grammar_of(l->grammar), &size);
+        b->n_grammar = (int32_t)size;
+    }
 }
 
 /* ---- what a token takes alone ---- */
@@ -284,6 +291,7 @@ static void finish(struct drafter *d, struct lane *l, enum pd_reason why, struct
     l->phase = PHASE_ENDING;
     l->finish = why;
     l->kept = l->prefill_next < l->prefill_end || !l->advances ? l->kept : l->root_pos;
+    l->grammar = NULL;
     tree_clear(&l->tree);
     d->hold_submit_ns = d->hold_draft_ns = 0;
     effect_send(out, &d->box, role_stage(0), MSG_END, l->request)->end.advances = l->advances;
@@ -327,6 +335,7 @@ static void count(struct drafter *d, struct lane *l, enum tree_verdict v, const 
     s->late_hits += v == TREE_LATE;
     s->misses += v == TREE_MISS;
     s->undrafted += v == TREE_LAST;
+    s->given += v != TREE_LAST && root->flags & TREE_GIVEN;
     if (v == TREE_HIT || v == TREE_LATE)
         s->logp_sum += root->logp;
     double step = pace_step_ns(&d->pace);
@@ -346,7 +355,10 @@ static void on_advance(struct drafter *d, struct lane *l, const struct msg_advan
         return;
     }
     struct tree_node before = t->nodes[t->root];
+    struct grammar_state state = {0};
     int n_dead = 0;
+    if (l->grammar)
+        state = grammar_advance(l->grammar, node_state(l, t->root), a->token);
     l->advances++;
     pace_advance(&d->pace, &l->mark, before.entered_ns, before.entered_batch, now);
     learn_alone(d, l, now);
@@ -359,6 +371,9 @@ static void on_advance(struct drafter *d, struct lane *l, const struct msg_advan
     l->tokens[a->pos] = a->token;
     l->path_ids[a->pos] = t->nodes[t->root].id;
     mark_leaf(l, t->root);
+    node_set_state(l, t->root, state);
+    if (!a->finish)
+        add_given(d, l, t->root);
     l->mark.advance_ns = now;
     if (t->nodes[t->root].flags & TREE_EXPANDED && l->draft_pos == a->pos) {
         l->commit[l->n_commit++] = t->nodes[t->root].id;

@@ -1,6 +1,8 @@
 /* The draft's device: which nodes it computes, and what becomes of them. A pass mixes nodes of several requests. */
 #include "role/drafter_impl.h"
 
+#include <math.h>
+
 void draft_flush(struct drafter *d, struct effects *out)
 {
     if (d->draft_busy)
@@ -104,6 +106,7 @@ static bool start_prefill(struct drafter *d, int64_t now, struct effects *out)
 static void add_ask(struct drafter *d, struct lane *l, int node)
 {
     const struct tree *t = &l->tree;
+    const int asked = node;
     int depth = tree_depth(t, node), n = PD_MIN(depth, HISTORY_PATH);
     int32_t *path = &d->paths[d->n_asks * HISTORY_PATH];
     for (int i = n - 1; i >= 0; i--, node = t->nodes[node].parent)
@@ -111,7 +114,8 @@ static void add_ask(struct drafter *d, struct lane *l, int node)
     struct history h = {l->tokens, path, l->root_pos + 1, n};
     if (n < depth)
         h.n_base = 0; /* what lies between is left out */
-    d->asks[d->n_asks++] = (struct draft_ask){&l->sample, h, l->reply_pos};
+    d->asks[d->n_asks++] = (struct draft_ask){&l->sample, h, l->reply_pos, l->grammar,
+                                              l->grammar ? node_state(l, asked) : (struct grammar_state){0}};
 }
 
 /* The pass may wait for advances that are due. */
@@ -170,6 +174,35 @@ void draft_next(struct drafter *d, int64_t now, struct effects *out)
         d->turn++;
 }
 
+/* ---- what a grammar says ---- */
+
+/* States are kept with the nodes; what the grammar has forgotten is had again from the tokens. */
+struct grammar_state node_state(struct lane *l, int node)
+{
+    const struct tree *t = &l->tree;
+    int32_t path[GIVEN_MAX];
+    int n = 0, at = node;
+    for (;; at = t->nodes[at].parent) {
+        const uint64_t tag = t->nodes[at].tag;
+        struct grammar_state s = {(uint32_t)tag, (uint32_t)(tag >> 32)};
+        if (!grammar_alive(l->grammar, s) && at == t->root)
+            s = grammar_replay(l->grammar, l->tokens + l->reply_pos,
+                               (size_t)(l->root_pos + 1 - l->reply_pos));
+        else if (!grammar_alive(l->grammar, s) && n == GIVEN_MAX)
+            s = node_state(l, at);
+        else if (!grammar_alive(l->grammar, s)) {
+            path[n++] = at;
+            continue;
+        }
+        node_set_state(l, at, s);
+        while (n > 0) {
+            s = grammar_advance(l->grammar, s, t->nodes[path[--n]].token);
+            node_set_state(l, path[n], s);
+        }
+        return s;
+    }
+}
+
 /* ---- the end of a pass ---- */
 
 static bool is_end(const struct lane *l, int32_t token)
@@ -186,13 +219,41 @@ void mark_leaf(struct lane *l, int node)
         tree_set(&l->tree, node, TREE_LEAF);
 }
 
-static void add_children(struct lane *l, int node, const struct draft_result *r, int at)
+void add_given(struct drafter *d, struct lane *l, int node)
+{
+    const double other_cuts = 0.9; /* of a text that must come: into the longest tokens, most probably */
+    for (int n = 0; l->grammar && speculating(d) && !plain(d, l) && n < GIVEN_MAX; n++) {
+        if (l->tree.nodes[node].flags & TREE_LEAF)
+            return;
+        const struct grammar_forced f = grammar_forced(l->grammar, node_state(l, node));
+        if (f.token < 0 || is_end(l, f.token) || tree_child(&l->tree, node, f.token) >= 0)
+            return;
+        node = tree_add(&l->tree, node, f.token, f.only ? 0 : (float)log(other_cuts));
+        if (node < 0)
+            return;
+        tree_set(&l->tree, node, TREE_GIVEN);
+        mark_leaf(l, node);
+    }
+}
+
+/* The grammar forbids the child: the draft's mask was of a state that had been forgotten. */
+static bool forbidden(struct lane *l, int node, int32_t token)
+{
+    return l->grammar && grammar_dead(l->grammar, grammar_advance(l->grammar, node_state(l, node), token));
+}
+
+static void add_children(struct drafter *d, struct lane *l, int node, const struct draft_result *r, int at)
 {
     int n = PD_MIN(r->count[at], l->policy.o.children);
     for (int i = 0; i < n; i++) {
         int32_t token = r->tokens[at * r->k + i];
-        if (!is_end(l, token)) /* nothing follows an end, so its row is of no use */
-            mark_leaf(l, tree_add(&l->tree, node, token, r->logp[at * r->k + i]));
+        if (is_end(l, token) ||
+            forbidden(l, node, token)) /* nothing follows an end, so its row is of no use */
+            continue;
+        int child = tree_add(&l->tree, node, token, r->logp[at * r->k + i]);
+        mark_leaf(l, child);
+        if (child >= 0)
+            add_given(d, l, child);
     }
 }
 
@@ -211,7 +272,7 @@ static void row_done(struct drafter *d, struct lane *l, int i, const struct draf
     if (here) {
         l->tree.nodes[d->draft_nodes[i]].flags &= ~(uint32_t)TREE_DRAFTING;
         tree_set(&l->tree, d->draft_nodes[i], TREE_EXPANDED);
-        add_children(l, d->draft_nodes[i], r, i - d->n_behind);
+        add_children(d, l, d->draft_nodes[i], r, i - d->n_behind);
     }
 }
 

@@ -14,6 +14,7 @@ enum {
     CHUNKS_A_STEP = 2,  /* prompt chunks that wait before stage 0 */
     CHAIN_CHILDREN = 4, /* where draft and target take turns: candidates a token */
     ALONE_TOKENS = 3,   /* measured for stats.alone_ns */
+    GIVEN_MAX = 64,     /* tokens in a row that a grammar may give */
     HISTORY_PATH = 256  /* tokens of a path in the tree that a history has, at most */
 };
 
@@ -29,6 +30,7 @@ struct lane { /* a request, and what its place in the caches holds after it */
     struct pd_sampling sample;
     struct sampling_room *sample_room; /* of its lists */
     int32_t reply_pos;                 /* of the reply's first token */
+    struct grammar_run *grammar;       /* NULL: none */
     int32_t end_tokens[END_TOKENS_MAX];
     int n_end_tokens;
     int32_t *tokens;   /* [ctx + 1] by position, the root's included */
@@ -132,6 +134,11 @@ static inline bool root_waits(const struct lane *l)
     return !(l->tree.nodes[l->tree.root].flags & TREE_SUBMITTED);
 }
 
+static inline void node_set_state(struct lane *l, int node, struct grammar_state s)
+{
+    l->tree.nodes[node].tag = (uint64_t)s.generation << 32 | s.id;
+}
+
 int lanes_running(const struct drafter *d);
 struct row lane_row(const struct lane *l, int node);
 /* The cost of a step by rows: from the profile, or as learned; n 0: unknown. */
@@ -148,6 +155,10 @@ void draft_done(struct drafter *d, const struct event *in);
 void draft_stop_if_dead(struct drafter *d, struct effects *out);
 /* A node at the last useful position is not expanded: its successor, if any, is the last token. */
 void mark_leaf(struct lane *l, int node);
+/* A node's state of the lane's grammar. */
+struct grammar_state node_state(struct lane *l, int node);
+/* What must follow a node by the lane's grammar: into the tree, with no draft pass. */
+void add_given(struct drafter *d, struct lane *l, int node);
 /* What waits to be told to the draft's kv, if no pass is in hand. */
 void draft_flush(struct drafter *d, struct effects *out);
 

@@ -56,6 +56,15 @@ struct msg *effect_send(struct effects *out, struct outbox *b, int to, enum msg_
     return m;
 }
 
+void grammar_copy(struct msg_begin *to, char *text, const struct msg_begin *from)
+{
+    PD_ASSERT(from->n_grammar >= 0 && from->n_grammar <= GRAMMAR_TEXT_MAX);
+    to->n_grammar = from->n_grammar;
+    to->grammar = from->n_grammar ? text : NULL;
+    if (from->n_grammar)
+        memcpy(text, from->grammar, (size_t)from->n_grammar);
+}
+
 void kv_ops_init(struct kv_ops *k, int lanes)
 {
     *k = (struct kv_ops){.op = mem_new(2 * (size_t)lanes, sizeof *k->op), .room = 2 * lanes};

@@ -26,6 +26,9 @@ struct effect *effect_new(struct effects *out, enum effect_type type);
 /* A message to one role, zeroed but for type and request. */
 struct msg *effect_send(struct effects *out, struct outbox *b, int to, enum msg_type type, uint32_t request);
 
+/* The text of a request's grammar, at most GRAMMAR_TEXT_MAX bytes, copied to `text`. */
+void grammar_copy(struct msg_begin *to, char *text, const struct msg_begin *from);
+
 /* How lanes of a device's kv start, in the order to be told: a lane keeps some positions of its own, or gets them from
  * another. What a later one makes void is left out, so there are never many. */
 struct kv_op {

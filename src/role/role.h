@@ -29,6 +29,7 @@
 #define PD_ROLE_H
 
 #include "base/row.h"
+#include "grammar/grammar.h"
 #include "policy/policy.h"
 #include "sample/sample.h"
 #include "tree/tree.h"
@@ -83,6 +84,8 @@ struct msg_begin {
     struct pd_sampling sample; /* its logit_bias belongs to whoever the message belongs to */
     int32_t end_tokens[END_TOKENS_MAX];
     int32_t n_end_tokens;
+    const char *grammar; /* [n_grammar] its text; belongs to whoever the message belongs to */
+    int32_t n_grammar;   /* 0: none; at most GRAMMAR_TEXT_MAX */
 };
 struct msg_rows { /* of any requests */
     int32_t n;    /* 1..BATCH_ROWS */
@@ -166,6 +169,9 @@ struct request {           /* what the drafter is asked for; borrowed for the st
     int32_t top_logprobs;      /* and so many of the most probable tokens */
     int32_t end_tokens[END_TOKENS_MAX];
     int32_t n_end_tokens;
+    /* The grammar of its reply; NULL: none. The drafter uses it until the request is over, on its own thread; the verifier gets
+     * the text. */
+    struct grammar_run *grammar;
 };
 /* Position of the reply's first token. */
 static inline int32_t request_reply_pos(const struct request *r)
@@ -220,6 +226,7 @@ struct stats { /* of one request, kept by the drafter */
     int32_t prompt_tokens, kept_tokens, tokens; /* tokens: produced */
     int32_t prompt_done;                        /* rows of the prompt that have come out of the last stage */
     int32_t hits, late_hits, misses;
+    int32_t given;     /* tokens that the grammar gave, with no draft pass for them */
     int32_t undrafted; /* the last token, at which nothing is drafted on purpose: neither hit nor miss */
     int64_t alone_ns;  /* of a token alone in the chain, as measured in this drafter's life; 0: not known */
     int64_t lag_sum_steps_x1000; /* over hits: steps between a parent's submission and its child's */
@@ -236,14 +243,18 @@ int history_copy(const struct history *h, int32_t *out, int max);
 
 struct draft_ask { /* of a row that wants candidates */
     const struct pd_sampling *sample;
-    struct history history; /* up to and with the row; of a deep one its newest tokens only */
-    int32_t reply_pos;      /* position of the reply's first token */
+    struct history history;      /* up to and with the row; of a deep one its newest tokens only */
+    int32_t reply_pos;           /* position of the reply's first token */
+    struct grammar_run *grammar; /* NULL: none */
+    struct grammar_state state;  /* of the grammar after the row; it may have been forgotten by now */
 };
 struct head_ask {
     const struct pd_sampling *sample;
     const int32_t *history; /* [row's pos + 1] tokens by position */
     int32_t reply_pos;
-    int32_t n_top; /* log-probabilities of so many more tokens than the chosen one; -1: none at all */
+    int32_t n_top;       /* log-probabilities of so many more tokens than the chosen one; -1: none at all */
+    const char *grammar; /* [n_grammar] its text */
+    int32_t n_grammar;   /* 0: none */
 };
 
 struct effect {

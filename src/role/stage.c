@@ -34,6 +34,7 @@ struct stage {
     /* what the next effects point to */
     struct row out_rows[BATCH_ROWS];
     struct sampling_room sample_room;
+    char *grammar; /* [GRAMMAR_TEXT_MAX] */
     struct ended { /* requests whose END goes on with this step */
         uint32_t request;
         struct msg_end end;
@@ -55,6 +56,7 @@ struct stage *stage_new(const struct stage_options *o)
     s->lanes = mem_new((size_t)s->o.lanes, sizeof *s->lanes);
     kv_ops_init(&s->ops, s->o.lanes);
     s->chunks = mem_new((size_t)s->chunks_max, sizeof *s->chunks);
+    s->grammar = mem_new(GRAMMAR_TEXT_MAX, 1);
     for (int i = 0; i < s->o.lanes; i++) {
         struct lane *l = &s->lanes[i];
         mirror_init(&l->m, bound);
@@ -78,6 +80,7 @@ void stage_free(struct stage *s)
     free(s->lanes);
     free(s->ops.op);
     free(s->chunks);
+    free(s->grammar);
     free(s->release.handle);
     outbox_deinit(&s->box);
     free(s);
@@ -258,7 +261,8 @@ static void on_begin(struct stage *s, const struct msg *msg, struct effects *out
     const struct msg_begin *b = &msg->begin;
     if (b->lane < 0 || b->lane >= s->o.lanes || b->from < 0 || b->from >= s->o.lanes || !msg->request ||
         b->sample.n_logit_bias > LOGIT_BIAS_MAX || b->sample.n_dry_sequence_breakers > DRY_BREAKERS_MAX ||
-        lane_of(s, msg->request) || s->lanes[b->lane].request) {
+        b->n_grammar < 0 || b->n_grammar > GRAMMAR_TEXT_MAX || lane_of(s, msg->request) ||
+        s->lanes[b->lane].request) {
         fault_set(&s->fault,
                   "request %u begins in lane %d of %d, from lane %d, before the one before has ended",
                   msg->request, b->lane, s->o.lanes, b->from);
@@ -272,6 +276,7 @@ static void on_begin(struct stage *s, const struct msg *msg, struct effects *out
     struct msg_begin *on = &effect_send(out, &s->box, next_role(s), MSG_BEGIN, msg->request)->begin;
     *on = *b;
     sampling_copy(&on->sample, &s->sample_room, &b->sample);
+    grammar_copy(on, s->grammar, b);
 }
 
 static void on_chunk(struct stage *s, const struct row *rows, int n)

@@ -8,6 +8,7 @@ struct lane {         /* what a request has here */
     struct mirror m;
     struct msg_begin begin;
     struct sampling_room *sample_room; /* of begin.sample */
+    char *grammar;                     /* [GRAMMAR_TEXT_MAX] of begin.grammar */
     int32_t
         *history; /* [ctx + 1] tokens by position; outlives the request, for the next one that keeps some */
     int32_t tip_pos, produced;
@@ -41,6 +42,7 @@ struct verifier *verifier_new(const struct verifier_options *o)
         mirror_init(&v->lanes[i].m, bound);
         v->lanes[i].history = mem_new((size_t)o->ctx + 1, sizeof *v->lanes[i].history);
         v->lanes[i].sample_room = mem_new(1, sizeof *v->lanes[i].sample_room);
+        v->lanes[i].grammar = mem_new(GRAMMAR_TEXT_MAX, 1);
     }
     handles_init(&v->release, v->o.lanes * bound + BATCH_ROWS + 1);
     outbox_init(&v->box, 3 * v->o.lanes + 1);
@@ -55,6 +57,7 @@ void verifier_free(struct verifier *v)
         mirror_deinit(&v->lanes[i].m);
         free(v->lanes[i].history);
         free(v->lanes[i].sample_room);
+        free(v->lanes[i].grammar);
     }
     free(v->lanes);
     free(v->release.handle);
@@ -103,8 +106,8 @@ static void on_begin(struct verifier *v, const struct msg *msg)
     if (b->lane < 0 || b->lane >= v->o.lanes || b->from < 0 || b->from >= v->o.lanes || b->ctx > v->o.ctx ||
         b->root_pos < 0 || b->root_pos >= b->ctx || b->keep < 0 || b->keep > b->root_pos || !msg->request ||
         b->top_logprobs < 0 || b->top_logprobs > LOGPROBS_MAX || b->sample.n_logit_bias > LOGIT_BIAS_MAX ||
-        b->sample.n_dry_sequence_breakers > DRY_BREAKERS_MAX || lane_of(v, msg->request) ||
-        v->lanes[b->lane].request) {
+        b->sample.n_dry_sequence_breakers > DRY_BREAKERS_MAX || b->n_grammar < 0 ||
+        b->n_grammar > GRAMMAR_TEXT_MAX || lane_of(v, msg->request) || v->lanes[b->lane].request) {
         fault_set(&v->fault, "request %u begins wrongly (lane %d of %d, root at %d of %d)", msg->request,
                   b->lane, v->o.lanes, b->root_pos, b->ctx);
         return;
@@ -115,6 +118,7 @@ static void on_begin(struct verifier *v, const struct msg *msg)
     l->request = msg->request;
     l->begin = *b;
     sampling_copy(&l->begin.sample, l->sample_room, &b->sample);
+    grammar_copy(&l->begin, l->grammar, b);
     l->produced = 0;
     l->heads = 0;
     l->history[b->root_pos] = b->root_token;
@@ -233,7 +237,9 @@ static void on_ready(struct verifier *v, struct effects *out)
         v->head_asks[v->n_heads] = (struct head_ask){.sample = &l->begin.sample,
                                                      .history = l->history,
                                                      .reply_pos = l->begin.reply_pos,
-                                                     .n_top = l->begin.logprobs ? l->begin.top_logprobs : -1};
+                                                     .n_top = l->begin.logprobs ? l->begin.top_logprobs : -1,
+                                                     .grammar = l->begin.grammar,
+                                                     .n_grammar = l->begin.n_grammar};
         v->head_rows[v->n_heads++] = row;
     }
     v->turn = (v->turn + 1) % v->o.lanes;

@@ -15,9 +15,12 @@ uint32_t sample_stamp(struct sample_scratch *s)
 
 static void forbid(const uint32_t *allowed, struct sample_scratch *s)
 {
-    for (int i = 0; i < s->n_vocab; i++)
-        if (!(allowed[i / 32] >> (i % 32) & 1))
-            s->logits[i] = -INFINITY;
+    for (int from = 0; from < s->n_vocab; from += 32) {
+        const uint32_t word = allowed[from / 32];
+        const int n = PD_MIN(32, s->n_vocab - from);
+        for (int i = 0; i < n && word != UINT32_MAX; i++)
+            s->logits[from + i] = word >> i & 1 ? s->logits[from + i] : -INFINITY;
+    }
 }
 
 /* Of a draft's vocabulary some tokens may be missing. */

@@ -95,6 +95,16 @@ static float find_finite_maxima(const float **x, struct sample_scratch *s)
     return sample_maxima(*x, s);
 }
 
+/* Where the settings leave nothing. */
+static int32_t first_allowed(const struct sample_job *j, const struct sample_scratch *s)
+{
+    for (int i = 0; i < s->n_vocab && j->allowed; i++)
+        if (j->allowed[i / 32] >> (i % 32) & 1)
+            return i;
+    return 0;
+}
+
+/* -1: there is none. */
 static int32_t argmax(const float *x, struct sample_scratch *s)
 {
     float best = sample_maxima(x, s);
@@ -104,7 +114,7 @@ static int32_t argmax(const float *x, struct sample_scratch *s)
     for (int i = b * SAMPLE_BLOCK; i < s->n_vocab; i++)
         if (x[i] == best && best > -INFINITY)
             return i;
-    return 0;
+    return -1;
 }
 
 /* e^x for x in [-87, 0], relative error below 3e-6: enough for sums of probabilities, and the same on every
@@ -281,11 +291,13 @@ static int32_t best_left(const struct chain *c, struct sample_scratch *s)
 int32_t sample_token(const struct sample_job *j, struct sample_scratch *s)
 {
     const float *x = sample_adjust(j, s);
-    if (chain_greedy(j->sampling))
-        return argmax(x, s);
+    if (chain_greedy(j->sampling)) {
+        const int32_t best = argmax(x, s);
+        return best < 0 ? first_allowed(j, s) : best;
+    }
     float max = find_finite_maxima(&x, s);
     if (max == -INFINITY)
-        return 0;
+        return first_allowed(j, s);
     struct chain c = chain_run(j, x, max, s);
     return c.temperature > 0 ? noisy_argmax(&c, noise_key(j->sampling, j->pos), s) : best_left(&c, s);
 }

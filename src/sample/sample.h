@@ -14,7 +14,7 @@
  *
  * At temperature 0: argmax of what is left, ties to the lowest id. The Gumbel-max trick makes this an exact
  * draw from the filtered softmax, and any two machines with the same seed draw the same token for the same logits. Where
- * nothing is left to choose from it is token 0.
+ * nothing is left to choose from it is token 0, or the first that the mask allows.
  *
  * The drafter ranks its candidates with the same settings and noise: sample_rank gives the k tokens that the target most
  * probably chooses, judged by the draft's logits.

@@ -25,7 +25,8 @@ enum tree_flag {
     TREE_EXPANDED = 2,  /* the draft has computed it */
     TREE_DRAFTING = 4,  /* the draft is computing it */
     TREE_REJECTED = 8,  /* the policy has passed it over for good */
-    TREE_LEAF = 16      /* nothing below it can be of use: it is never expanded */
+    TREE_LEAF = 16,     /* nothing below it can be of use: it is never expanded */
+    TREE_GIVEN = 32     /* not the draft's: a grammar leaves no choice here */
 };
 
 struct tree_node {
@@ -39,6 +40,7 @@ struct tree_node {
     double path;                               /* sum of logp from the first root on */
     int64_t entered_ns;                        /* when it was submitted */
     int64_t entered_batch;                     /* in which submission */
+    uint64_t tag;                              /* whatever the tree's owner wants to know of it; 0 at first */
 };
 
 struct tree {

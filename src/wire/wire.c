@@ -6,9 +6,10 @@ enum {
     FLAG_HIDDEN = 8,
     FLAG_FORMAT = 3,       /* enum wire_hidden */
     BEGIN_N_BIAS = 10 * 4, /* where the number of entries of logit_bias stands */
-    BEGIN_BYTES = 12 * 4 + 18 * 4 + 8 + 4 + 4 * END_TOKENS_MAX, /* and those entries, and the breakers */
-    PAIR_BYTES = 8,                                             /* a token and a number */
-    BREAKER_BYTES = DRY_BREAKER_BYTES + 1,                      /* a breaker, filled up with zeros */
+    BEGIN_BYTES =
+        13 * 4 + 18 * 4 + 8 + 4 + 4 * END_TOKENS_MAX, /* then those entries, breakers, the grammar */
+    PAIR_BYTES = 8,                                   /* a token and a number */
+    BREAKER_BYTES = DRY_BREAKER_BYTES + 1,            /* a breaker, filled up with zeros */
     ROWS_BYTES = 8,
     ADVANCE_PROBS =
         13, /* where it stands whether there are log-probabilities: 0, or 1 + the number of most probable tokens */
@@ -50,7 +51,7 @@ size_t wire_size(const struct msg *m, int n_embd, enum wire_hidden h)
         size += (size_t)m->rows.n * (WIRE_ROW_BYTES + (m->rows.hidden ? hidden_bytes(n_embd, h) : 0));
     if (m->type == MSG_BEGIN)
         size += m->begin.sample.n_logit_bias * PAIR_BYTES +
-                m->begin.sample.n_dry_sequence_breakers * BREAKER_BYTES;
+                m->begin.sample.n_dry_sequence_breakers * BREAKER_BYTES + (size_t)m->begin.n_grammar;
     if (m->type == MSG_ADVANCE && m->advance.probs.there)
         size += probs_bytes(m->advance.probs.n_top);
     return size;
@@ -59,7 +60,8 @@ size_t wire_size(const struct msg *m, int n_embd, enum wire_hidden h)
 size_t wire_size_max(int n_embd)
 {
     size_t rows = ROWS_BYTES + BATCH_ROWS * (WIRE_ROW_BYTES + hidden_bytes(n_embd, WIRE_F32));
-    size_t begin = BEGIN_BYTES + LOGIT_BIAS_MAX * PAIR_BYTES + DRY_BREAKERS_MAX * BREAKER_BYTES;
+    size_t begin =
+        BEGIN_BYTES + LOGIT_BIAS_MAX * PAIR_BYTES + DRY_BREAKERS_MAX * BREAKER_BYTES + GRAMMAR_TEXT_MAX;
     return WIRE_HEADER_BYTES + PD_MAX(PD_MAX(rows, begin), (size_t)NOTE_BYTES_MAX);
 }
 
@@ -107,6 +109,7 @@ static uint8_t *put_begin(uint8_t *p, const struct msg_begin *b)
     p = put32(p, (uint32_t)b->top_logprobs);
     p = put32(p, (uint32_t)b->sample.n_logit_bias);
     p = put32(p, (uint32_t)b->sample.n_dry_sequence_breakers);
+    p = put32(p, (uint32_t)b->n_grammar);
     p = put_float(p, b->sample.temperature);
     p = put32(p, (uint32_t)b->sample.top_k);
     p = put_float(p, b->sample.top_p);
@@ -124,7 +127,9 @@ static uint8_t *put_begin(uint8_t *p, const struct msg_begin *b)
         p = put_pair(p, b->sample.logit_bias[i].token, b->sample.logit_bias[i].bias);
     for (size_t i = 0; i < b->sample.n_dry_sequence_breakers; i++)
         p = put_breaker(p, b->sample.dry_sequence_breakers[i]);
-    return p;
+    if (b->n_grammar)
+        memcpy(p, b->grammar, (size_t)b->n_grammar);
+    return p + b->n_grammar;
 }
 
 static uint8_t *put_advance(uint8_t *p, const struct msg_advance *a)
@@ -260,6 +265,7 @@ static void get_begin(struct reader *r, struct msg_begin *b, const struct wire_r
     b->top_logprobs = take(r, "begin.top_logprobs", 0, LOGPROBS_MAX);
     b->sample.n_logit_bias = (size_t)take(r, "begin.n_logit_bias", 0, LOGIT_BIAS_MAX);
     b->sample.n_dry_sequence_breakers = (size_t)take(r, "begin.n_breakers", 0, DRY_BREAKERS_MAX);
+    b->n_grammar = take(r, "begin.n_grammar", 0, GRAMMAR_TEXT_MAX);
     b->sample.temperature = take_float(r, "begin.temperature", 0, 100);
     b->sample.top_k = take(r, "begin.top_k", 0, INT32_MAX);
     b->sample.top_p = take_float(r, "begin.top_p", 1e-30f, 1);
@@ -280,6 +286,9 @@ static void get_begin(struct reader *r, struct msg_begin *b, const struct wire_r
     b->sample.dry_sequence_breakers = b->sample.n_dry_sequence_breakers ? to->dry->list : NULL;
     for (size_t i = 0; i < b->sample.n_dry_sequence_breakers && !r->bad; i++)
         get_breaker(r, to->dry, i);
+    b->grammar = b->n_grammar ? to->grammar : NULL;
+    if (b->n_grammar && !r->bad)
+        memcpy(to->grammar, r->p, (size_t)b->n_grammar);
 }
 
 static void get_row(struct reader *r, struct row *row, bool prefill)
@@ -361,10 +370,11 @@ static void peek_begin(struct reader *r, struct wire_head *out, size_t size)
     r->p += BEGIN_N_BIAS;
     out->n_bias = take(r, "begin.n_logit_bias", 0, LOGIT_BIAS_MAX);
     out->n_breakers = take(r, "begin.n_breakers", 0, DRY_BREAKERS_MAX);
+    out->n_grammar = take(r, "begin.n_grammar", 0, GRAMMAR_TEXT_MAX);
     if (!r->bad)
         want_size(r, size,
                   WIRE_HEADER_BYTES + BEGIN_BYTES + (size_t)out->n_bias * PAIR_BYTES +
-                      (size_t)out->n_breakers * BREAKER_BYTES);
+                      (size_t)out->n_breakers * BREAKER_BYTES + (size_t)out->n_grammar);
 }
 
 static void peek_advance(struct reader *r, size_t size)
@@ -450,7 +460,7 @@ enum pd_status wire_decode(struct msg *out, const struct wire_room *to, const ui
     out->type = (uint8_t)head.type;
     out->request = head.request;
     PD_ASSERT((to->rows || !head.n_rows) && (to->hidden || !head.has_hidden) && (to->bias || !head.n_bias) &&
-              (to->dry || !head.n_breakers));
+              (to->dry || !head.n_breakers) && (to->grammar || !head.n_grammar));
     if (head.type != MSG_ROWS) {
         get_payload(&r, out, to);
         return r.bad ? PD_ERR_PEER : PD_OK;

@@ -15,7 +15,7 @@
 
 #include "role/role.h"
 
-enum { WIRE_VERSION = 5, WIRE_HEADER_BYTES = 36, WIRE_ROW_BYTES = 20, WIRE_Q8_BLOCK = 32 };
+enum { WIRE_VERSION = 6, WIRE_HEADER_BYTES = 36, WIRE_ROW_BYTES = 20, WIRE_Q8_BLOCK = 32 };
 
 /* How hidden states travel. Only f32 keeps the output's bits; decoding gives f32 always. */
 enum wire_hidden { WIRE_F32, WIRE_F16, WIRE_Q8, WIRE_HIDDEN_COUNT };
@@ -41,7 +41,8 @@ struct wire_head {
     struct wire_envelope envelope;
     int n_rows; /* of MSG_ROWS, else 0 */
     bool has_hidden;
-    int n_bias, n_breakers; /* of MSG_BEGIN: entries of logit_bias, DRY's breakers */
+    int n_bias, n_breakers; /* of MSG_BEGIN: entries of logit_bias, DRY's breakers, */
+    int n_grammar;          /* and bytes of a grammar's text */
 };
 
 struct wire_room {              /* where the lists of a message go; those that it has not may be NULL */
@@ -49,6 +50,7 @@ struct wire_room {              /* where the lists of a message go; those that i
     float *hidden;              /* [n_embd, n_rows] f32 */
     struct pd_logit_bias *bias; /* [n_bias] */
     struct dry_room *dry;       /* of MSG_BEGIN with breakers */
+    char *grammar;              /* [n_grammar] */
 };
 
 /* Bytes of one message as encoded, and of the largest there is. */

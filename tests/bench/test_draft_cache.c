@@ -203,7 +203,9 @@ static void expand(struct play *p, const struct pd_sampling *sample)
     int32_t paths[16][FAKE_MAX];
     for (int i = 0; i < n - behind; i++)
         asks[i] = (struct draft_ask){
-            sample, {NULL, paths[i], 0, play_history(p, behind + i, paths[i], FAKE_MAX)}, p->reply_pos};
+            .sample = sample,
+            .history = {NULL, paths[i], 0, play_history(p, behind + i, paths[i], FAKE_MAX)},
+            .reply_pos = p->reply_pos};
     struct draft_job job = {.rows = p->asked,
                             .n = n,
                             .n_behind = behind,

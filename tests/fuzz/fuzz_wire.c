@@ -14,8 +14,9 @@ int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size)
     static float hidden[2][BATCH_ROWS * EMBD];
     static struct pd_logit_bias bias[2][LOGIT_BIAS_MAX];
     static struct dry_room dry[2];
-    const struct wire_room room[2] = {{rows[0], hidden[0], bias[0], &dry[0]},
-                                      {rows[1], hidden[1], bias[1], &dry[1]}};
+    static char grammar[2][GRAMMAR_TEXT_MAX];
+    const struct wire_room room[2] = {{rows[0], hidden[0], bias[0], &dry[0], grammar[0]},
+                                      {rows[1], hidden[1], bias[1], &dry[1], grammar[1]}};
     static uint8_t bytes[1 << 17];
     const struct wire_limits l = {.n_stages = 14, .n_embd = EMBD, .n_vocab = 1000, .ctx = 400};
     struct wire_head head;

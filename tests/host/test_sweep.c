@@ -1,11 +1,12 @@
-/* needs: engine host compute profile */
-/* Seeds of the simulator with oracle models: random pipelines, policies, delays, reorderings and cancels. Whatever
+/* needs: engine host compute profile grammar */
+/* Seeds of the simulator with oracle models: random pipelines, policies, delays, reorderings, cancels and grammars. Whatever
  * happens, the text is the target's, everything is freed (sim checks it), and it ends within bounded time.
  *
  *   drive_sweep            1,200 seeds
  *   drive_sweep SEED       that one, told aloud
  */
 #include "host/driver.h"
+#include "toy_grammars.h"
 
 #include <math.h>
 #include <setjmp.h>
@@ -16,6 +17,7 @@
 #include <cmocka.h>
 
 enum { CTX = 192, TEXT_MAX = 160 };
+enum { EXPECTED = 1 << 30 }; /* requests that no driver has heard of */
 
 struct text {
     int32_t tokens[TEXT_MAX];
@@ -113,8 +115,16 @@ static void expected(struct compute *c, const struct request *r, struct text *x)
     memcpy(history, r->tokens, (size_t)r->n_tokens * sizeof *history);
     for (int pos = r->n_tokens - 1;; pos++) {
         int32_t token;
-        head_one(&c->head, &(struct head_row){.pos = pos, .history = history, .sample = &r->sample}, &token,
-                 NULL);
+        struct head_row row = {.pos = pos,
+                               .history = history,
+                               .sample = &r->sample,
+                               .reply_pos = request_reply_pos(r),
+                               .request = EXPECTED + (uint32_t)r->n_tokens};
+        size_t size = 0;
+        if (r->grammar)
+            row.grammar = grammar_text(grammar_of(r->grammar), &size);
+        row.n_grammar = (int32_t)size;
+        head_one(&c->head, &row, &token, NULL);
         history[pos + 1] = x->tokens[x->n++] = token;
         if (token == r->end_tokens[0] || x->n == r->max_tokens || pos + 1 >= CTX)
             return;
@@ -139,6 +149,16 @@ static void check_time(const struct driver_options *o, const struct result *res,
         fail_msg("took %.1f ms for %d tokens, more than %.1f each", took, x->n, bound);
 }
 
+static int given; /* tokens that grammars gave */
+
+/* The text is one of the grammar's, or the beginning of one. */
+static void check_text(struct grammar_run *r, const struct text *x, bool whole)
+{
+    struct grammar_state s = grammar_replay(r, x->tokens, (size_t)x->n);
+    assert_false(grammar_dead(r, s));
+    assert_true(!whole || grammar_can_end(r, s));
+}
+
 static void one_seed(uint64_t seed, bool aloud)
 {
     int stages[] = {1, 2, 3, 4, 7, 14, 28}, n_stages = stages[pick(seed, 40, 7)];
@@ -148,6 +168,15 @@ static void one_seed(uint64_t seed, bool aloud)
     struct compute c;
     struct driver *d;
     struct pd_error err = {0};
+    struct grammar_vocab *vocab = NULL;
+    struct grammar_pool *pool = grammar_pool_new();
+    struct grammar_run *grammar = NULL;
+    if (pick(seed, 48, 3) == 0) {
+        const char *text = toy_grammars[pick(seed, 49, PD_COUNT(toy_grammars))];
+        oo.n_vocab = PD_MAX(oo.n_vocab, 60);
+        oo.vocab = vocab = toy_vocab(oo.n_vocab);
+        assert_int_equal(grammar_pool_take(pool, &grammar, text, strlen(text), vocab, &err), PD_OK);
+    }
     assert_int_equal(oracle_new(&c, &oo, n_stages, &err), PD_OK);
     bool cancel = pick(seed, 41, 5) == 0;
     int64_t cancel_at_ns = 0;
@@ -172,7 +201,8 @@ static void one_seed(uint64_t seed, bool aloud)
                             .max_tokens = 1 + (int)pick(seed, 45, 60),
                             .sample = sample_defaults(),
                             .end_tokens = {3},
-                            .n_end_tokens = 1};
+                            .n_end_tokens = 1,
+                            .grammar = grammar};
         struct text got = {.aloud = aloud}, want = {0};
         if (pick(seed, 46, 6) == 0)
             got.stop_after = 1 + (int)pick(seed, 47, 20);
@@ -186,6 +216,9 @@ static void one_seed(uint64_t seed, bool aloud)
         assert_int_equal(res.stats.hits + res.stats.late_hits + res.stats.misses + res.stats.undrafted,
                          got.n);
         assert_true(cancel || got.stop_after || (int)res.stats.heads == got.n);
+        if (grammar)
+            check_text(grammar, &got, res.finish == PD_REASON_END);
+        given += res.stats.given;
         check_time(&o, &res, &got);
         kept = d->kept;
         assert_true(kept <= n + got.n);
@@ -193,6 +226,9 @@ static void one_seed(uint64_t seed, bool aloud)
     }
     d->free(d);
     compute_free(&c);
+    grammar_pool_give(pool, grammar);
+    grammar_pool_free(pool);
+    grammar_vocab_free(vocab);
 }
 
 static uint64_t first_seed = 1;
@@ -206,7 +242,8 @@ static void sweep(void **state)
                 (unsigned long long)first_seed + (unsigned)i, (unsigned long long)first_seed + (unsigned)i);
         one_seed(first_seed + (uint64_t)i, n_seeds == 1);
     }
-    fprintf(stderr, "\n");
+    fprintf(stderr, "\n%d tokens given by grammars\n", given);
+    assert_true(n_seeds == 1 || given > 100);
 }
 
 /* The same seed gives the same trace. */

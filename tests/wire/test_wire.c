@@ -19,7 +19,8 @@ static float hidden_in[BATCH_ROWS * EMBD], hidden_out[BATCH_ROWS * EMBD];
 static struct pd_logit_bias bias_in[LOGIT_BIAS_MAX], bias_out[LOGIT_BIAS_MAX];
 static struct dry_room dry_out;
 static const char *breakers_in[DRY_BREAKERS_MAX];
-static const struct wire_room room = {rows_out, hidden_out, bias_out, &dry_out};
+static char grammar_in[GRAMMAR_TEXT_MAX], grammar_out[GRAMMAR_TEXT_MAX];
+static const struct wire_room room = {rows_out, hidden_out, bias_out, &dry_out, grammar_out};
 
 static unsigned pick(uint64_t seed, unsigned what, unsigned n)
 {
@@ -87,6 +88,10 @@ static void random_begin(struct msg_begin *b, uint64_t seed)
         breakers_in[i] = texts[pick(seed, 71 + i, 3)];
     b->sample.n_logit_bias = pick(seed, 50, 3) ? pick(seed, 51, 9) : pick(seed, 52, LOGIT_BIAS_MAX + 1);
     b->sample.logit_bias = b->sample.n_logit_bias ? bias_in : NULL;
+    b->n_grammar = pick(seed, 53, 3) ? 0 : (int32_t)pick(seed, 54, GRAMMAR_TEXT_MAX + 1);
+    b->grammar = b->n_grammar ? grammar_in : NULL;
+    for (int32_t i = 0; i < b->n_grammar; i++)
+        grammar_in[i] = (char)(seed + (unsigned)i * 7);
     for (unsigned i = 0; i < b->sample.n_logit_bias; i++)
         bias_in[i] = (struct pd_logit_bias){(int)pick(seed, 1000 + 2 * i, 1000),
                                             i % 3 ? (float)pick(seed, 1001 + 2 * i, 2001) - 1000 : -INFINITY};
@@ -167,6 +172,10 @@ static void check_same(const struct msg *a, const struct msg *b)
         for (size_t i = 0; i < of->n_dry_sequence_breakers; i++)
             assert_string_equal(of->dry_sequence_breakers[i], b->begin.sample.dry_sequence_breakers[i]);
         same.begin.sample.dry_sequence_breakers = of->dry_sequence_breakers;
+        assert_int_equal(a->begin.n_grammar, b->begin.n_grammar);
+        if (b->begin.n_grammar)
+            assert_memory_equal(a->begin.grammar, b->begin.grammar, (size_t)b->begin.n_grammar);
+        same.begin.grammar = a->begin.grammar;
         assert_memory_equal(a, &same, sizeof *a);
         return;
     }
@@ -199,6 +208,7 @@ static void round_trip(void **state)
         assert_int_equal(head.envelope.due_ns, 123456789012345);
         assert_int_equal(head.n_rows, in.type == MSG_ROWS ? in.rows.n : 0);
         assert_int_equal(head.n_bias, in.type == MSG_BEGIN ? in.begin.sample.n_logit_bias : 0);
+        assert_int_equal(head.n_grammar, in.type == MSG_BEGIN ? in.begin.n_grammar : 0);
         check_same(&in, &out);
         free(data);
     }
@@ -399,7 +409,7 @@ static void other_versions(void **state)
     uint8_t *data = encode(&m, WIRE_F32, &size);
     data[4]++;
     assert_int_equal(wire_decode(&out, &room, data, size, &limits, &err), PD_ERR_PEER);
-    assert_non_null(strstr(err.text, "version 6, ours is 5"));
+    assert_non_null(strstr(err.text, "version 7, ours is 6"));
     data[0]++;
     assert_int_equal(wire_decode(&out, &room, data, size, &limits, &err), PD_ERR_PEER);
     free(data);
