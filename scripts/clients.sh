@@ -4,11 +4,11 @@
 set -euo pipefail
 cd "$(dirname "$0")/.."
 . scripts/lib.sh
-wanted=('openai>=1.50' 'langchain-openai>=0.2')
+wanted=('openai>=1.50' 'langchain-openai>=0.2' 'jsonschema>=4.18')
 alone='axe-playwright-python>=0.1.4' # for the copy of axe-core in it, without what it asks for
 dir=${PIPEDEC_CLIENTS:-${XDG_CACHE_HOME:-${HOME:-/root}/.cache}/pipedec/venv-serve}
 
-complete() { [ "$(cat "$dir/.complete" 2>/dev/null)" = "${wanted[*]} $alone" ] && "$dir/bin/python" -c 'import openai, langchain_openai' 2>/dev/null; }
+complete() { [ "$(cat "$dir/.complete" 2>/dev/null)" = "${wanted[*]} $alone" ] && "$dir/bin/python" -c 'import openai, langchain_openai, jsonschema' 2>/dev/null; }
 
 if ! complete; then
     mkdir -p "$dir" 2>/dev/null && [ -w "$dir" ] || die "clients: can't write to $dir (PIPEDEC_CLIENTS names another folder)"

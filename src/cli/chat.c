@@ -8,11 +8,12 @@
 #include <string.h>
 #include <unistd.h>
 
-enum { KEY_SYSTEM = CLI_KEY_OWN };
+enum { KEY_SYSTEM = CLI_KEY_OWN, KEY_GRAMMAR, KEY_SCHEMA };
 
 struct chat {
     struct cli_common common;
     const char *system;
+    struct cli_grammar grammar;
     int max_tokens;
     struct pd_engine *engine;
     struct pd_message *messages; /* owned strings */
@@ -24,6 +25,9 @@ struct chat {
 static const struct argp_option options[] = {
     {NULL, 0, NULL, 0, "Conversation:", 1},
     {"system", KEY_SYSTEM, "TEXT", 0, "system message", 1},
+    {"json-schema", KEY_SCHEMA, "FILE|TEXT", 0, "replies are JSON, valid by this schema (docs/grammar.md)",
+     1},
+    {"grammar", KEY_GRAMMAR, "FILE", 0, "replies are texts of this grammar, in GBNF", 1},
     {"max-tokens", 'n', "N", 0, "at most N tokens a reply", 1},
     {0},
 };
@@ -57,6 +61,16 @@ static error_t parse(int key, char *arg, struct argp_state *state)
         return 0;
     case 'n':
         c->max_tokens = (int)cli_int(state, "-n", arg, 1, 1 << 30);
+        return 0;
+    case KEY_GRAMMAR:
+        c->grammar.file = arg;
+        return 0;
+    case KEY_SCHEMA:
+        c->grammar.schema = arg;
+        return 0;
+    case ARGP_KEY_END:
+        if (c->grammar.file && c->grammar.schema)
+            argp_error(state, "--grammar and --json-schema exclude each other");
         return 0;
     case ARGP_KEY_ARG:
         argp_error(state, "'%s': chat takes no arguments", arg);
@@ -112,6 +126,7 @@ static enum pd_status answer(struct chat *c, struct pd_error *err)
     r.n_messages = c->n_messages;
     r.max_tokens = c->max_tokens;
     r.sampling = c->common.sampling;
+    r.grammar = c->grammar.text;
     r.on_event = on_event;
     r.user = c;
     cli_lines_reply(c->engine);
@@ -283,7 +298,8 @@ int cmd_chat(int argc, char **argv)
     cli_parse(&argp, argc, argv, &c);
     if (!c.common.quiet)
         c.common.engine.on_progress = cli_progress;
-    if (cli_common_check(&c.common, true, &err) || cli_engine_new(&c.engine, &c.common, &err))
+    if (cli_common_check(&c.common, true, &err) || cli_read_grammar(&c.grammar, &err) ||
+        cli_engine_new(&c.engine, &c.common, &err))
         return cli_engine_free(NULL, cli_fail(&err));
     struct pd_engine_info info = {.struct_size = sizeof info};
     pd_engine_get_info(c.engine, &info);
@@ -300,6 +316,7 @@ int cmd_chat(int argc, char **argv)
     cli_lines_close(c.lines);
     unsay(&c, 0);
     free(c.messages);
+    free(c.grammar.text);
     int code = (int)c.status;
     enum pd_status unwritten = cli_write_failed(&err);
     if (unwritten)

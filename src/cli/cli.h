@@ -68,6 +68,14 @@ size_t cli_not_utf8(const char *text, size_t size);
 char *cli_text(struct argp_state *state, const char *name, char *arg);
 
 /* All of a file ("-": standard input), NUL-terminated; at most `max` bytes. free() it. */
+/* --grammar and --json-schema (grammar.c). */
+struct cli_grammar {
+    const char *file, *schema; /* as given; NULL: not */
+    char *text;                /* the grammar; free it; NULL: none */
+};
+/* Reads and checks what was given. */
+enum pd_status cli_read_grammar(struct cli_grammar *g, struct pd_error *err);
+
 enum pd_status cli_read_file(const char *path, size_t max, char **out, size_t *size, struct pd_error *err);
 
 /* Progress on a terminal (a pd_progress_fn); silent when standard error is none. */

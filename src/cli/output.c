@@ -212,6 +212,8 @@ void cli_print_stats(const struct pd_stats *s, enum pd_reason reason)
         fprintf(stderr, ", %.1f tokens/s, %.1f ms a token", s->tokens_per_s, s->token_s * 1e3);
     if (s->hits + s->late_hits > 0)
         fprintf(stderr, ", %d hits, %d late, %d misses", s->hits, s->late_hits, s->misses);
+    if (s->given)
+        fprintf(stderr, ", %d given by the grammar", s->given);
     fprintf(stderr, "; %s\n", pd_reason_name(reason));
 }
 
@@ -236,6 +238,7 @@ static void add_stats(yyjson_mut_doc *doc, yyjson_mut_val *root, const struct pd
         {"speedup", s->speedup, false},
         {"hits", s->hits, true},
         {"late_hits", s->late_hits, true},
+        {"given", s->given, true},
         {"misses", s->misses, true},
         {"undrafted", s->undrafted, true},
         {"prompt_done", s->prompt_done, true},

@@ -18,7 +18,9 @@ enum {
     KEY_DIGEST,
     KEY_PROMPTS,
     KEY_PARALLEL,
-    KEY_LOGPROBS
+    KEY_LOGPROBS,
+    KEY_GRAMMAR,
+    KEY_SCHEMA
 };
 enum { PARALLEL = 4, STOPS_MAX = 16, PROMPT_MAX = 256 << 20 };
 
@@ -31,6 +33,7 @@ struct run_args {
     char *stop[STOPS_MAX];
     size_t n_stop;
     struct pd_engine *engine;
+    struct cli_grammar grammar;
     int32_t *known; /* [n_known] tokens of a run before this one that failed */
     size_t n_known, seen;
 };
@@ -49,6 +52,9 @@ static const struct argp_option options[] = {
     {"max-tokens", 'n', "N", 0, "at most N tokens (until the model ends or the context is full)", 1},
     {"stop", KEY_STOP, "STR", 0,
      "end before this text; may be given several times; \\n and \\t are understood", 1},
+    {"json-schema", KEY_SCHEMA, "FILE|TEXT", 0, "the reply is JSON, valid by this schema (docs/grammar.md)",
+     1},
+    {"grammar", KEY_GRAMMAR, "FILE", 0, "the reply is a text of this grammar, in GBNF", 1},
     {"ignore-end", KEY_IGNORE_END, NULL, 0, "go on after the model's end token", 1},
     {"special", KEY_SPECIAL, NULL, 0, "write control tokens by name", 1},
     {"digest", KEY_DIGEST, NULL, 0,
@@ -67,6 +73,7 @@ static const char doc[] =
     "  pipedec run -m model.gguf --chat -p \"Why is the sky blue?\" --stats\n"
     "  pipedec run -m big.gguf -d small.gguf --profile uniform14 --chat -f question.txt\n"
     "  pipedec run -m model.gguf --prompts questions.jsonl --parallel 8 --json > answers.jsonl\n"
+    "  pipedec run -m model.gguf --chat --json-schema person.json -p \"Invent a person.\"\n"
     "  git diff | pipedec run -m model.gguf --chat --system \"Write a commit message.\"\n";
 
 /* "\n", "\t", "\\" in a stop string given on a command line. */
@@ -133,6 +140,12 @@ static error_t parse(int key, char *arg, struct argp_state *state)
         a->probs.on = true;
         a->top_logprobs = (int)cli_int(state, "--logprobs", arg, 0, LOGPROBS_MAX);
         return 0;
+    case KEY_GRAMMAR:
+        a->grammar.file = arg;
+        return 0;
+    case KEY_SCHEMA:
+        a->grammar.schema = arg;
+        return 0;
     case ARGP_KEY_ARG:
         argp_error(state, "'%s': a prompt is given with -p", arg);
         return 0;
@@ -147,6 +160,10 @@ static error_t parse(int key, char *arg, struct argp_state *state)
             a->common.engine.parallel = PARALLEL;
         if (a->system && !a->chat)
             argp_error(state, "--system needs --chat");
+        if (a->grammar.file && a->grammar.schema)
+            argp_error(state, "--grammar and --json-schema exclude each other");
+        if ((a->grammar.file || a->grammar.schema) && a->ignore_end)
+            argp_error(state, "--ignore-end: a reply with a grammar must be able to end");
         if (a->probs.on && !a->common.json)
             argp_error(state, "--logprobs needs --json: that is where they are written");
         return 0;
@@ -200,6 +217,7 @@ static struct pd_request common_request(const struct run_args *a)
     r.special = a->special;
     r.logprobs = a->probs.on;
     r.top_logprobs = a->top_logprobs;
+    r.grammar = a->grammar.text;
     return r;
 }
 
@@ -276,10 +294,12 @@ static int end_code(struct run_args *a, enum pd_status status, struct pd_error *
 static int run_many(struct run_args *a)
 {
     struct pd_error err = {0};
+    enum pd_status status = cli_common_check(&a->common, true, &err);
+    if (!status && cli_is_first_rank())
+        status = cli_read_grammar(&a->grammar, &err);
     const struct pd_request request = common_request(a);
     struct prompts p = {
         .file = a->prompts, .request = &request, .chat = a->chat, .system = a->system, .common = &a->common};
-    enum pd_status status = cli_common_check(&a->common, true, &err);
     if (!status && cli_is_first_rank())
         status = prompts_read(&p, &err);
     if (!status)
@@ -299,7 +319,7 @@ static int run(struct run_args *a)
     char *prompt = NULL;
     size_t size = 0;
     enum pd_status status = cli_common_check(&a->common, true, &err);
-    if (!status && cli_is_first_rank()) {
+    if (!status && cli_is_first_rank() && !(status = cli_read_grammar(&a->grammar, &err))) {
         status = read_prompt(a, &prompt, &size, &err);
         if (!status && size == 0)
             status = error_set(&err, PD_ERR_USAGE, "the prompt is empty");
@@ -336,5 +356,6 @@ int cmd_run(int argc, char **argv)
     for (size_t i = 0; i < a.n_stop; i++)
         free(a.stop[i]);
     cli_probs_free(&a.probs);
+    free(a.grammar.text);
     return code;
 }

@@ -2,7 +2,7 @@
  *
  * Three forms: chat completions and completions as OpenAI's API has them, and /completion as llama.cpp's server has it.
  * null means absent, unknown fields are ignored, a wrong type or range is PD_ERR_USAGE with the field's name, and what is
- * known but not there yet (grammars, images) is PD_ERR_UNSUPPORTED: never silently ignored.
+ * known but not there yet (images) is PD_ERR_UNSUPPORTED: never silently ignored.
  *
  * Ownership: a request owns all it points to; api_free frees it. Threading: none of its own.
  *
@@ -53,6 +53,8 @@ struct api_request {
     bool plain_reasoning; /* it stays in the text */
     struct api_prompt *prompts;
     size_t n_prompts;
+    const char
+        *grammar; /* of the reply (grammar.h), from response_format, grammar or json_schema; NULL: none */
 };
 
 struct api_defaults {

@@ -1,4 +1,5 @@
 /* Bodies of the three forms. */
+#include "grammar/grammar.h"
 #include "sample/sample.h"
 #include "serve/api.h"
 
@@ -315,18 +316,83 @@ static void sampling(struct parse *p)
     stops(p);
 }
 
+/* ---- what a reply may be ---- */
+
+/* A grammar's text, the field's own copy. One that makes no sense shows here, before the request waits for anything. */
+static void set_grammar(struct parse *p, const char *field, const char *text)
+{
+    struct grammar *g;
+    struct pd_error why = {0};
+    if (p->f.status)
+        return;
+    if (p->r->grammar)
+        field_fail(&p->f, PD_ERR_USAGE, field, "give one of response_format, grammar and json_schema");
+    else if (grammar_compile(&g, text, strlen(text), &why))
+        field_fail(&p->f, why.status, field, "%s", why.text);
+    else
+        grammar_free(g);
+    p->r->grammar = arena_strdup(&p->r->arena, text);
+}
+
+static void set_schema(struct parse *p, const char *field, yyjson_val *schema)
+{
+    struct pd_error why = {0};
+    size_t size = 0;
+    char *grammar = NULL, *text = yyjson_val_write(schema, 0, &size);
+    if (!yyjson_is_obj(schema) && !yyjson_is_bool(schema))
+        field_fail(&p->f, PD_ERR_USAGE, field, "give a JSON schema, an object");
+    else if (text && grammar_from_schema(&grammar, text, size, &why))
+        field_fail(&p->f, why.status, field, "%s", why.text);
+    else if (grammar)
+        set_grammar(p, field, grammar);
+    free(grammar);
+    free(text);
+}
+
+/* {"type": "text" | "json_object" (with "schema", if wanted, as llama.cpp has it) | "json_schema", "json_schema": {"schema"}} */
+static void response_format(struct parse *p)
+{
+    static const char field[] = "response_format";
+    yyjson_val *format = field_get(&p->f, field), *schema = yyjson_obj_get(format, "schema");
+    const char *type = yyjson_get_str(yyjson_obj_get(format, "type"));
+    if (!format)
+        return;
+    if (!type) {
+        field_fail(&p->f, PD_ERR_USAGE, field, "give an object with a type");
+    } else if (strcmp(type, "json_schema") == 0) {
+        yyjson_val *named = yyjson_obj_get(yyjson_obj_get(format, "json_schema"), "schema");
+        set_schema(p, "response_format.json_schema.schema", named ? named : schema);
+    } else if (strcmp(type, "json_object") == 0) {
+        if (schema)
+            set_schema(p, "response_format.schema", schema);
+        else
+            set_grammar(p, field, grammar_json_object());
+    } else if (strcmp(type, "text") != 0) {
+        field_fail(&p->f, PD_ERR_UNSUPPORTED, field,
+                   "\"%.40s\" is not known: \"text\", \"json_object\" and \"json_schema\" are", type);
+    }
+}
+
+static void grammars(struct parse *p)
+{
+    const char *text = NULL;
+    yyjson_val *schema = field_get(&p->f, "json_schema");
+    response_format(p);
+    field_text(&p->f, "grammar", &text);
+    if (text && *text)
+        set_grammar(p, "grammar", text);
+    if (schema && !(yyjson_is_str(schema) && yyjson_get_len(schema) == 0))
+        set_schema(p, "json_schema", schema);
+    if (p->r->grammar && p->r->ignore_end)
+        field_fail(&p->f, PD_ERR_USAGE, "ignore_eos", "a reply with a grammar must be able to end");
+}
+
 /* ---- what is known, but not there ---- */
 
 static void unsupported(struct parse *p)
 {
-    yyjson_val *format = field_get(&p->f, "response_format"), *v;
-    const char *type = yyjson_get_str(yyjson_obj_get(format, "type"));
-    if (format && !type)
-        field_fail(&p->f, PD_ERR_USAGE, "response_format", "give an object with a type");
-    else if (format && strcmp(type, "text") != 0)
-        field_fail(&p->f, PD_ERR_UNSUPPORTED, "response_format",
-                   "\"%.40s\" is not supported yet, only \"text\"", type);
-    static const char *const words[] = {"grammar", "json_schema", "suffix", "functions"};
+    yyjson_val *v;
+    static const char *const words[] = {"suffix", "functions"};
     for (size_t i = 0; i < PD_COUNT(words); i++)
         if ((v = field_get(&p->f, words[i])) && !(yyjson_is_str(v) && yyjson_get_len(v) == 0) &&
             !(yyjson_is_arr(v) && yyjson_arr_size(v) == 0))
@@ -422,6 +488,7 @@ static void common(struct parse *p)
     field_bool(&p->f, "timings_per_token", &p->r->timings_per_token);
     field_bool(&p->f, "return_progress", &p->r->progress);
     field_bool(&p->f, "ignore_eos", &p->r->ignore_end);
+    grammars(p);
     mode(p);
     field_bool(&p->f, "keep", &p->r->keep);
 }

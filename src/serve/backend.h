@@ -52,7 +52,8 @@ struct backend_request {
     bool ignore_end, special;
     bool logprobs;
     int top_logprobs;
-    bool plain;       /* nothing is predicted */
+    bool plain;          /* nothing is predicted */
+    const char *grammar; /* of the reply (grammar.h); NULL: none */
     const char *note; /* kept in the journal beside it, for the front (how to render it later); NULL: none */
 };
 

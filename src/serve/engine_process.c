@@ -362,6 +362,7 @@ static enum pd_status begin(struct engine_process *p, struct message *m, struct 
     q.logprobs = r->logprobs;
     q.top_logprobs = r->top_logprobs;
     q.plain = r->plain;
+    q.grammar = r->grammar;
     q.resume = m->request.resume;
     q.n_resume = m->request.n_resume;
     if (pd_stream_new(&run->stream, p->engine, &q, &why))

@@ -447,6 +447,7 @@ static enum pd_status submit_one(struct flow *j, int i, const struct token_list 
                                 .logprobs = r->logprobs,
                                 .top_logprobs = r->top_logprobs,
                                 .plain = r->plain,
+                                .grammar = r->grammar,
                                 .note = note};
     b.sampling.seed += (uint64_t)(i % r->n); /* each prompt gets what it would get alone */
     j->choices[i].reply.stats.prompt_tokens = (int)tokens->count;

@@ -1,4 +1,5 @@
 #include "serve/protocol.h"
+#include "grammar/grammar.h"
 
 #include <string.h>
 
@@ -123,6 +124,7 @@ static void request(struct codec *c, struct backend_request *r)
     codec_bool(c, &r->logprobs, "logprobs");
     codec_i32(c, &r->top_logprobs, "top_logprobs", INT32_MIN, INT32_MAX);
     codec_bool(c, &r->plain, "plain");
+    codec_maybe(c, &r->grammar, "grammar", GRAMMAR_TEXT_MAX);
     codec_maybe(c, &r->note, "note", PROTOCOL_NOTE_BYTES);
 }
 
@@ -333,6 +335,8 @@ enum pd_status protocol_check_request(const struct backend_request *r, struct pd
             return error_set(err, PD_ERR_USAGE, "stop[%zu]: %d bytes at most", i, PROTOCOL_STOP_BYTES);
     if (r->note && strlen(r->note) > PROTOCOL_NOTE_BYTES)
         return error_set(err, PD_ERR_USAGE, "note: %d bytes at most", PROTOCOL_NOTE_BYTES);
+    if (r->grammar && strlen(r->grammar) > GRAMMAR_TEXT_MAX)
+        return error_set(err, PD_ERR_USAGE, "grammar: %d bytes at most", GRAMMAR_TEXT_MAX);
     if (r->name && (!*r->name || strlen(r->name) > PROTOCOL_NAME_BYTES))
         return error_set(err, PD_ERR_USAGE, "name: 1 to %d bytes", PROTOCOL_NAME_BYTES);
     if (s->n_logit_bias > PROTOCOL_BIAS_MAX)
@@ -382,6 +386,7 @@ void protocol_copy_request(struct backend_request *out, struct arena *arena, con
     *out = *r;
     out->name = copy_text(arena, r->name);
     out->note = copy_text(arena, r->note);
+    out->grammar = copy_text(arena, r->grammar);
     out->tokens = copy_list(arena, r->tokens, r->n_tokens, sizeof *r->tokens);
     out->sampling.logit_bias =
         copy_list(arena, r->sampling.logit_bias, r->sampling.n_logit_bias, sizeof *r->sampling.logit_bias);

@@ -25,7 +25,7 @@
 #include "wire/bytes.h"
 
 enum {
-    PROTOCOL_VERSION = 2,
+    PROTOCOL_VERSION = 3,
     PROTOCOL_HEADER_BYTES = 16,
     PROTOCOL_BYTES_MAX = 256 << 20, /* of a payload */
     PROTOCOL_TOKENS_MAX = 1 << 24,

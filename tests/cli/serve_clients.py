@@ -6,9 +6,11 @@ import sys
 import threading
 import time
 import urllib.request
+from typing import Literal, Optional
 
 import openai
 from langchain_openai import ChatOpenAI
+from pydantic import BaseModel, Field
 
 url, key, expected = sys.argv[1:4]
 client = openai.OpenAI(base_url=url + "/v1", api_key=key, timeout=60, max_retries=0)
@@ -95,7 +97,7 @@ def choices_and_stop():
 
 def errors():
     refused(openai.BadRequestError, "temperature", temperature=-1)
-    refused(openai.BadRequestError, "response_format", response_format={"type": "json_object"})
+    refused(openai.BadRequestError, "response_format", response_format={"type": "xml"})
     refused(openai.BadRequestError, "tool_choice", tool_choice="required", tools=[{"type": "function", "function": {"name": "f"}}])
     r = client.chat.completions.create(model="any", messages=question, max_tokens=2, tool_choice="none",
                                        tools=[{"type": "function", "function": {"name": "f"}}])
@@ -193,7 +195,46 @@ def tools():
     check([(c["name"], c["args"]) for c in calls] == [("get_weather", {"city": "Paris"})], f"tools: langchain: {calls}")
 
 
-for part in (chat, streaming, completions, logprobs, choices_and_stop, errors, cancel, several, langchain, tools):
+class Fruit(BaseModel):
+    name: str = Field(max_length=12)
+    colour: Literal["red", "green", "yellow"]
+    weight: int = Field(ge=1, le=5000)
+    organic: Optional[bool]
+
+
+def structured():
+    ask = [{"role": "user", "content": "Describe a fruit."}]
+    for temperature in (0, 1.3):
+        r = client.chat.completions.parse(model="any", messages=ask, max_tokens=80, temperature=temperature, seed=5,
+                                          response_format=Fruit)
+        fruit = r.choices[0].message.parsed
+        check(isinstance(fruit, Fruit) and r.choices[0].finish_reason == "stop", f"parse: {r.choices[0]}")
+    with client.chat.completions.stream(model="any", messages=ask, max_tokens=80, temperature=0, response_format=Fruit) as stream:
+        last = None
+        for event in stream:
+            last = event
+    check(isinstance(stream.get_final_completion().choices[0].message.parsed, Fruit), f"parse, streamed: {last}")
+    try:
+        client.chat.completions.parse(model="any", messages=ask, max_tokens=5, temperature=0, response_format=Fruit)
+        check(False, "parse: cut by its length, and not said so")
+    except openai.LengthFinishReasonError:
+        pass
+    r = client.chat.completions.create(model="any", messages=ask, max_tokens=60, temperature=1.3, seed=2,
+                                       response_format={"type": "json_object"})
+    if r.choices[0].finish_reason == "stop":
+        check(isinstance(json.loads(r.choices[0].message.content), dict), "json_object")
+    refused(openai.BadRequestError, "/properties/a/not", response_format={
+        "type": "json_schema", "json_schema": {"name": "x", "schema": {"type": "object", "properties": {"a": {"not": {}}}}}})
+
+
+def langchain_structured():
+    model = ChatOpenAI(base_url=url + "/v1", api_key=key, model="any", temperature=0.9, seed=1, max_tokens=80, max_retries=0)
+    fruit = model.with_structured_output(Fruit, method="json_schema").invoke("Describe a fruit.")
+    check(isinstance(fruit, Fruit), f"langchain: with_structured_output: {fruit}")
+
+
+for part in (chat, streaming, completions, logprobs, choices_and_stop, errors, cancel, several, langchain, tools, structured,
+             langchain_structured):
     try:
         part()
     except Exception as e:  # whatever a client says is a failure of that part

@@ -213,10 +213,20 @@ static void test_refused(void **state)
         {API_CHAT, "{" M ",\"logit_bias\":{\"x\":1}}", PD_ERR_USAGE, "logit_bias"},
         {API_CHAT, "{" M ",\"logit_bias\":{\"1000\":1}}", PD_ERR_USAGE, "vocabulary"},
         {API_CHAT, "{" M ",\"logit_bias\":{\"1\":\"x\"}}", PD_ERR_USAGE, "logit_bias"},
-        {API_CHAT, "{" M ",\"response_format\":{\"type\":\"json_object\"}}", PD_ERR_UNSUPPORTED,
-         "response_format"},
+        {API_CHAT, "{" M ",\"response_format\":{\"type\":\"xml\"}}", PD_ERR_UNSUPPORTED, "response_format"},
+        {API_CHAT, "{" M ",\"response_format\":{\"type\":\"json_schema\"}}", PD_ERR_USAGE,
+         "response_format.json_schema.schema"},
+        {API_CHAT,
+         "{" M ",\"response_format\":{\"type\":\"json_schema\",\"json_schema\":{\"schema\":{\"not\":{}}}}}",
+         PD_ERR_UNSUPPORTED, "/not: this keyword"},
+        {API_CHAT,
+         "{" M ",\"response_format\":{\"type\":\"json_object\"},\"grammar\":\"root ::= \\\"a\\\"\"}",
+         PD_ERR_USAGE, "give one of"},
+        {API_CHAT, "{" M ",\"response_format\":{\"type\":\"json_object\"},\"ignore_eos\":true}", PD_ERR_USAGE,
+         "ignore_eos"},
         {API_CHAT, "{" M ",\"tools\":[{}]}", PD_ERR_USAGE, "tools[0]"},
-        {API_CHAT, "{" M ",\"grammar\":\"root ::= x\"}", PD_ERR_UNSUPPORTED, "grammar"},
+        {API_CHAT, "{" M ",\"grammar\":\"root ::= x\"}", PD_ERR_USAGE,
+         "grammar: grammar, line 1: there is no rule x"},
         {API_CHAT, "{" M ",\"chat_template_kwargs\":1}", PD_ERR_USAGE, "chat_template_kwargs"},
         {API_CHAT, "{" M ",\"model\":{}}", PD_ERR_USAGE, "model"},
         {API_COMPLETION, "{}", PD_ERR_USAGE, "prompt"},
@@ -228,7 +238,7 @@ static void test_refused(void **state)
         {API_COMPLETION, "{\"prompt\":\"x\",\"suffix\":\"y\"}", PD_ERR_UNSUPPORTED, "suffix"},
         {API_COMPLETION, "{\"prompt\":[\"a\",\"b\"],\"n\":65}", PD_ERR_USAGE, "n: "},
         {API_PLAIN, "{\"prompt\":[\"a\",\"b\"]}", PD_ERR_USAGE, "prompt"},
-        {API_PLAIN, "{\"prompt\":\"x\",\"json_schema\":{}}", PD_ERR_UNSUPPORTED, "json_schema"},
+        {API_PLAIN, "{\"prompt\":\"x\",\"json_schema\":{\"type\":\"x\"}}", PD_ERR_USAGE, "json_schema"},
     };
     for (size_t i = 0; i < PD_COUNT(cases); i++) {
         struct api_request r;
@@ -237,6 +247,39 @@ static void test_refused(void **state)
         if (status != cases[i].status || !strstr(err.text, cases[i].words))
             fail_msg("%s: status %d, \"%s\", not %d, \"%s\"", cases[i].body, status, err.text,
                      cases[i].status, cases[i].words);
+    }
+}
+
+/* What a reply may be, in all the ways that clients say it. */
+static void test_grammars(void **state)
+{
+    (void)state;
+    static const struct {
+        enum api_form form;
+        const char *body;
+        bool has;
+    } cases[] = {
+        {API_CHAT, "{" M ",\"response_format\":{\"type\":\"text\"}}", false},
+        {API_CHAT, "{" M ",\"response_format\":{\"type\":\"json_object\"}}", true},
+        {API_CHAT, "{" M ",\"response_format\":{\"type\":\"json_object\",\"schema\":{\"const\":1}}}", true},
+        {API_CHAT,
+         "{" M
+         ",\"response_format\":{\"type\":\"json_schema\",\"json_schema\":{\"name\":\"x\",\"strict\":true,"
+         "\"schema\":{\"type\":\"integer\"}}}}",
+         true},
+        {API_PLAIN, "{\"prompt\":\"x\",\"grammar\":\"\"}", false},
+        {API_PLAIN, "{\"prompt\":\"x\",\"grammar\":\"root ::= [a-z]+\"}", true},
+        {API_PLAIN, "{\"prompt\":\"x\",\"json_schema\":{}}", true},
+        {API_COMPLETION, "{\"prompt\":\"x\",\"response_format\":{\"type\":\"json_object\"}}", true},
+    };
+    for (size_t i = 0; i < PD_COUNT(cases); i++) {
+        struct api_request r;
+        struct pd_error err;
+        if (parse(&r, cases[i].form, cases[i].body, &err))
+            fail_msg("%s: %s", cases[i].body, err.text);
+        assert_int_equal(r.grammar != NULL, cases[i].has);
+        assert_true(!r.grammar || strstr(r.grammar, "root ::= "));
+        api_free(&r);
     }
 }
 
@@ -298,8 +341,8 @@ int main(void)
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(test_chat),           cmocka_unit_test(test_more_sampling),
         cmocka_unit_test(test_null_is_absent), cmocka_unit_test(test_prompts),
-        cmocka_unit_test(test_refused),        cmocka_unit_test(test_hostile),
-        cmocka_unit_test(test_tools),
+        cmocka_unit_test(test_refused),        cmocka_unit_test(test_grammars),
+        cmocka_unit_test(test_hostile),        cmocka_unit_test(test_tools),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
 }
