@@ -597,8 +597,11 @@ static bool disjoint(struct maker *m, yyjson_val *a, yyjson_val *b)
     if (!ta || !tb || strcmp(ta, "object") != 0)
         return false;
     size_t i, n;
-    yyjson_val *key, *schema, *others = yyjson_obj_get(b, "properties");
-    yyjson_obj_foreach(yyjson_obj_get(a, "properties"), i, n, key, schema)
+    yyjson_val *key, *schema, *others = yyjson_obj_get(b, "properties"),
+                              *own = yyjson_obj_get(a, "properties");
+    if (!own)
+        return needs_more(a, b) || needs_more(b, a);
+    yyjson_obj_foreach(own, i, n, key, schema)
     {
         yyjson_val *other = yyjson_obj_get(others, yyjson_get_str(key));
         if (other && requires_name(a, yyjson_get_str(key)) && requires_name(b, yyjson_get_str(key)) &&

@@ -75,7 +75,8 @@ static void take_part(struct maker *m, struct object *o, yyjson_val *part)
     size_t i, n;
     if (properties && !yyjson_is_obj(properties))
         refuse(m, PD_ERR_USAGE, "properties is an object");
-    yyjson_obj_foreach(properties, i, n, key, schema) take_property(m, o, key, schema);
+    if (properties)
+        yyjson_obj_foreach(properties, i, n, key, schema) take_property(m, o, key, schema);
     o->least = PD_MAX(o->least, count_of(m, part, "minProperties", 0));
     const int64_t most = count_of(m, part, "maxProperties", -1);
     o->most = most < 0 ? o->most : o->most < 0 ? most : PD_MIN(o->most, most);
