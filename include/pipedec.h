@@ -131,6 +131,9 @@ struct pd_engine_options {
     const char *device, *draft_device;
     bool exact; /* refuse devices on which a row's bits depend on its batch, and with them the text */
     const char *chat_template_kwargs; /* a JSON object: further variables for the chat template; NULL: none */
+    /* Layers of each stage, "4,10,16": as many numbers as there are stages, all of the model's layers together. NULL: even
+     * by what a token reads. */
+    const char *layers;
 };
 void pd_engine_options_init(struct pd_engine_options *o);
 

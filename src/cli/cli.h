@@ -170,5 +170,6 @@ int cmd_simulate(int argc, char **argv);
 int cmd_launch(int argc, char **argv);
 int cmd_devices(int argc, char **argv);
 int cmd_profile(int argc, char **argv);
+int cmd_plan(int argc, char **argv);
 
 #endif

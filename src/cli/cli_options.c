@@ -21,6 +21,7 @@ enum {
     KEY_NO_PACK,
     KEY_VERIFY,
     KEY_STAGES,
+    KEY_LAYERS,
     KEY_DRAFT_THREADS,
     KEY_MODE,
     KEY_WIDTH,
@@ -89,6 +90,8 @@ static const struct argp_option options[] = {
 
     {NULL, 0, NULL, 0, "Pipeline:", GROUP_PIPELINE},
     {"stages", KEY_STAGES, "N", 0, "cut the target's layers into N stages (the profile's number, or 1)",
+     GROUP_PIPELINE},
+    {"layers", KEY_LAYERS, "N,N,...", 0, "so many layers on each stage, instead of an even cut",
      GROUP_PIPELINE},
     {"threads", 't', "N", 0, "threads of a stage (shared out among the stages)", GROUP_PIPELINE},
     {"draft-threads", KEY_DRAFT_THREADS, "N", 0, "threads of the draft (as a stage)", GROUP_PIPELINE},
@@ -263,6 +266,13 @@ static bool parse_pipeline(struct cli_common *c, int key, char *arg, struct argp
     switch (key) {
     case KEY_STAGES:
         o->stages = (int)cli_int(state, "--stages", arg, 1, 100000);
+        c->stages_set = true;
+        return true;
+    case KEY_LAYERS:
+        o->layers = arg;
+        o->stages = 1;
+        for (const char *p = arg; (p = strchr(p, ',')); p++)
+            o->stages++;
         c->stages_set = true;
         return true;
     case 't':

@@ -24,6 +24,7 @@ static const struct command commands[] = {
      "the same machines with a modelled target and draft, for sizes that don't fit here"},
     {"engine", cmd_engine, "the part of a server that holds the models; 'serve' starts it"},
     {"profile", cmd_profile, "measure this machine, or the hosts of a cluster and their links"},
+    {"plan", cmd_plan, "cut a model over the hosts of a measured cluster, and say what to expect"},
     {"launch", cmd_launch, "run a command over several machines, and again after a fault"},
 };
 

@@ -44,6 +44,7 @@ static error_t parse(int key, char *arg, struct argp_state *state)
                                          "chat-template-kwargs",
                                          "threads",
                                          "draft-threads",
+                                         "layers",
                                          "spin",
                                          "wire",
                                          "exact",

@@ -706,7 +706,8 @@ static enum pd_status load_all(struct compute *c, const struct compute_options *
     if (o->n_stages > STAGES_MAX)
         return error_set(err, PD_ERR_STAGES, "%d stages: no more than %d are possible", o->n_stages,
                          STAGES_MAX);
-    if ((status = model_cut(&s->info.target, o->n_stages, s->info.first, err)) ||
+    if ((status = o->layers ? model_cut_as(&s->info.target, o->layers, o->n_stages, s->info.first, err)
+                            : model_cut(&s->info.target, o->n_stages, s->info.first, err)) ||
         (status = place(s, o, err)) || (status = check_memory(s, o, err)))
         return status;
     if (draft && wanted(o, ROLE_DRAFTER) && (status = match_vocab(s, target, draft, o, err)))

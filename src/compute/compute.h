@@ -25,6 +25,7 @@ struct compute_options {
     const struct tokenizer
         *tokenizer; /* of the target, borrowed until compute_free; NULL: made here if needed */
     int n_stages;
+    const char *layers;         /* of each stage, "4,10,16"; NULL: even by what a token reads */
     int threads, draft_threads; /* within a batch; 0: by compute_threads */
     bool alone;                 /* batches never overlap (virtual clock): each may have all processors */
     const char *devices;        /* by stage: place.h; NULL: the CPU */

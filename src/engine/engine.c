@@ -86,9 +86,9 @@ static enum pd_status take_options(struct pd_engine *e, const struct pd_engine_o
                          o->struct_size);
     memcpy(&e->o, o, o->struct_size);
     e->o.struct_size = sizeof e->o;
-    const char **strings[] = {&e->o.model,         &e->o.draft,        &e->o.profile,
-                              &e->o.chat_template, &e->o.trace,        &e->o.dump_tree,
-                              &e->o.device,        &e->o.draft_device, &e->o.chat_template_kwargs};
+    const char **strings[] = {
+        &e->o.model,     &e->o.draft,  &e->o.profile,      &e->o.chat_template,        &e->o.trace,
+        &e->o.dump_tree, &e->o.device, &e->o.draft_device, &e->o.chat_template_kwargs, &e->o.layers};
     for (size_t i = 0; i < PD_COUNT(strings); i++)
         if (*strings[i])
             *strings[i] = arena_strdup(&e->arena, *strings[i]);
@@ -109,6 +109,7 @@ void engine_compute_options(struct compute_options *out, const struct pd_engine_
     out->target = o->model;
     out->draft = o->draft;
     out->n_stages = n_stages;
+    out->layers = o->layers;
     out->ctx = o->ctx;
     out->lanes = o->parallel;
     out->threads = o->threads;
@@ -547,13 +548,10 @@ enum pd_status engine_identity(struct pd_engine *e, uint64_t *out, struct pd_err
 
 uint32_t engine_options_digest(const struct pd_engine_options *o, int n_stages, int ctx, int wire)
 {
-    const int32_t all[] = {n_stages,
-                           ctx,
-                           (int32_t)o->kv_type,
-                           wire,
-                           o->draft != NULL,
-                           o->profile != NULL,
-                           PD_MAX(o->parallel, 1)};
+    const uint64_t cut = o->layers ? hash_bytes(1, o->layers, strlen(o->layers)) : 0;
+    const int32_t all[] = {
+        n_stages,           (int32_t)cut,          ctx, (int32_t)o->kv_type, wire, o->draft != NULL,
+        o->profile != NULL, PD_MAX(o->parallel, 1)};
     uint64_t h = hash_bytes(0, all, sizeof all);
     return (uint32_t)(h ^ (h >> 32));
 }

@@ -177,3 +177,23 @@ enum pd_status model_cut(const struct model_info *info, int n_stages, int *first
     cut_evenly(info, n_stages, least_cap(info, n_stages), first);
     return PD_OK;
 }
+
+enum pd_status model_cut_as(const struct model_info *info, const char *layers, int n_stages, int *first,
+                            struct pd_error *err)
+{
+    int n = 0;
+    first[0] = 0;
+    for (const char *at = layers; n < n_stages; n++) {
+        char *end;
+        long count = strtol(at, &end, 10);
+        if (end == at || (*end && *end != ',') || count < 1 || count > info->n_layer - first[n])
+            break;
+        first[n + 1] = first[n] + (int)count;
+        at = *end ? end + 1 : end;
+        if (!*at && n + 1 == n_stages && first[n + 1] == info->n_layer)
+            return PD_OK;
+    }
+    return error_set(err, PD_ERR_STAGES,
+                     "layers %.60s: give %d numbers from 1 on, one a stage; together %d, the model's layers",
+                     layers, n_stages, info->n_layer);
+}

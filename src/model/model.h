@@ -49,6 +49,10 @@ enum pd_status model_describe(struct model_info *info, const struct gguf *g, str
  * it reads (nothing), the head for the last. first[n_stages + 1]; every stage gets at least one layer.
  * PD_ERR_STAGES if n_stages is not in 1..n_layer. Pure. */
 enum pd_status model_cut(const struct model_info *info, int n_stages, int *first, struct pd_error *err);
+/* The same as a text says, "4,10,16": layers of each stage. PD_ERR_STAGES if they are not n_stages, or not n_layer
+ * together. */
+enum pd_status model_cut_as(const struct model_info *info, const char *layers, int n_stages, int *first,
+                            struct pd_error *err);
 
 struct model_options {
     int layer_first, layer_count; /* this stage's run */

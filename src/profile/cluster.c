@@ -211,3 +211,28 @@ void cluster_write(const struct cluster *c, FILE *f)
                     c->link[i][k].latency_us, c->link[i][k].gbps);
     write_stages(c, f);
 }
+
+void profile_write(const struct profile *p, FILE *f)
+{
+    fprintf(f, "[profile]\nstages = %d\nstop_ms = %.4g\n", p->n_stages, p->stop_ms);
+    for (int i = 0; i < p->n_stages; i++) {
+        fprintf(f, "\n[stage %d]\n", i);
+        write_curve("step_ms", &p->stage[i], f);
+    }
+    if (p->prefill.n) {
+        fputs("\n[prefill]\n", f);
+        write_curve("step_ms", &p->prefill, f);
+    }
+    fprintf(f, "\n[head]\nms = %.4g\n\n[draft]\n", p->head_ms);
+    write_curve("step_ms", &p->draft, f);
+    fprintf(f, "\n[link]\nlatency_us = %.4g\nbandwidth_gbps = %.4g\ncontrol_us = %.4g\nrow_bytes = %d\n",
+            p->link_latency_us, p->link_gbps, p->control_latency_us, p->row_bytes);
+    for (int i = 0; i < p->n_stages; i++)
+        if (p->hop[i].gbps > 0) {
+            if (i)
+                fprintf(f, "\n[link %d]\n", i - 1);
+            else
+                fputs("\n[link draft]\n", f);
+            fprintf(f, "latency_us = %.4g\nbandwidth_gbps = %.4g\n", p->hop[i].latency_us, p->hop[i].gbps);
+        }
+}

@@ -49,6 +49,8 @@ enum pd_status profile_load_cluster(struct cluster *out, const char *path, struc
 /* All of a profile: the hosts, and in [stage i], [link], ... one stage a host with as many layers each. The caller has
  * written its comments before; errors are those of the stream. */
 void cluster_write(const struct cluster *c, FILE *f);
+/* A device profile as a file; its stages one by one, its hops where they differ. */
+void profile_write(const struct profile *p, FILE *f);
 void curve_write(const struct curve *c, FILE *f); /* "1:50 32:50" */
 
 /* For the parser: is this a section of hosts; a key of it: NULL, or what is wrong (static); all that is missing. */

@@ -5,9 +5,10 @@
 #include <stdlib.h>
 #include <string.h>
 
-static const double WORK_MAX = 4e8; /* of all searches together, in looks at a possible stage */
-static const double FRONT = 40;     /* bounds that an exact search is expected to look at */
-static const double COARSE = 0.96;  /* where that would be too much work, bounds fall by so much */
+static const double WORK_MAX = 1e8;    /* of all searches together, in looks at a possible stage */
+static const double FRONT = 40;        /* bounds that an exact search is expected to look at */
+static const double COARSE = 0.96;     /* where that would be too much work, bounds fall by so much */
+static const double BELOW = 1 - 1e-12; /* a time that is rounded otherwise is the same one */
 static const double ROUNDING_GB = 1e-9;
 static const double SHARED = 2; /* a draft and a stage on the same processors */
 
@@ -307,7 +308,7 @@ static bool search_all(struct search *s, struct plan *out, bool fine)
         }
         if (s->o->step_weight <= 0)
             return true;
-        bound = fine ? step : COARSE * step;
+        bound = (fine ? BELOW : COARSE) * step;
     }
 }
 
@@ -390,7 +391,7 @@ static bool cut_order(const struct search *s, struct plan *p)
         plan_score(&next, s->c, s->m, s->o);
         if (next.cost < best.cost)
             best = next;
-        bound = next.step_ms;
+        bound = BELOW * next.step_ms;
         if (s->o->step_weight <= 0 || s->o->pass_weight * next.pass_ms >= best.cost)
             break;
     }

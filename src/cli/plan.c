@@ -1,0 +1,400 @@
+/* pipedec plan: which hosts of a measured cluster are to hold which layers, and what to expect of it. */
+#include "cli/cli.h"
+#include "cli/planning.h"
+
+#include <errno.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <yyjson.h>
+
+enum {
+    KEY_PROFILE = CLI_KEY_OWN,
+    KEY_CTX,
+    KEY_KV,
+    KEY_PARALLEL,
+    KEY_ORACLE,
+    KEY_JSON,
+    KEY_WRITE,
+    KEY_WRITE_EVEN
+};
+
+struct plan_args {
+    struct planning p;
+    const char *profile, *write, *write_even;
+    bool json;
+};
+
+static const struct argp_option options[] = {
+    {"profile", KEY_PROFILE, "FILE", 0, "what 'pipedec profile --hosts' measured", 1},
+    {"model", 'm', "FILE", 0, "the target: a GGUF file", 1},
+    {"draft", 'd', "FILE", 0, "the draft", 1},
+    {"ctx", KEY_CTX, "N", 0, "positions of the context (the model's, but at most 4096)", 1},
+    {"kv", KEY_KV, "TYPE", 0, "type of the KV cache: f16 (default), f32, q8_0", 1},
+    {"parallel", KEY_PARALLEL, "N", 0, "requests at once, each with a K/V cache (1)", 1},
+    {"oracle", KEY_ORACLE, "SPEC", 0,
+     "how good the draft is: top=P1,P2,..., or a FILE written by bench --record-acceptance (the demo pair's)",
+     1},
+    {"json", KEY_JSON, NULL, 0, "one JSON object instead of text", 2},
+    {"write", KEY_WRITE, "FILE", 0, "write the plan's chain as a device profile, for --profile and --emulate",
+     2},
+    {"write-even", KEY_WRITE_EVEN, "FILE", 0, "the same of an even cut over all hosts", 2},
+    {0},
+};
+static const char doc[] =
+    "Cut a model over the hosts of a measured cluster: which hosts, in what order, how many layers on each, "
+    "where the draft runs, and what time between tokens to expect. The first host is this machine, and "
+    "drafts.\v"
+    "Examples:\n"
+    "  pipedec plan --profile hosts.ini -m big.gguf -d small.gguf\n"
+    "  pipedec plan --profile hosts.ini -m big.gguf -d small.gguf --oracle acceptance.jsonl --json\n";
+
+static error_t parse(int key, char *arg, struct argp_state *state)
+{
+    struct plan_args *a = state->input;
+    switch (key) {
+    case KEY_PROFILE:
+        a->profile = arg;
+        return 0;
+    case 'm':
+        a->p.target = arg;
+        return 0;
+    case 'd':
+        a->p.draft = arg;
+        return 0;
+    case KEY_CTX:
+        a->p.ctx = (int)cli_int(state, "--ctx", arg, 1, 1 << 26);
+        return 0;
+    case KEY_KV:
+        if (!strcmp(arg, "f32"))
+            a->p.kv_type = PD_KV_F32;
+        else if (!strcmp(arg, "q8_0"))
+            a->p.kv_type = PD_KV_Q8_0;
+        else if (strcmp(arg, "f16") != 0)
+            argp_error(state, "--kv %s: f16, f32 or q8_0", arg);
+        return 0;
+    case KEY_PARALLEL:
+        a->p.lanes = (int)cli_int(state, "--parallel", arg, 1, 64);
+        return 0;
+    case KEY_ORACLE:
+        a->p.oracle = arg;
+        return 0;
+    case KEY_JSON:
+        a->json = true;
+        return 0;
+    case KEY_WRITE:
+        a->write = arg;
+        return 0;
+    case KEY_WRITE_EVEN:
+        a->write_even = arg;
+        return 0;
+    case ARGP_KEY_ARG:
+        argp_error(state, "'%s': plan takes options only", arg);
+        return 0;
+    case ARGP_KEY_END:
+        if (!a->p.target)
+            argp_error(state, "which model? give -m FILE");
+        if (!a->profile)
+            argp_error(state,
+                       "which cluster? give --profile FILE; 'pipedec profile --hosts HOSTS' writes it");
+        return 0;
+    default:
+        return ARGP_ERR_UNKNOWN;
+    }
+}
+
+/* ---- what the plan is bound by ---- */
+
+/* The slowest of stages, draft and links at the rows of a step. */
+struct bottleneck {
+    enum { BY_STAGE, BY_DRAFT, BY_LINK } what;
+    int at; /* a stage; of a link the one it leads to */
+    double ms;
+};
+
+static struct bottleneck find_bottleneck(const struct planning *p, const struct scored *s)
+{
+    const struct cluster *c = p->cluster;
+    const int rows = PD_MAX((int)(s->rows + 0.5), 1);
+    struct bottleneck b = {BY_STAGE, 0, 0};
+    for (int i = 0; i < s->plan.n; i++) {
+        double ms = plan_stage_ms(&s->plan, c, &p->model, i, rows);
+        if (ms > b.ms)
+            b = (struct bottleneck){BY_STAGE, i, ms};
+    }
+    for (int i = 1; i < s->plan.n; i++) {
+        const struct cluster_link *l = &c->link[s->plan.host[i - 1]][s->plan.host[i]];
+        double ms = 4.0 * p->model.n_embd * rows * 8 / l->gbps / 1e6;
+        if (ms > b.ms)
+            b = (struct bottleneck){BY_LINK, i, ms};
+    }
+    if (s->draft_ms > b.ms)
+        b = (struct bottleneck){BY_DRAFT, 0, s->draft_ms};
+    return b;
+}
+
+static void bottleneck_text(const struct planning *p, const struct scored *s, char *out, size_t room)
+{
+    const struct cluster *c = p->cluster;
+    const struct bottleneck b = find_bottleneck(p, s);
+    if (b.what == BY_DRAFT)
+        snprintf(out, room, "the draft on %s, %.1f ms a pass", c->host[0].name, b.ms);
+    else if (b.what == BY_STAGE)
+        snprintf(out, room, "stage %d on %s, %.1f ms a step", b.at, c->host[s->plan.host[b.at]].name, b.ms);
+    else
+        snprintf(out, room, "the link from %s to %s, %.1f ms a step", c->host[s->plan.host[b.at - 1]].name,
+                 c->host[s->plan.host[b.at]].name, b.ms);
+}
+
+/* ---- what if ---- */
+
+struct what_if {
+    double machine_ms, links_ms, all_ms; /* another machine; links ten times as fast; < 0: not known */
+    int like;                            /* the machine: as this one */
+};
+
+static double if_so(const struct planning *p, const struct cluster *c)
+{
+    struct scored s;
+    struct pd_error err = {0};
+    return planning_choose_for(p, c, &s, &err) ? -1 : scored_ms(&s);
+}
+
+static void ask_what_if(const struct planning *p, struct what_if *w)
+{
+    struct cluster *c = mem_new(1, sizeof *c);
+    *w = (struct what_if){-1, -1, -1, p->cluster->n > 1};
+    for (int i = w->like; i < p->cluster->n; i++)
+        if (curve_ms(&p->cluster->host[i].layer, 4) < curve_ms(&p->cluster->host[w->like].layer, 4))
+            w->like = i;
+    *c = *p->cluster;
+    if (c->n < CLUSTER_HOSTS) {
+        const int next = c->n++, other = w->like ? 0 : next - 1;
+        c->host[next] = c->host[w->like];
+        for (int i = 0; i < next; i++)
+            c->link[i][next] = c->link[next][i] =
+                i == w->like ? (other == w->like ? (struct cluster_link){100, 1} : c->link[w->like][other])
+                             : c->link[w->like][i];
+        w->machine_ms = if_so(p, c);
+    }
+    *c = *p->cluster;
+    for (int i = 0; i < c->n; i++)
+        for (int k = 0; k < c->n; k++) {
+            c->link[i][k].gbps *= 10;
+            c->link[i][k].latency_us /= 10;
+        }
+    if (c->n > 1)
+        w->links_ms = if_so(p, c);
+    free(c);
+}
+
+/* ---- as text ---- */
+
+static bool used(const struct plan *plan, int host)
+{
+    for (int i = 0; i < plan->n; i++)
+        if (plan->host[i] == host)
+            return true;
+    return false;
+}
+
+static void print_row(const struct planning *p, const char *part, int host, double gb, const char *layers,
+                      double ms)
+{
+    const struct cluster_host *h = &p->cluster->host[host];
+    printf("%-16.16s %-7s %-10s %8.2f %8.2f %9.2f\n", h->name, part, layers, gb, h->memory_gb, ms);
+}
+
+static void print_table(const struct planning *p, const struct scored *s)
+{
+    const int rows = PD_MAX((int)(s->rows + 0.5), 1);
+    printf("%-16s %-7s %-10s %8s %8s %9s\n", "host", "part", "layers", "GB", "of GB", "ms a step");
+    if (p->model.have_draft)
+        print_row(p, "draft", 0, plan_draft_gb(&p->model), "-", s->draft_ms);
+    for (int i = 0; i < s->plan.n; i++) {
+        char part[24], layers[48];
+        snprintf(part, sizeof part, "stage %d", i);
+        snprintf(layers, sizeof layers, "%d-%d", s->plan.first[i], s->plan.first[i + 1] - 1);
+        double gb = plan_stage_gb(&s->plan, &p->model, i);
+        if (s->plan.place == PLAN_SHARED && s->plan.host[i] == 0)
+            gb -= plan_draft_gb(&p->model);
+        print_row(p, part, s->plan.host[i], gb, layers,
+                  plan_stage_ms(&s->plan, p->cluster, &p->model, i, rows));
+    }
+    for (int i = 1; i < p->cluster->n; i++)
+        if (!used(&s->plan, i))
+            printf("%-16.16s left out: without it a token takes less\n", p->cluster->host[i].name);
+    if (p->cluster->n > 1 && p->model.have_draft && s->plan.place == PLAN_APART)
+        printf("%-16.16s only drafts: with a stage beside, both would be slower\n", p->cluster->host[0].name);
+}
+
+static void print_expected(const struct planning *p, const struct scored *s, const char *name)
+{
+    printf("%s: ", name);
+    if (p->model.have_draft)
+        printf("%.1f ms between tokens (best, %.1f rows a step), %.1f ms without the draft (pp)\n",
+               s->best_ms, s->rows, s->pp_ms);
+    else
+        printf("%.1f ms between tokens (pp)\n", s->pp_ms);
+}
+
+static void print_text(const struct planning *p)
+{
+    const struct scored *s = &p->best;
+    char bound[256], *layers = planning_layers(&s->plan), *hosts = planning_hosts(p, &s->plan);
+    struct what_if w;
+    ask_what_if(p, &w);
+    bottleneck_text(p, s, bound, sizeof bound);
+    print_table(p, s);
+    printf("\n");
+    print_expected(p, s, "expected");
+    if (p->even.plan.n && p->cluster->n > 1)
+        print_expected(p, &p->even, "an even cut over all hosts");
+    else if (!p->even.plan.n)
+        printf("an even cut over all hosts does not fit their memory\n");
+    printf("bound by: %s\n", bound);
+    if (w.machine_ms > 0)
+        printf("with one more machine like %s: %.1f ms\n", p->cluster->host[w.like].name, w.machine_ms);
+    if (w.links_ms > 0)
+        printf("with links ten times as fast: %.1f ms\n", w.links_ms);
+    if (p->model.have_draft)
+        printf("the draft's hits: oracle %s\n", p->oracle);
+    if (!s->plan.exact)
+        printf("many unlike hosts: a good cut, not certainly the best one (docs/cluster.md)\n");
+    printf("by hand: pipedec launch --host %s -n %d -- run --layers %s ...\n", hosts, s->plan.n + 1, layers);
+    free(layers);
+    free(hosts);
+}
+
+/* ---- as JSON ---- */
+
+static void json_scored(yyjson_mut_doc *d, yyjson_mut_val *o, const struct planning *p,
+                        const struct scored *s)
+{
+    yyjson_mut_obj_add_real(d, o, "pp_ms", s->pp_ms);
+    if (p->model.have_draft) {
+        yyjson_mut_obj_add_real(d, o, "best_ms", s->best_ms);
+        yyjson_mut_obj_add_real(d, o, "rows", s->rows);
+        yyjson_mut_obj_add_real(d, o, "draft_ms", s->draft_ms);
+    }
+    yyjson_mut_obj_add_real(d, o, "step_ms", s->step_ms);
+}
+
+static void json_plan(yyjson_mut_doc *d, yyjson_mut_val *o, const struct planning *p)
+{
+    const struct scored *s = &p->best;
+    const int rows = PD_MAX((int)(s->rows + 0.5), 1);
+    json_scored(d, o, p, s);
+    yyjson_mut_obj_add_strcpy(d, o, "drafter", p->cluster->host[0].name);
+    yyjson_mut_obj_add_bool(d, o, "shared", s->plan.place == PLAN_SHARED);
+    yyjson_mut_obj_add_bool(d, o, "exact", s->plan.exact);
+    yyjson_mut_val *stages = yyjson_mut_obj_add_arr(d, o, "stages");
+    for (int i = 0; i < s->plan.n; i++) {
+        yyjson_mut_val *e = yyjson_mut_arr_add_obj(d, stages);
+        const struct cluster_host *h = &p->cluster->host[s->plan.host[i]];
+        yyjson_mut_obj_add_strcpy(d, e, "host", h->name);
+        yyjson_mut_obj_add_int(d, e, "layer_first", s->plan.first[i]);
+        yyjson_mut_obj_add_int(d, e, "layer_count", s->plan.first[i + 1] - s->plan.first[i]);
+        yyjson_mut_obj_add_real(d, e, "gb", plan_stage_gb(&s->plan, &p->model, i));
+        yyjson_mut_obj_add_real(d, e, "memory_gb", h->memory_gb);
+        yyjson_mut_obj_add_real(d, e, "ms", plan_stage_ms(&s->plan, p->cluster, &p->model, i, rows));
+        yyjson_mut_obj_add_real(d, e, "busy", s->busy[i]);
+    }
+    yyjson_mut_val *out = yyjson_mut_obj_add_arr(d, o, "left_out");
+    for (int i = 1; i < p->cluster->n; i++)
+        if (!used(&s->plan, i))
+            yyjson_mut_arr_add_strcpy(d, out, p->cluster->host[i].name);
+}
+
+static enum pd_status print_json(const struct planning *p, struct pd_error *err)
+{
+    yyjson_mut_doc *d = yyjson_mut_doc_new(NULL);
+    yyjson_mut_val *o = yyjson_mut_obj(d);
+    char *text = NULL, bound[256], *layers = planning_layers(&p->best.plan),
+         *hosts = planning_hosts(p, &p->best.plan);
+    struct what_if w;
+    ask_what_if(p, &w);
+    bottleneck_text(p, &p->best, bound, sizeof bound);
+    if (o) {
+        yyjson_mut_doc_set_root(d, o);
+        json_plan(d, o, p);
+        yyjson_mut_obj_add_str(d, o, "layers", layers);
+        yyjson_mut_obj_add_str(d, o, "hosts", hosts);
+        yyjson_mut_obj_add_str(d, o, "bottleneck", bound);
+        if (w.machine_ms > 0)
+            yyjson_mut_obj_add_real(d, o, "one_more_machine_ms", w.machine_ms);
+        if (w.links_ms > 0)
+            yyjson_mut_obj_add_real(d, o, "faster_links_ms", w.links_ms);
+        if (p->even.plan.n)
+            json_scored(d, yyjson_mut_obj_add_obj(d, o, "even"), p, &p->even);
+        text = yyjson_mut_write(d, YYJSON_WRITE_PRETTY_TWO_SPACES, NULL);
+    }
+    yyjson_mut_doc_free(d);
+    free(layers);
+    free(hosts);
+    if (!text)
+        return error_set(err, PD_ERR_MEMORY, "out of memory for the JSON text");
+    puts(text);
+    free(text);
+    return PD_OK;
+}
+
+/* ---- as a profile ---- */
+
+static enum pd_status write_profile(const struct planning *p, const struct plan *plan, const char *path,
+                                    struct pd_error *err)
+{
+    struct profile *f = mem_new(1, sizeof *f);
+    char *layers = planning_layers(plan), *text = planning_text(p, plan);
+    FILE *out = fopen(path, "w");
+    bool failed = !out;
+    errno = failed ? errno : 0;
+    if (out) {
+        plan_profile(f, p->cluster, &p->model, plan);
+        fprintf(out, "# A chain as planned: %s\n# --layers %s\n", text, layers);
+        profile_write(f, out);
+        failed = fflush(out) != 0 || ferror(out);
+        failed = fclose(out) != 0 || failed;
+    }
+    free(f);
+    free(layers);
+    free(text);
+    return failed ? error_set(err, PD_ERR_FILE, "%s: %s", path, errno ? strerror(errno) : "write error")
+                  : PD_OK;
+}
+
+static enum pd_status plan(struct plan_args *a, struct pd_error *err)
+{
+    struct planning *p = &a->p;
+    enum pd_status status = planning_open(p, err);
+    if (!status)
+        status = planning_profile(p, a->profile, err);
+    if (!status)
+        status = planning_choose(p, err);
+    if (!status && a->write)
+        status = write_profile(p, &p->best.plan, a->write, err);
+    if (!status && a->write_even && !p->even.plan.n)
+        status = error_set(err, PD_ERR_MEMORY, "an even cut does not fit the hosts' memory");
+    if (!status && a->write_even)
+        status = write_profile(p, &p->even.plan, a->write_even, err);
+    if (status)
+        return status;
+    if (a->json)
+        status = print_json(p, err);
+    else
+        print_text(p);
+    if (!status && (fflush(stdout) || ferror(stdout)))
+        status = error_set(err, PD_ERR_FILE, "cannot write to standard output");
+    return status;
+}
+
+int cmd_plan(int argc, char **argv)
+{
+    static const struct argp argp = {options, parse, "", doc, NULL, NULL, NULL};
+    struct plan_args a = {.p.oracle = PLANNING_ORACLE};
+    struct pd_error err = {0};
+    cli_parse(&argp, argc, argv, &a);
+    enum pd_status status = plan(&a, &err);
+    planning_free(&a.p);
+    return status ? cli_fail(&err) : PD_OK;
+}

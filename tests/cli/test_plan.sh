@@ -1,0 +1,55 @@
+#!/bin/bash
+# pipedec plan: a cluster of unlike hosts, a slow one among them; the chain as a profile; explicit cuts.
+. tests/cli/common.sh
+hosts() { # SPEED...: of h0, h1, ...; layers of the small model at 2 ms / SPEED
+    local i=0 k speed
+    printf '[cluster]\nlayers = 30\nwidth = 576\n'
+    for speed; do
+        awk -v i=$i -v s="$speed" 'BEGIN {
+            printf "[host %d]\nname = h%d\ncores = 4\nmemory_gb = 4\n", i, i
+            printf "layer_ms = 1:%g 64:%g\nhead_ms = 1:%g\ndraft_ms = 1:%g 64:%g\n", 2 / s, 40 / s, 3 / s, 10 / s, 40 / s }'
+        for ((k = 0; k < i; k++)); do printf '[hosts %d %d]\nlatency_us = 200\nbandwidth_gbps = 0.9\n' $k $i; done
+        i=$((i + 1))
+    done
+    printf '[profile]\nstages = 1\n[stage]\nstep_ms = 1:10\n[draft]\nstep_ms = 1:5\n[link]\nlatency_us = 100\nbandwidth_gbps = 1\n'
+}
+hosts 4 2 4 0.02 >"$tmp/c.ini"
+refuse_all <<EOF
+2 | which model | plan --profile $tmp/c.ini
+2 | which cluster | plan -m x
+3 | No such file | plan -m /nowhere.gguf --profile $tmp/c.ini
+2 | chances from 0 to 1 | plan -m x --profile $tmp/c.ini --oracle top=2
+EOF
+need_model
+refuse_all <<EOF
+15 | describes devices, not hosts | plan -m $model --profile profiles/home4.ini
+EOF
+"$PIPEDEC" plan --profile "$tmp/c.ini" -m "$model" -d "$model" --ctx 512 --write "$tmp/p.ini" --write-even "$tmp/e.ini" >"$tmp/out" 2>"$tmp/err" ||
+    fail "plan: exit code $?: $(cat "$tmp/err")"
+for words in 'h3 *left out' 'expected: ' 'an even cut' 'bound by: ' 'one more machine' 'links ten times' 'launch --host h0:'; do
+    grep -q "$words" "$tmp/out" || fail "no '$words' in: $(cat "$tmp/out")"
+done
+"$PIPEDEC" plan --profile "$tmp/c.ini" -m "$model" -d "$model" --ctx 512 --json >"$tmp/json" || fail "--json: exit code $?"
+number() { grep -o "\"$1\": [0-9.]*" "$tmp/json" | head -n "${2:-1}" | tail -n 1 | cut -d' ' -f2; }
+# The slow host makes an even cut more than ten times slower.
+awk -v best="$(number best_ms)" -v even="$(number best_ms 2)" 'BEGIN { exit !(best > 0 && even > 10 * best) }' ||
+    fail "no gain over an even cut: $(cat "$tmp/json")"
+# The profile that was written is the chain that was scored.
+layers=$(sed -n 's/^# --layers //p' "$tmp/p.ini")
+[ "$(grep -c '^\[stage' "$tmp/p.ini")" -eq "$(tr ',' '\n' <<<"$layers" | wc -l)" ] || fail "stages: $(cat "$tmp/p.ini")"
+"$PIPEDEC" run -m "$model" --profile "$tmp/p.ini" --layers "$layers" -n 8 -p "Once upon" >"$tmp/cut" 2>"$tmp/err" || fail "run --layers: $(cat "$tmp/err")"
+"$PIPEDEC" run -m "$model" -n 8 -p "Once upon" >"$tmp/want" 2>/dev/null
+cmp -s "$tmp/cut" "$tmp/want" || fail "the text depends on the cut"
+refuse_all <<EOF
+9 | give 2 numbers | run -m $model --layers 4,25 -n 1 -p x
+9 | give 3 numbers | run -m $model --layers 4,,26 -n 1 -p x
+EOF
+# What has too little memory is told with the numbers; another model's profile is refused.
+sed 's/memory_gb = 4/memory_gb = 0.2/' "$tmp/c.ini" >"$tmp/small.ini"
+refuse_all <<EOF
+6 | GB with its K/V, the 4 hosts have 0.80 GB together | plan -m $model -d $model --profile $tmp/small.ini
+EOF
+sed 's/layers = 30/layers = 31/' "$tmp/c.ini" >"$tmp/other.ini"
+"$PIPEDEC" plan -m "$model" --profile "$tmp/other.ini" 2>"$tmp/err" && fail "another model's profile"
+grep -q 'measured with another model' "$tmp/err" || fail "other model: $(cat "$tmp/err")"
+finish
