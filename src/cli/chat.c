@@ -1,5 +1,6 @@
 /* pipedec chat: turns, with line editing on a terminal. */
 #include "cli/cli.h"
+#include "host/mpi.h"
 
 #include <errno.h>
 #include <locale.h>
@@ -8,11 +9,11 @@
 #include <string.h>
 #include <unistd.h>
 
-enum { KEY_SYSTEM = CLI_KEY_OWN, KEY_GRAMMAR, KEY_SCHEMA };
+enum { KEY_SYSTEM = CLI_KEY_OWN, KEY_HOSTS, KEY_GRAMMAR, KEY_SCHEMA };
 
 struct chat {
     struct cli_common common;
-    const char *system;
+    const char *system, *hosts;
     struct cli_grammar grammar;
     int max_tokens;
     struct pd_engine *engine;
@@ -28,6 +29,7 @@ static const struct argp_option options[] = {
     {"json-schema", KEY_SCHEMA, "FILE|TEXT", 0, "replies are JSON, valid by this schema (docs/grammar.md)",
      1},
     {"grammar", KEY_GRAMMAR, "FILE", 0, "replies are texts of this grammar, in GBNF", 1},
+    {"hosts", KEY_HOSTS, "FILE", 0, "over the hosts of FILE, as 'pipedec launch -H FILE -- chat' does", 1},
     {"max-tokens", 'n', "N", 0, "at most N tokens a reply", 1},
     {0},
 };
@@ -55,6 +57,9 @@ static error_t parse(int key, char *arg, struct argp_state *state)
     switch (key) {
     case ARGP_KEY_INIT:
         state->child_inputs[0] = &c->common;
+        return 0;
+    case KEY_HOSTS:
+        c->hosts = arg;
         return 0;
     case KEY_SYSTEM:
         c->system = cli_text(state, "--system", arg);
@@ -296,6 +301,8 @@ int cmd_chat(int argc, char **argv)
     setlocale(LC_CTYPE, "");
     cli_common_init(&c.common);
     cli_parse(&argp, argc, argv, &c);
+    if (c.hosts && !mpi_launched() && cli_check_ranks() < 0)
+        return cli_launch_over(c.hosts, argc, argv);
     if (!c.common.quiet)
         c.common.engine.on_progress = cli_progress;
     if (cli_common_check(&c.common, true, &err) || cli_read_grammar(&c.grammar, &err) ||

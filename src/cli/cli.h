@@ -171,5 +171,10 @@ int cmd_launch(int argc, char **argv);
 int cmd_devices(int argc, char **argv);
 int cmd_profile(int argc, char **argv);
 int cmd_plan(int argc, char **argv);
+int cmd_facts(int argc, char **argv);
+int cmd_doctor(int argc, char **argv);
+
+/* The command line again under 'pipedec launch' over the hosts of FILE. Returns the exit code. */
+int cli_launch_over(const char *hosts, int argc, char **argv);
 
 #endif

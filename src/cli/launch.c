@@ -9,7 +9,17 @@
 #include <string.h>
 #include <unistd.h>
 
-enum { KEY_HOST = CLI_KEY_OWN, KEY_RESTARTS, KEY_MPIRUN, KEY_SPARE, KEY_FEWER, KEY_AGENT, KEY_PATIENCE };
+enum {
+    KEY_HOST = CLI_KEY_OWN,
+    KEY_RESTARTS,
+    KEY_MPIRUN,
+    KEY_SPARE,
+    KEY_FEWER,
+    KEY_AGENT,
+    KEY_PATIENCE,
+    KEY_CLUSTER,
+    KEY_NO_PLAN
+};
 
 static const struct argp_option options[] = {
     {"ranks", 'n', "N", 0, "so many ranks: one for the draft and one for each stage", 1},
@@ -21,6 +31,9 @@ static const struct argp_option options[] = {
     {"allow-fewer", KEY_FEWER, NULL, 0, "start again with fewer ranks when hosts no longer answer", 1},
     {"patience", KEY_PATIENCE, "S", 0,
      "a start has failed if a rank shows no sign of life for S seconds (60); loading may take any time", 1},
+    {"cluster", KEY_CLUSTER, "FILE", 0,
+     "plan by this profile (HOSTFILE.ini if it is there, else by a quick look at the hosts)", 1},
+    {"no-plan", KEY_NO_PLAN, NULL, 0, "cut evenly, a rank a slot, as -n, --stages and --layers do too", 1},
     {"agent", KEY_AGENT, "PROGRAM", 0, "instead of ssh, to reach other hosts", 1},
     {"mpirun", KEY_MPIRUN, "PROGRAM", 0, "instead of mpirun", 1},
     {"option", 'o', "WORD", 0, "give WORD to mpirun; may be repeated", 1},
@@ -60,6 +73,12 @@ static error_t parse(int key, char *arg, struct argp_state *state)
         return 0;
     case KEY_PATIENCE:
         l->patience_s = (int)cli_int(state, "--patience", arg, 1, 100000);
+        return 0;
+    case KEY_CLUSTER:
+        l->cluster = arg;
+        return 0;
+    case KEY_NO_PLAN:
+        l->no_plan = true;
         return 0;
     case KEY_AGENT:
         l->agent = arg;
@@ -159,6 +178,8 @@ static int launch(struct launch *l, struct pd_error *err)
     if (hosts_read(l, err) || launch_folder(l, err) || input_open(&l->input, l->dir, err))
         return (int)err->status;
     guard_start(l);
+    if (launch_plan(l, err))
+        return (int)err->status;
     if (launch_check(l, &code, err))
         code = supervise(l, err);
     return code;
@@ -184,9 +205,25 @@ int cmd_launch(int argc, char **argv)
     guard_dismiss(&l);
     if (l.input.spool >= 0)
         close(l.input.spool);
+    launch_plan_free(&l);
     hosts_free(&l.table);
     free(l.dir);
     free(l.journal);
     free(l.self);
+    return code;
+}
+
+int cli_launch_over(const char *hosts, int argc, char **argv)
+{
+    const char *name = strrchr(argv[0], ' ');
+    const char *const front[] = {"pipedec launch", "-H", hosts, "--", name ? name + 1 : argv[0]};
+    char **words = mem_new((size_t)argc + PD_COUNT(front) + 1, sizeof *words);
+    int n = 0;
+    for (size_t i = 0; i < PD_COUNT(front); i++)
+        words[n++] = (char *)(uintptr_t)front[i];
+    for (int i = 1; i < argc; i++)
+        words[n++] = argv[i];
+    int code = cmd_launch(n, words);
+    free(words);
     return code;
 }

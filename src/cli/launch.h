@@ -3,6 +3,7 @@
  *     launch.c        options; starts the job, and again after a fault; the exit code
  *     launch_check.c  the command's own checks, before anything is started
  *     launch_hosts.c  hosts, spare ones, and which of them still answer
+ *     launch_plan.c   which hosts get which layers, where the user has not said it
  *     launch_input.c  standard input: kept, so that every start gets it from the beginning
  *     launch_job.c    one start: mpirun, what comes from it, signs of life
  *     launch_rank.c   in front of every rank: gives the signs, and ends the rank when nobody is left to serve
@@ -77,7 +78,11 @@ struct launch {
     int guard;      /* pipe to the guard; -1: none */
     size_t passed;  /* bytes given to standard output */
     struct input input;
-    struct hosts table; /* n 0: mpirun reads --host and --hostfile itself */
+    struct hosts table;       /* n 0: mpirun reads --host and --hostfile itself */
+    const char *cluster;      /* a measured profile; NULL: HOSTFILE.ini, if it is there */
+    bool no_plan;             /* even cuts */
+    struct launch_plan *plan; /* NULL: none was made */
+    const char *planned;      /* its hosts, "A:2,B:1" */
 };
 
 /* "A:1,B:2", or a hostfile; both NULL: none. hosts_free follows, also after an error. */
@@ -89,6 +94,15 @@ enum pd_status hosts_renew(struct launch *l, struct pd_error *err);
 /* "A:1,B:2" for mpirun, of the hosts that are there; free() it. */
 char *hosts_list(const struct hosts *h);
 void hosts_free(struct hosts *h);
+const char *launch_agent(const struct launch *l); /* "ssh", or what was set in its place */
+
+/* ---- the plan (launch_plan.c) ---- */
+
+/* Before the first start: sets plan, planned, ranks and the command, if a plan is wanted and possible. */
+enum pd_status launch_plan(struct launch *l, struct pd_error *err);
+/* Over the hosts that have not gone, spare ones too. PD_ERR_MEMORY with the numbers if the model no longer fits. */
+enum pd_status launch_plan_again(struct launch *l, struct pd_error *err);
+void launch_plan_free(struct launch *l);
 
 /* ---- checks (launch_check.c) ---- */
 

@@ -1,6 +1,7 @@
 /* Hosts of launch, where it has to know them: --spare and --allow-fewer. Which of them are still there is asked by the
  * launch agent, as mpirun would start its daemon. */
 #include "cli/launch.h"
+#include "cli/probe.h"
 
 #include <ctype.h>
 #include <errno.h>
@@ -11,7 +12,7 @@
 #include <sys/wait.h>
 #include <unistd.h>
 
-enum { ASK_MS = 8000, FILE_MAX = 1 << 20, AGENT_WORDS = 16 };
+enum { ASK_MS = 8000, FILE_MAX = 1 << 20 };
 
 /* ---- reading ---- */
 
@@ -130,7 +131,7 @@ void hosts_free(struct hosts *h)
 /* ---- asking ---- */
 
 /* Open MPI's setting, wherever it was made; of "ssh : rsh" the first. */
-static const char *agent_of(const struct launch *l)
+const char *launch_agent(const struct launch *l)
 {
     static const char *const names[] = {"OMPI_MCA_plm_rsh_agent", "PRTE_MCA_plm_ssh_agent",
                                         "PRTE_MCA_plm_rsh_agent"};
@@ -148,20 +149,6 @@ static const char *agent_of(const struct launch *l)
 
 static _Noreturn void become_agent(const char *agent, const char *host)
 {
-    const char *argv[AGENT_WORDS + 8];
-    char *text = mem_strdup(agent), *rest = NULL;
-    int n = 0;
-    text[strcspn(text, ":")] = 0;
-    for (char *w = strtok_r(text, " ", &rest); w && n < AGENT_WORDS; w = strtok_r(NULL, " ", &rest))
-        argv[n++] = w;
-    const char *base = n ? strrchr(argv[0], '/') : NULL;
-    if (n && strcmp(base ? base + 1 : argv[0], "ssh") == 0) {
-        argv[n++] = "-oBatchMode=yes";
-        argv[n++] = "-oConnectTimeout=5";
-    }
-    argv[n++] = host;
-    argv[n++] = "true";
-    argv[n] = NULL;
     setpgid(0, 0); /* an agent may have children of its own */
     prctl(PR_SET_PDEATHSIG, SIGKILL);
     int null = open("/dev/null", O_RDWR);
@@ -169,8 +156,7 @@ static _Noreturn void become_agent(const char *agent, const char *host)
         dup2(null, i);
     signal(SIGINT, SIG_DFL);
     signal(SIGTERM, SIG_DFL);
-    execvp(argv[0], (char *const *)argv);
-    _exit(127);
+    probe_become_agent(agent, host, "true");
 }
 
 struct question {
@@ -206,7 +192,7 @@ static void ask(struct launch *l)
         const bool known = q[i].host->gone; /* for good */
         q[i].pid = known ? 0 : fork();
         if (q[i].pid == 0 && !known)
-            become_agent(agent_of(l), q[i].host->name);
+            become_agent(launch_agent(l), q[i].host->name);
     }
     const int64_t until = launch_ms() + ASK_MS;
     while (hear_answers(q, n) && launch_ms() < until && !launch_signals)
@@ -268,6 +254,8 @@ enum pd_status hosts_renew(struct launch *l, struct pd_error *err)
         before[i] = h->host[i].gone;
     ask(l);
     leave_out(before, h);
+    if (l->plan)
+        return launch_plan_again(l, err);
     take_spares(h, l->ranks);
     int slots = slots_of(h);
     if (slots >= l->ranks)

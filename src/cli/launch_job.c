@@ -161,7 +161,7 @@ static void settings(const struct launch *l)
 
 static _Noreturn void become_mpirun(const struct job *j, int out)
 {
-    char *list = j->l->table.n ? hosts_list(&j->l->table) : NULL;
+    char *list = j->l->planned ? mem_strdup(j->l->planned) : j->l->table.n ? hosts_list(&j->l->table) : NULL;
     const char **argv = arguments(j->l, list);
     setpgid(0, 0);
     prctl(PR_SET_PDEATHSIG, SIGTERM); /* the guard does this too, and more */

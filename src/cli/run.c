@@ -2,6 +2,7 @@
 #include "cli/prompts.h"
 
 #include "engine/engine.h"
+#include "host/mpi.h"
 
 #include <inttypes.h>
 #include <stdio.h>
@@ -17,6 +18,7 @@ enum {
     KEY_SPECIAL,
     KEY_DIGEST,
     KEY_PROMPTS,
+    KEY_HOSTS,
     KEY_PARALLEL,
     KEY_LOGPROBS,
     KEY_GRAMMAR,
@@ -26,7 +28,7 @@ enum { PARALLEL = 4, STOPS_MAX = 16, PROMPT_MAX = 256 << 20 };
 
 struct run_args {
     struct cli_common common;
-    const char *prompt, *file, *system, *prompts;
+    const char *prompt, *file, *system, *prompts, *hosts;
     bool chat, ignore_end, special, digest;
     int max_tokens, top_logprobs;
     struct cli_probs probs;
@@ -42,6 +44,7 @@ static const struct argp_option options[] = {
     {NULL, 0, NULL, 0, "Prompt and reply:", 1},
     {"prompt", 'p', "TEXT", 0, "the prompt; without -p and -f it is read from standard input", 1},
     {"file", 'f', "FILE", 0, "read the prompt from FILE (-: standard input)", 1},
+    {"hosts", KEY_HOSTS, "FILE", 0, "over the hosts of FILE, as 'pipedec launch -H FILE -- run' does", 1},
     {"prompts", KEY_PROMPTS, "FILE", 0,
      "many prompts, one a line (-: standard input): a text, or a JSON object with \"prompt\" and, if wanted, "
      "\"max_tokens\", \"seed\", \"temperature\", \"system\"; results come in their order",
@@ -104,6 +107,9 @@ static error_t parse(int key, char *arg, struct argp_state *state)
         return 0;
     case 'f':
         a->file = arg;
+        return 0;
+    case KEY_HOSTS:
+        a->hosts = arg;
         return 0;
     case KEY_PROMPTS:
         a->prompts = arg;
@@ -350,6 +356,8 @@ int cmd_run(int argc, char **argv)
     struct run_args a = {0};
     cli_common_init(&a.common);
     cli_parse(&argp, argc, argv, &a);
+    if (a.hosts && !mpi_launched() && cli_check_ranks() < 0)
+        return cli_launch_over(a.hosts, argc, argv);
     if (!a.common.quiet)
         a.common.engine.on_progress = cli_progress;
     int code = a.prompts ? run_many(&a) : run(&a);

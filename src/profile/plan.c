@@ -48,7 +48,7 @@ double plan_stage_ms(const struct plan *p, const struct cluster *c, const struct
 
 double plan_draft_gb(const struct plan_model *m)
 {
-    return m->base_gb + m->draft_gb;
+    return m->have_draft ? m->base_gb + m->draft_gb : 0;
 }
 
 double plan_stage_gb(const struct plan *p, const struct plan_model *m, int stage)
@@ -424,9 +424,10 @@ static enum pd_status too_small(const struct search *s, struct pd_error *err)
     }
     return error_set(
         err, PD_ERR_MEMORY,
-        "the model needs %.2f GB with its K/V, the %d hosts have %.2f GB together%s: add a host, or "
-        "give a smaller --ctx",
-        need, s->c->n, have, need <= have ? ", but no cut of whole layers fits" : "");
+        "the model needs %.2f GB with its K/V, %d host%s %.2f GB%s: add a host, or give a smaller "
+        "--ctx",
+        need, s->c->n, s->c->n > 1 ? "s together have" : " has", have,
+        need <= have ? ", but no cut of whole layers fits" : "");
 }
 
 enum pd_status plan_make(struct plan *out, const struct cluster *c, const struct plan_model *m,

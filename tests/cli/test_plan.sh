@@ -47,7 +47,7 @@ EOF
 # What has too little memory is told with the numbers; another model's profile is refused.
 sed 's/memory_gb = 4/memory_gb = 0.2/' "$tmp/c.ini" >"$tmp/small.ini"
 refuse_all <<EOF
-6 | GB with its K/V, the 4 hosts have 0.80 GB together | plan -m $model -d $model --profile $tmp/small.ini
+6 | GB with its K/V, 4 hosts together have 0.80 GB | plan -m $model -d $model --profile $tmp/small.ini
 EOF
 sed 's/layers = 30/layers = 31/' "$tmp/c.ini" >"$tmp/other.ini"
 "$PIPEDEC" plan -m "$model" --profile "$tmp/other.ini" 2>"$tmp/err" && fail "another model's profile"

@@ -163,7 +163,7 @@ static void test_left_out(void **state)
     for (int i = 0; i < 3; i++)
         w->c.host[i].memory_gb = 0.9;
     assert_int_equal(plan_make(&p, &w->c, &w->m, &w->o, &err), PD_ERR_MEMORY);
-    assert_non_null(strstr(err.text, "2.70 GB together"));
+    assert_non_null(strstr(err.text, "3 hosts together have 2.70 GB"));
     free(w);
 }
 
