@@ -83,6 +83,10 @@ void utf8_clean(char *text);
 /* FNV-1a over bytes, for digests and hash tables (not for anything that must resist an attacker). */
 uint64_t hash_bytes(uint64_t seed, const void *data, size_t size);
 
+/* SipHash-2-4 (mac.c): whoever does not know the key cannot make the digest of other bytes. */
+enum { MAC_KEY = 16 };
+uint64_t mac_bytes(const uint8_t key[MAC_KEY], const void *data, size_t size);
+
 /* Log sink (texts are clean as errors' are): the library is silent until one is set. Levels: 0 error, 1 warning, 2 info, 3 debug. */
 enum log_level { LOG_ERROR, LOG_WARN, LOG_INFO, LOG_DEBUG };
 typedef void (*log_fn)(void *user, enum log_level level, const char *text);

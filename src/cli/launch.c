@@ -137,10 +137,25 @@ static int run_here(struct launch *l)
     return cli_fail_with(PD_ERR_FILE, "%s: %s", l->self, strerror(errno));
 }
 
+/* Starts that bring nothing are not made at once: the second one in a row waits a second, the next ones twice as long
+ * each, half a minute at most. */
+static void back_off(const struct launch *l, size_t *passed, int *fruitless)
+{
+    *fruitless = l->passed > *passed ? 0 : *fruitless + 1;
+    *passed = l->passed;
+    if (*fruitless < 2)
+        return;
+    const int64_t until = launch_ms() + PD_MIN(30000, 1000 << PD_MIN(*fruitless - 2, 5));
+    while (launch_ms() < until && !launch_signals)
+        usleep(50000);
+}
+
 /* The exit code. After Ctrl-C nothing is started again; chat takes it for the reply only. */
 static int supervise(struct launch *l, struct pd_error *err)
 {
     struct outcome o;
+    size_t passed = 0;
+    int fruitless = 0;
     if (getenv("PIPEDEC_AGAIN") && hosts_renew(l, err)) /* a server starts its engine after a fault */
         return (int)err->status;
     for (int attempt = 0;; attempt++) {
@@ -155,6 +170,7 @@ static int supervise(struct launch *l, struct pd_error *err)
             return (int)err->status;
         fprintf(stderr, "pipedec: the run failed (exit code %d): starting again, %d of %d\n", o.code,
                 attempt + 1, l->restarts);
+        back_off(l, &passed, &fruitless);
     }
 }
 

@@ -83,6 +83,7 @@ struct launch {
     bool no_plan;             /* even cuts */
     struct launch_plan *plan; /* NULL: none was made */
     const char *planned;      /* its hosts, "A:2,B:1" */
+    double planned_ms;        /* what it expects of a token */
 };
 
 /* "A:1,B:2", or a hostfile; both NULL: none. hosts_free follows, also after an error. */

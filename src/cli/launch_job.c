@@ -7,6 +7,7 @@
 #include <stdlib.h>
 #include <string.h>
 #include <sys/prctl.h>
+#include <sys/random.h>
 #include <sys/stat.h>
 #include <sys/wait.h>
 #include <time.h>
@@ -125,7 +126,8 @@ static const char **arguments(const struct launch *l, const char *list)
     add_hosts(l, argv, &n, list);
     for (int i = 0; i < l->n_options; i++)
         argv[n++] = l->option[i];
-    static const char *const exported[] = {"PIPEDEC_JOURNAL", LAUNCH_DIR};
+    static const char *const exported[] = {"PIPEDEC_JOURNAL", LAUNCH_DIR, "PIPEDEC_SECRET",
+                                           "PIPEDEC_PLAN_MS"};
     for (size_t i = 0; i < PD_COUNT(exported); i++) {
         argv[n++] = "-x";
         argv[n++] = exported[i];
@@ -159,6 +161,26 @@ static void settings(const struct launch *l)
     setenv("RES_OPTIONS", "timeout:1 attempts:1", 0);
 }
 
+/* Of this start alone: mpirun hands it to the ranks in its own messages, never on a command line. */
+static void set_secret(void)
+{
+    uint8_t key[MAC_KEY];
+    char text[2 * MAC_KEY + 1] = "";
+    if (getrandom(key, sizeof key, 0) != (ssize_t)sizeof key)
+        return;
+    for (size_t i = 0; i < sizeof key; i++)
+        snprintf(text + 2 * i, 3, "%02x", key[i]);
+    setenv("PIPEDEC_SECRET", text, 1);
+}
+
+static void set_plan(const struct launch *l)
+{
+    char text[32] = "0";
+    if (l->plan)
+        snprintf(text, sizeof text, "%.3f", l->planned_ms);
+    setenv("PIPEDEC_PLAN_MS", text, 1);
+}
+
 static _Noreturn void become_mpirun(const struct job *j, int out)
 {
     char *list = j->l->planned ? mem_strdup(j->l->planned) : j->l->table.n ? hosts_list(&j->l->table) : NULL;
@@ -168,6 +190,8 @@ static _Noreturn void become_mpirun(const struct job *j, int out)
     settings(j->l);
     setenv(LAUNCH_DIR, j->dir, 1);
     setenv("PIPEDEC_JOURNAL", j->l->journal, 1);
+    set_secret();
+    set_plan(j->l);
     int in = open("/dev/null", O_RDONLY);
     if (in >= 0)
         dup2(in, STDIN_FILENO);

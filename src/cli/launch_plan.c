@@ -204,6 +204,7 @@ static enum pd_status make(struct launch *l, struct launch_plan *lp, struct pd_e
     free(lp->list);
     lp->list = planning_hosts(&lp->p, &s.plan);
     l->planned = lp->list;
+    l->planned_ms = scored_ms(&s);
     l->ranks = s.plan.n + 1;
     set_command(l, lp, layers);
     fprintf(stderr, "pipedec: plan: %s; about %.0f ms a token (%s)\n", text, scored_ms(&s),

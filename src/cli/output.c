@@ -210,6 +210,10 @@ void cli_print_stats(const struct pd_stats *s, enum pd_reason reason)
         fprintf(stderr, ", first after %.2f s", s->first_token_s);
     if (s->token_s > 0)
         fprintf(stderr, ", %.1f tokens/s, %.1f ms a token", s->tokens_per_s, s->token_s * 1e3);
+    const char *planned = getenv("PIPEDEC_PLAN_MS"); /* launch's plan */
+    if (planned && atof(planned) > 0 && s->token_s > 0)
+        fprintf(stderr, " (planned: %.1f ms, so %+.0f %%)", atof(planned),
+                100 * (s->token_s * 1e3 / atof(planned) - 1));
     if (s->hits + s->late_hits > 0)
         fprintf(stderr, ", %d hits, %d late, %d misses", s->hits, s->late_hits, s->misses);
     if (s->given)

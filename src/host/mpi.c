@@ -77,6 +77,31 @@ bool mpi_same_machine(const struct mpi *m, int a, int b)
 
 /* ---- start ---- */
 
+/* 32 hexadecimal digits; children need not know it. */
+static void take_secret(struct mpi *m)
+{
+    const char *text = getenv("PIPEDEC_SECRET");
+    m->has_secret = text && strlen(text) == (size_t)2 * MAC_KEY;
+    for (int i = 0; i < MAC_KEY && m->has_secret; i++) {
+        unsigned byte;
+        m->has_secret = sscanf(text + (size_t)2 * (size_t)i, "%2x", &byte) == 1;
+        m->secret[i] = (uint8_t)byte;
+    }
+    unsetenv("PIPEDEC_SECRET");
+}
+
+uint64_t mpi_proof(const struct mpi *m, const void *data, size_t size)
+{
+    return m->has_secret ? mac_bytes(m->secret, data, size) : 0;
+}
+
+static uint64_t card_proof(const struct mpi *m, const struct card *c)
+{
+    struct card bare = *c;
+    bare.proof = 0;
+    return mpi_proof(m, &bare, sizeof bare);
+}
+
 static void fill_card(struct mpi *m)
 {
     struct card *own = &m->cards[m->rank];
@@ -92,6 +117,7 @@ static void fill_card(struct mpi *m)
     own->processors = get_nprocs();
     own->job = rng_u64((uint64_t)own->clock_ns, (uint64_t)getpid(), 0, 0);
     watch_open(m, own);
+    own->proof = card_proof(m, own);
     memcpy(m->hosts[m->rank], own->host, sizeof own->host);
 }
 
@@ -223,6 +249,11 @@ static enum pd_status compare_cards(struct mpi *m, struct pd_error *err)
                 "rank %d on host %s runs version %s, protocol %u; rank 0 on host %s runs %s, protocol "
                 "%u: install the same version everywhere",
                 i, c->host, c->version, c->protocol, first->host, first->version, first->protocol);
+        if (m->has_secret && c->proof != card_proof(m, c))
+            return error_set(err, PD_ERR_MISMATCH,
+                             "rank %d on host %s does not know this job's secret: it was not started by this "
+                             "'pipedec launch'",
+                             i, c->host);
     }
     return PD_OK;
 }
@@ -253,6 +284,7 @@ static struct mpi *world_new(void)
         snprintf(m->hosts[i], sizeof m->hosts[i], "unknown");
     pthread_mutex_init(&m->lock, NULL);
     pthread_mutex_init(&m->fault_lock, NULL);
+    take_secret(m);
     fill_card(m);
     return m;
 }

@@ -24,6 +24,8 @@ struct card {
     int32_t rank, processors;
     uint16_t port, n_address;         /* of its heartbeats over UDP; port 0: none */
     uint32_t address[CARD_ADDRESSES]; /* IPv4, as the network has them */
+    uint32_t reserved;
+    uint64_t proof; /* of the rest, with the job's secret; 0: there is none */
 };
 
 struct peer {               /* what is known of another rank; written by the threads of mpi_watch.c */
@@ -49,6 +51,8 @@ struct mpi {                      /* members by size, what belongs together as f
     atomic_llong fault_ns; /* when one was noticed; 0: none */
     pthread_mutex_t fault_lock;
     struct pd_error fault;
+    uint8_t secret[MAC_KEY]; /* the launcher's, from PIPEDEC_SECRET: peers without it are refused */
+    bool has_secret;
     int rank, n_ranks;
     int socket;            /* UDP; -1: none */
     int32_t beat_word;     /* being sent: the rank that this one has stopped hearing, plus 1 */
@@ -68,6 +72,8 @@ void mpi_fault(struct mpi *m, const char *text);
 bool mpi_alive(void *user, struct pd_error *err); /* rank_options.alive */
 /* The launcher is ending the job and no rank has died: the user has asked for it. rank_options.cancelled */
 bool mpi_cancelled(void *user);
+/* With the job's secret; 0 without one. */
+uint64_t mpi_proof(const struct mpi *m, const void *data, size_t size);
 bool mpi_same_machine(const struct mpi *m, int a, int b);
 
 /* Open the socket for heartbeats over UDP: into own->port and own->address. */

@@ -36,6 +36,7 @@ struct datagram {
     int32_t rank, silent;
     uint32_t reserved;
     uint64_t job;
+    uint64_t proof; /* of the rest, with the job's secret */
 };
 
 /* When a rank has died, Open MPI sends the others SIGCONT at once, SIGTERM later and SIGKILL later still: a second apart
@@ -259,7 +260,8 @@ static void datagram_to(const struct mpi *m, const struct datagram *d, uint32_t 
 static void datagram_send(struct mpi *m, int to, int32_t word)
 {
     const struct card *c = &m->cards[to];
-    struct datagram d = {BEAT_MAGIC, m->rank, word, 0, m->cards[0].job};
+    struct datagram d = {BEAT_MAGIC, m->rank, word, 0, m->cards[0].job, 0};
+    d.proof = mpi_proof(m, &d, sizeof d);
     uint32_t known = atomic_load(&m->peers[to].address);
     if (known) {
         datagram_to(m, &d, known, c->port);
@@ -271,6 +273,13 @@ static void datagram_send(struct mpi *m, int to, int32_t word)
         datagram_to(m, &d, c->address[i], c->port);
 }
 
+static bool datagram_genuine(const struct mpi *m, struct datagram d)
+{
+    const uint64_t proof = d.proof;
+    d.proof = 0;
+    return proof == mpi_proof(m, &d, sizeof d);
+}
+
 static void datagrams_receive(struct mpi *m)
 {
     struct datagram d;
@@ -280,7 +289,7 @@ static void datagrams_receive(struct mpi *m)
     while ((n = recvfrom(m->socket, &d, sizeof d, MSG_DONTWAIT, (struct sockaddr *)&from, &size)) >= 0 ||
            errno == ECONNREFUSED || errno == EINTR) {
         if (n != (ssize_t)sizeof d || d.magic != BEAT_MAGIC || d.job != m->cards[0].job || d.rank < 0 ||
-            d.rank >= m->n_ranks || d.rank == m->rank)
+            d.rank >= m->n_ranks || d.rank == m->rank || !datagram_genuine(m, d))
             continue;
         atomic_store(&m->peers[d.rank].udp_ns, link_clock());
         atomic_store(&m->peers[d.rank].address, from.sin_addr.s_addr);

@@ -232,6 +232,19 @@ static void logging(void **state)
     assert_int_equal(h.n, 2);
 }
 
+/* The vector of SipHash's paper, appendix A. */
+static void mac(void **state)
+{
+    (void)state;
+    uint8_t key[MAC_KEY], text[15];
+    for (int i = 0; i < MAC_KEY; i++)
+        key[i] = (uint8_t)i;
+    for (int i = 0; i < 15; i++)
+        text[i] = (uint8_t)i;
+    assert_true(mac_bytes(key, text, sizeof text) == 0xa129ca6149be45e5u);
+    assert_true(mac_bytes(key, text, 8) != mac_bytes(key, text, 7));
+}
+
 int main(void)
 {
     const struct CMUnitTest tests[] = {
@@ -245,6 +258,7 @@ int main(void)
         cmocka_unit_test(errors),
         cmocka_unit_test(statuses),
         cmocka_unit_test(hash),
+        cmocka_unit_test(mac),
         cmocka_unit_test(logging),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);

@@ -16,6 +16,7 @@ cat >"$tmp/agent" <<SH
 while [ "\${1#-}" != "\$1" ]; do case \$1 in -l | -p | -o | -i) shift ;; esac; shift; done
 host=\$1
 shift
+echo "\$*" >>"$tmp/args"
 [ ! -e "$tmp/gone.\$host" ] || exit 255
 exec unshare -u /bin/sh -c 'hostname "\$0"; exec /bin/sh -c "\$*"' "\$host" "\$@"
 SH
@@ -69,6 +70,9 @@ lose() {
     done
     for host; do touch "$tmp/gone.$host"; done
     pids=$(rank_2)
+    secret=$(tr '\0' '\n' <"/proc/${pids%%[!0-9]*}/environ" | sed -n 's/^PIPEDEC_SECRET=//p')
+    [ ${#secret} -eq 32 ] || fail "the ranks have no secret: '$secret'"
+    ! grep -q "$secret" "$tmp/args" || fail "the secret was on a command line"
     [ -n "$pids" ] && kill -KILL $pids || fail "no rank to kill: $(cat "$tmp/err")"
     wait "$launch"
     code=$?

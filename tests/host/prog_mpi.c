@@ -21,7 +21,7 @@
 #ifdef PD_HAVE_MPI
 
 struct args {
-    const char *mode, *action, *differ;
+    const char *mode, *action, *differ, *profile;
     int requests, tokens, rank, at, simulate, width;
     double step_ms, wait_s;
 };
@@ -53,6 +53,8 @@ static void parse(int argc, char **argv)
             args.simulate = atoi(value);
         else if (!strcmp(name, "--width"))
             args.width = atoi(value);
+        else if (!strcmp(name, "--profile"))
+            args.profile = value;
         else if (!strcmp(name, "--wait"))
             args.wait_s = atof(value);
     }
@@ -88,6 +90,12 @@ static enum pd_status misbehaving_run(void *self, const struct stage_job *job, s
 static struct profile emulated(int n_stages)
 {
     struct profile p = {.name = "test", .n_stages = n_stages};
+    struct pd_error err = {0};
+    if (args.profile) {
+        if (profile_load(&p, args.profile, &err) || profile_fit(&p, n_stages, &err))
+            fprintf(stderr, "pipedec: %s\n", err.text);
+        return p;
+    }
     for (int i = 0; i < n_stages; i++)
         p.stage[i] = (struct curve){1, {1}, {args.step_ms}};
     p.draft = (struct curve){1, {1}, {0.37 * args.step_ms}};
@@ -207,7 +215,7 @@ int main(int argc, char **argv)
     struct profile p = emulated(n);
     struct mpi_digest digest = {.model = 0x1234567812345678, .options = 77};
     oo.end_token = -1;
-    o.profile = args.step_ms > 0 ? &p : NULL;
+    o.profile = args.step_ms > 0 || args.profile ? &p : NULL;
     checked_new(&c, &oo, n, &err);
     if (rank == args.rank && args.differ) {
         digest.model += !strcmp(args.differ, "model");
