@@ -210,8 +210,9 @@ struct test_model_options {
     float yarn_factor;           /* [none] */
     int window;                  /* [6] of architectures that have windows; olmo2: [none] */
     const char *name;            /* [tiny random model] */
-    const char *extra_key;       /* [none] "ARCH." is put before it */
+    const char *extra_key;       /* [none] "ARCH." is put before it; in place of the model's own */
     float extra_value;
+    bool extra_int;      /* the value is an integer */
     const char *spoiled; /* [none] the tensor whose last number is `spoil` (f32 or f16) */
     float spoil;
     int n_parts;               /* above 1: a split set; `path` then ends in "-00001-of-0000N.gguf" */
@@ -488,18 +489,23 @@ static inline void tm_tokenizer(struct gguf_build *b, const char *arch, int n_vo
     free(types);
 }
 
+/* The key that is not to be written as it is. */
+static const char *tm_replaced;
+
 static inline void tm_key_u32(struct gguf_build *b, const char *arch, const char *name, int v)
 {
     char key[96];
     snprintf(key, sizeof key, "%s.%s", arch, name);
-    gb_u32(b, key, (uint32_t)v);
+    if (!tm_replaced || strcmp(tm_replaced, name) != 0)
+        gb_u32(b, key, (uint32_t)v);
 }
 
 static inline void tm_key_f32(struct gguf_build *b, const char *arch, const char *name, float v)
 {
     char key[96];
     snprintf(key, sizeof key, "%s.%s", arch, name);
-    gb_f32(b, key, v);
+    if (!tm_replaced || strcmp(tm_replaced, name) != 0)
+        gb_f32(b, key, v);
 }
 
 static inline struct test_model_options tm_defaults(const char *arch, const struct test_model_options *o)
@@ -534,6 +540,7 @@ static inline struct test_model_options tm_defaults(const char *arch, const stru
 
 static inline void tm_metadata(struct gguf_build *b, const char *arch, const struct test_model_options *o)
 {
+    tm_replaced = o->extra_key;
     gb_str(b, "general.architecture", arch);
     gb_str(b, "general.name", o->name ? o->name : "tiny random model");
     tm_key_u32(b, arch, "block_count", o->n_layer);
@@ -569,7 +576,10 @@ static inline void tm_metadata(struct gguf_build *b, const char *arch, const str
             tm_key_f32(b, arch, tm_keys[i].name, tm_keys[i].f);
     if (strcmp(arch, "deepseek2") == 0)
         gb_bool(b, "deepseek2.expert_weights_norm", true);
-    if (o->extra_key)
+    tm_replaced = NULL;
+    if (o->extra_key && o->extra_int)
+        tm_key_u32(b, arch, o->extra_key, (int)o->extra_value);
+    else if (o->extra_key)
         tm_key_f32(b, arch, o->extra_key, o->extra_value);
     tm_tokenizer(b, arch, o->n_vocab, o->chat_template);
 }

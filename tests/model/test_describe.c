@@ -42,7 +42,7 @@ static enum pd_status describe(struct model_info *info, struct arch_params *p, s
 static void test_every_architecture(void **state)
 {
     (void)state;
-    static const char *const archs[] = {"llama", "qwen2", "qwen3", "qwen3moe"};
+    static const char *const archs[] = {"llama", "qwen2", "qwen3", "qwen3moe", "glm4", "granite", "mistral3"};
     static const enum ggml_type types[] = {GGML_TYPE_F32, GGML_TYPE_F16, GGML_TYPE_BF16, GGML_TYPE_Q4_0,
                                            GGML_TYPE_Q8_0};
     for (size_t i = 0; i < PD_COUNT(archs) * PD_COUNT(types) * 4; i++) {
@@ -62,7 +62,9 @@ static void test_every_architecture(void **state)
         assert_int_equal(info.head_dim, 16);
         assert_int_equal(info.n_vocab, 320);
         assert_int_equal(info.tied_head, o.tied);
-        assert_int_equal(p.arch->rope_neox, strcmp(arch, "llama") != 0);
+        assert_int_equal(p.arch->rope_neox, strcmp(arch, "llama") != 0 && strcmp(arch, "glm4") != 0 &&
+                                                strcmp(arch, "granite") != 0 &&
+                                                strcmp(arch, "mistral3") != 0);
         uint64_t sum = info.embed_bytes + info.head_bytes - (o.tied ? info.embed_bytes : 0);
         for (int k = 0; k < info.n_layer; k++)
             sum += info.layer_bytes[k];
@@ -331,6 +333,90 @@ static void test_refused_experts(void **state)
     expect(PD_OK, "");
 }
 
+/* Keys of one architecture each, with values that a plan cannot be made of. */
+static void test_refused_plans(void **state)
+{
+    (void)state;
+    static const struct {
+        const char *arch, *key;
+        float value;
+        bool whole;
+        enum pd_status status;
+    } list[] = {
+        {"gemma2", "attention.sliding_window", 0, true, PD_ERR_FORMAT},
+        {"gemma2", "attention.sliding_window", 2e9f, true, PD_ERR_FORMAT},
+        {"gemma2", "attention.sliding_window_pattern", 5000, true, PD_ERR_FORMAT},
+        {"gemma2", "attn_logit_softcapping", NAN, false, PD_ERR_FORMAT},
+        {"gemma2", "attn_logit_softcapping", -50, false, PD_ERR_FORMAT},
+        {"gemma2", "final_logit_softcapping", INFINITY, false, PD_ERR_FORMAT},
+        {"gemma2", "final_logit_softcapping", 0, false, PD_ERR_FORMAT},
+        {"gemma3", "rope.freq_base_swa", NAN, false, PD_ERR_FORMAT},
+        {"gpt-oss", "attention.sliding_window", 0, true, PD_ERR_FORMAT},
+        {"gpt-oss", "expert_count", 5000, true, PD_ERR_FORMAT},
+        {"gpt-oss", "expert_used_count", 9, true, PD_ERR_FORMAT},
+        {"gpt-oss", "expert_feed_forward_length", 0, true, PD_ERR_FORMAT},
+        {"olmo2", "attention.sliding_window_pattern", -1, true, PD_ERR_FORMAT},
+        {"granite", "logit_scale", 0, false, PD_ERR_FORMAT},
+        {"granite", "logit_scale", NAN, false, PD_ERR_FORMAT},
+        {"granite", "embedding_scale", NAN, false, PD_ERR_FORMAT},
+        {"granite", "attention.scale", -1, false, PD_ERR_FORMAT},
+        {"granitemoe", "expert_shared_feed_forward_length", 1e9f, true, PD_ERR_FORMAT},
+        {"mistral3", "attention.temperature_scale", INFINITY, false, PD_ERR_FORMAT},
+        {"mistral3", "rope.scaling.yarn_beta_fast", NAN, false, PD_ERR_FORMAT},
+        {"mistral3", "rope.scaling.yarn_log_multiplier", -3, false, PD_ERR_FORMAT},
+        {"deepseek2", "attention.kv_lora_rank", 0, true, PD_ERR_FORMAT},
+        {"deepseek2", "attention.key_length", 192, true, PD_ERR_UNSUPPORTED},
+        {"deepseek2", "attention.value_length", 96, true, PD_ERR_FORMAT},
+        {"deepseek2", "attention.head_count_kv", 2, true, PD_ERR_FORMAT},
+        {"deepseek2", "attention.key_length_mla", 32, true, PD_ERR_FORMAT},
+        {"deepseek2", "expert_group_count", 3, true, PD_ERR_FORMAT},
+        {"deepseek2", "expert_group_count", 8, true, PD_ERR_FORMAT},
+        {"deepseek2", "expert_group_used_count", 5, true, PD_ERR_FORMAT},
+        {"deepseek2", "expert_gating_func", 3, true, PD_ERR_FORMAT},
+        {"deepseek2", "expert_weights_scale", NAN, false, PD_ERR_FORMAT},
+        {"deepseek2", "expert_shared_count", 65, true, PD_ERR_FORMAT},
+        {"deepseek2", "attention.temperature_scale", 0.1f, false, PD_ERR_UNSUPPORTED},
+        {"llama", "embedding_scale", 0.5f, false, PD_ERR_UNSUPPORTED},
+    };
+    for (size_t i = 0; i < PD_COUNT(list); i++) {
+        struct test_model_options o = {
+            .n_layer = 2, .extra_key = list[i].key, .extra_value = list[i].value, .extra_int = list[i].whole};
+        char named[96];
+        test_build_model(list[i].arch, &o, path);
+        snprintf(named, sizeof named, "'%s.", list[i].arch);
+        expect(list[i].status, named);
+    }
+}
+
+/* Which layers have windows, by number and by list; what turns them. */
+static void test_windows(void **state)
+{
+    (void)state;
+    static const struct {
+        const char *arch;
+        int period;
+    } list[] = {{"gemma2", 2}, {"gemma3", 6}, {"gpt-oss", 2}, {"olmo2", 4}, {"gemma3", 3}, {"gemma2", 1}};
+    for (size_t i = 0; i < PD_COUNT(list); i++) {
+        struct test_model_options o = {.n_layer = 8, .window = 9};
+        struct arena a = {0};
+        struct model_info info;
+        struct arch_params p;
+        struct pd_error err = {0};
+        o.extra_key = "attention.sliding_window_pattern";
+        o.extra_value = (float)list[i].period;
+        o.extra_int = true;
+        test_build_model(list[i].arch, &o, path);
+        if (describe(&info, &p, &a, &err))
+            fail_msg("%s: %s", list[i].arch, err.text);
+        for (int l = 0; l < 8; l++) {
+            const bool windowed = l % list[i].period < list[i].period - 1;
+            assert_int_equal(p.layers[l].window, windowed ? 9 : 0);
+            assert_int_equal(p.layers[l].rope, windowed);
+        }
+        arena_free(&a);
+    }
+}
+
 static void test_stack_shape(void **state)
 {
     (void)state;
@@ -529,6 +615,8 @@ int main(void)
         cmocka_unit_test(test_refused_architecture),
         cmocka_unit_test(test_experts),
         cmocka_unit_test(test_refused_experts),
+        cmocka_unit_test(test_refused_plans),
+        cmocka_unit_test(test_windows),
         cmocka_unit_test(test_stack_shape),
         cmocka_unit_test(test_refused_tensors),
         cmocka_unit_test(test_more_tokens_than_rows),
