@@ -134,6 +134,9 @@ struct pd_engine_options {
     /* Layers of each stage, "4,10,16": as many numbers as there are stages, all of the model's layers together. NULL: even
      * by what a token reads. */
     const char *layers;
+    /* Stages whose layers all have windows keep the K/V that those see, and little more: less memory, and a request goes
+     * on from another's prefix only where that ends near its end. */
+    bool window_lanes;
 };
 void pd_engine_options_init(struct pd_engine_options *o);
 

@@ -19,6 +19,7 @@ enum {
     KEY_KWARGS,
     KEY_ANY_TOKENIZER,
     KEY_NO_PACK,
+    KEY_WINDOW_LANES,
     KEY_VERIFY,
     KEY_STAGES,
     KEY_LAYERS,
@@ -81,6 +82,9 @@ static const struct argp_option options[] = {
      GROUP_MODEL},
     {"no-pack", KEY_NO_PACK, NULL, 0,
      "keep weights in the mapped file alone and compute by ggml: less memory, slower, and other bits",
+     GROUP_MODEL},
+    {"window-lanes", KEY_WINDOW_LANES, NULL, 0,
+     "stages of layers with windows keep only what those see: less memory, prefixes are seldom kept",
      GROUP_MODEL},
     {"verify", KEY_VERIFY, NULL, 0,
      "read all of the weights: the ranks of a job compare theirs, one process shows their digest",
@@ -235,6 +239,9 @@ static bool parse_model(struct cli_common *c, int key, char *arg, struct argp_st
         return true;
     case KEY_KWARGS:
         o->chat_template_kwargs = arg;
+        return true;
+    case KEY_WINDOW_LANES:
+        o->window_lanes = true;
         return true;
     case KEY_NO_PACK:
         o->no_pack = true;

@@ -531,6 +531,7 @@ static enum pd_status load_stage(struct compute *c, int i, const struct gguf *g,
         .batch_rows = o->batch_rows ? o->batch_rows : BATCH_ROWS,
         .chunk_rows = CHUNK_ROWS,
         .kv_type = o->kv_type,
+        .window_back = o->window_back,
         .no_pack = o->no_pack,
         .on_pack = on_share,
         .on_pack_user = &(struct loading){s, o},
@@ -641,7 +642,8 @@ static enum pd_status check_memory(const struct compute_self *s, const struct co
                                  .tree_rows = o->tree_rows ? o->tree_rows : 1024,
                                  .draft_tree_rows = o->draft_tree_rows ? o->draft_tree_rows : 4096,
                                  .batch_rows = o->batch_rows ? o->batch_rows : BATCH_ROWS,
-                                 .kv_type = o->kv_type};
+                                 .kv_type = o->kv_type,
+                                 .window_back = o->window_back};
     enum pd_status status = check_host(s, &n, o, err);
     return status ? status : place_check(&i->devices, &n, err);
 }

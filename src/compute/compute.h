@@ -34,6 +34,7 @@ struct compute_options {
     int ctx;
     int lanes; /* requests at once, each with a K/V cache of its own; 0: 1 */
     enum pd_kv_type kv_type;
+    int window_back;              /* model_options', of the target's stages */
     int tree_rows;                /* live tree rows of a stage; 0: 1024 */
     int draft_tree_rows;          /* of the draft; 0: 4096 */
     int batch_rows;               /* 0: BATCH_ROWS */

@@ -188,7 +188,12 @@ static struct place_bytes bytes_of(const struct place_need *n, const struct mode
                                    bool head)
 {
     const bool draft = i == n->draft;
-    const double slots = n->ctx + (draft ? n->draft_tree_rows : n->tree_rows);
+    const struct model_options lane = {.layer_first = first,
+                                       .layer_count = end - first,
+                                       .ctx = n->ctx,
+                                       .batch_rows = n->batch_rows,
+                                       .window_back = draft ? 0 : n->window_back};
+    const double slots = model_lane_rows(i, &lane) + (draft ? n->draft_tree_rows : n->tree_rows);
     const double wide = 8.0 * i->n_embd + 3.0 * i->n_ff + 3.0 * i->n_head * i->head_dim;
     const int rows = n->batch_rows;
     struct place_bytes b = {.kv = (end - first) * kv_layer(n, i) * slots,

@@ -40,6 +40,7 @@ struct place_need {
     int n_stages, only_role;                 /* COMPUTE_ALL, or the one role that is loaded here */
     int ctx, lanes, tree_rows, draft_tree_rows, batch_rows;
     enum pd_kv_type kv_type;
+    int window_back; /* compute_options' */
 };
 /* PD_ERR_MEMORY, with the numbers and the layers that would fit, if a device other than the CPU lacks memory. */
 enum pd_status place_check(const struct placement *p, const struct place_need *n, struct pd_error *err);

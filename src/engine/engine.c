@@ -118,6 +118,7 @@ void engine_compute_options(struct compute_options *out, const struct pd_engine_
     out->kv_type = o->kv_type;
     out->allow_unknown_tokenizer = o->allow_unknown_tokenizer;
     out->no_pack = o->no_pack;
+    out->window_back = o->window_lanes ? ENGINE_WINDOW_BACK : 0;
     out->devices = o->device;
     out->draft_device = o->draft_device;
     out->exact = o->exact;
@@ -142,6 +143,7 @@ void engine_driver_options(struct driver_options *out, const struct pd_engine_op
         .n_stages = n_stages,
         .lanes = PD_MAX(o->parallel, 1),
         .copies = true,
+        .back = o->window_lanes ? ENGINE_WINDOW_BACK / 2 : 0,
         .policy = {.mode = engine_mode(o->mode, have_draft),
                    .width = o->width,
                    .children = o->children,
@@ -549,9 +551,15 @@ enum pd_status engine_identity(struct pd_engine *e, uint64_t *out, struct pd_err
 uint32_t engine_options_digest(const struct pd_engine_options *o, int n_stages, int ctx, int wire)
 {
     const uint64_t cut = o->layers ? hash_bytes(1, o->layers, strlen(o->layers)) : 0;
-    const int32_t all[] = {
-        n_stages,           (int32_t)cut,          ctx, (int32_t)o->kv_type, wire, o->draft != NULL,
-        o->profile != NULL, PD_MAX(o->parallel, 1)};
+    const int32_t all[] = {n_stages,
+                           (int32_t)cut,
+                           ctx,
+                           (int32_t)o->kv_type,
+                           wire,
+                           o->draft != NULL,
+                           o->profile != NULL,
+                           PD_MAX(o->parallel, 1),
+                           o->window_lanes};
     uint64_t h = hash_bytes(0, all, sizeof all);
     return (uint32_t)(h ^ (h >> 32));
 }

@@ -27,7 +27,7 @@ enum pd_status engine_new_with(struct pd_engine **out, const struct pd_engine_op
 enum pd_status engine_close(struct pd_engine *e, struct pd_error *err);
 
 /* Defaults of what a pipeline is sized by, in one place for engine, bench and workers. */
-enum { ENGINE_TREE_NODES = 4096, ENGINE_LIVE_ROWS = 1024, ENGINE_CTX = 4096 };
+enum { ENGINE_TREE_NODES = 4096, ENGINE_LIVE_ROWS = 1024, ENGINE_CTX = 4096, ENGINE_WINDOW_BACK = 1024 };
 enum { ENGINE_CTX_MAX = 1 << 26, ENGINE_THREADS_MAX = 512, ENGINE_QUEUE_MAX = 1 << 20 };
 
 /* The file, cut and threads asked for; ctx 0 stays to be settled by the model (engine_ctx). */

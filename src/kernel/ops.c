@@ -50,6 +50,16 @@ void kv_layer_move(const struct kv_layer *l, int to, int from)
     }
 }
 
+void kv_layer_shift(const struct kv_layer *l, int by, int end)
+{
+    PD_ASSERT(by % KV_TILE == 0 && by <= end && end <= l->n_slots);
+    const size_t tiles = (size_t)(end - by + KV_TILE - 1) / KV_TILE;
+    for (int h = 0; h < l->n_head_kv; h++) {
+        memmove(k_tile(l, h, 0), k_tile(l, h, by / KV_TILE), tiles * k_tile_bytes(l));
+        memmove(v_row(l, h, 0), v_row(l, h, by), (size_t)(end - by) * v_row_bytes(l));
+    }
+}
+
 void kv_layer_copy(const struct kv_layer *to, const struct kv_layer *from, int n)
 {
     const size_t tiles = (size_t)(n + KV_TILE - 1) / KV_TILE;

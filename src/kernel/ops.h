@@ -35,6 +35,8 @@ size_t kv_layer_k_bytes(const struct kv_layer *l);
 size_t kv_layer_v_bytes(const struct kv_layer *l);
 /* Copy the row of slot `from`, all heads of K and V, to slot `to`. */
 void kv_layer_move(const struct kv_layer *l, int to, int from);
+/* Slots by .. end - 1 to 0 .. end - by - 1; `by` is a multiple of KV_TILE. */
+void kv_layer_shift(const struct kv_layer *l, int by, int end);
 /* Slots 0 .. n - 1, rounded up to a tile, of a layer of the same shape. */
 void kv_layer_copy(const struct kv_layer *to, const struct kv_layer *from, int n);
 

@@ -53,6 +53,7 @@ enum pd_status model_describe(struct model_info *info, const struct gguf *g, str
         return st;
     uint64_t *layer_bytes = arena_take(a, (size_t)p.n_layer * sizeof *layer_bytes);
     uint64_t *read_bytes = arena_take(a, (size_t)p.n_layer * sizeof *read_bytes);
+    bool *windowed = arena_take(a, (size_t)p.n_layer * sizeof *windowed);
     uint64_t all = 0;
     for (size_t i = 0; i < gguf_tensor_count(g); i++) {
         const struct gguf_tensor *t = gguf_tensor_at(g, i);
@@ -61,8 +62,10 @@ enum pd_status model_describe(struct model_info *info, const struct gguf *g, str
             layer_bytes[layer] += t->bytes;
         all += t->bytes;
     }
-    for (int l = 0; l < p.n_layer; l++)
+    for (int l = 0; l < p.n_layer; l++) {
         read_bytes[l] = layer_bytes[l] - idle_bytes(&p, g, l);
+        windowed[l] = p.layers[l].window != 0;
+    }
     *info = (struct model_info){
         .arch = p.arch->name,
         .name = model_name(g, a),
@@ -72,6 +75,8 @@ enum pd_status model_describe(struct model_info *info, const struct gguf *g, str
         .n_head_kv = p.n_head_kv,
         .head_dim = p.head_dim,
         .v_dim = p.v_dim,
+        .window = p.window,
+        .layer_windowed = windowed,
         .n_ff = p.n_ff,
         .n_expert = p.n_expert,
         .n_expert_used = p.n_expert_used,

@@ -40,7 +40,7 @@ static int span_of(const struct model *m, int top)
 
 int graph_slots(const struct model *m)
 {
-    return span_of(m, m->o.ctx + m->o.tree_rows + !m->device->host);
+    return span_of(m, model_lane_rows(&m->info, &m->o) + m->o.tree_rows + !m->device->host);
 }
 
 int graph_span(const struct kv *kv)

@@ -133,7 +133,7 @@ static int free_slot_above(const struct kv *kv, int parent)
 static enum pd_status check_tree_row(const struct kv *kv, const struct row *row, int parent,
                                      struct pd_error *err)
 {
-    int parent_pos = parent == SLOT_NONE ? kv->n_committed - 1 : kv->slots[parent].pos;
+    int parent_pos = parent == SLOT_NONE ? kv_committed(kv) - 1 : kv->slots[parent].pos;
     if (row->node.v == 0 || find(kv, row->node) != SLOT_NONE)
         return error_set(err, PD_ERR_PEER, "tree row %u: its node id is %s", row->node.v,
                          row->node.v ? "in the cache already" : "0");
@@ -178,13 +178,13 @@ static enum pd_status place_prefill(struct kv *kv, const struct row *rows, int n
 {
     if (kv->n_tree)
         return error_set(err, PD_ERR_PEER, "prefill while %d tree rows are in the cache", kv->n_tree);
-    if (n > kv->ctx - kv->n_committed)
+    if (n > kv->ctx - kv_committed(kv))
         return error_set(err, PD_ERR_MEMORY, "%d more rows do not fit the context of %d, %d are taken", n,
-                         kv->ctx, kv->n_committed);
+                         kv->ctx, kv_committed(kv));
     for (int i = 0; i < n; i++) {
-        if (rows[i].pos != kv->n_committed + i)
+        if (rows[i].pos != kv_committed(kv) + i)
             return error_set(err, PD_ERR_PEER, "prefill row at position %d, expected %d", rows[i].pos,
-                             kv->n_committed + i);
+                             kv_committed(kv) + i);
         slots[i] = kv->n_committed + i;
     }
     kv->n_committed += n;
@@ -218,11 +218,12 @@ void kv_unplace(struct kv *kv, const int64_t *slots, int n, enum model_kind kind
 void kv_mask(const struct kv *kv, int64_t slot, enum model_kind kind, int n_kv, int window, ggml_fp16_t *mask)
 {
     const bool tree = kind == MODEL_TREE;
-    const int pos = tree ? kv->slots[slot].pos : (int)slot, end = tree ? kv->n_committed : pos + 1;
+    const int pos = tree ? kv->slots[slot].pos - kv->base : (int)slot, end = tree ? kv->n_committed : pos + 1;
     const int oldest = window ? PD_MAX(pos - window + 1, 0) : 0;
     for (int s = 0; s < n_kv; s++)
         mask[s] = s >= oldest && s < end ? HALF_ZERO : HALF_MINUS_INF;
-    for (int s = (int)slot; tree && s != SLOT_NONE && kv->slots[s].pos >= oldest; s = kv->slots[s].parent)
+    for (int s = (int)slot; tree && s != SLOT_NONE && kv->slots[s].pos - kv->base >= oldest;
+         s = kv->slots[s].parent)
         mask[s] = HALF_ZERO;
 }
 
@@ -270,7 +271,7 @@ void kv_commit(struct kv *kv, node_id node)
     int from = find(kv, node), to = kv->n_committed;
     PD_ASSERT(from != SLOT_NONE);                   /* computed */
     PD_ASSERT(kv->slots[from].parent == SLOT_NONE); /* its parent is the newest committed row */
-    PD_ASSERT(kv->slots[from].pos == to && to < kv->ctx);
+    PD_ASSERT(kv->slots[from].pos == kv->base + to && kv->base + to < kv->ctx);
     drop_rejected(kv, from);
     /* The row's descendants are all above it, so the lowest slot of the window is its own or free by now. */
     PD_ASSERT(from == to || !kv->slots[to].live);
@@ -313,19 +314,31 @@ void kv_drop_tree(struct kv *kv)
     lower_top(kv);
 }
 
+/* Is there all that a row at `pos` sees? */
+static bool holds(const struct kv *kv, int pos)
+{
+    return kv->base == 0 || pos - kv->base >= kv->model->p.window - 1;
+}
+
 void kv_truncate(struct kv *kv, int pos)
 {
     PD_ASSERT(pos >= 0);
     kv_drop_tree(kv);
-    kv->n_committed = PD_MIN(kv->n_committed, pos);
+    if (!holds(kv, pos))
+        kv->base = kv->n_committed = 0;
+    kv->n_committed = PD_MIN(kv->n_committed, pos - kv->base);
     kv->top = kv->n_committed;
 }
 
 void kv_copy(struct kv *to, struct kv *from, int n)
 {
     PD_ASSERT(to != from && to->model == from->model && n >= 0);
-    n = PD_MIN(n, from->n_committed);
+    n = PD_MIN(n, kv_committed(from));
     kv_truncate(to, 0);
+    if (!holds(from, n))
+        return;
+    to->base = from->base;
+    n -= from->base;
     for (int l = 0; l < to->n_layer && to->own; l++)
         kv_layer_copy(&to->own[l], &from->own[l], n);
     if (to->rows)
@@ -333,9 +346,62 @@ void kv_copy(struct kv *to, struct kv *from, int n)
     to->n_committed = to->top = n;
 }
 
+/* ---- windows ---- */
+
+/* Between two times that rows move down so many are committed. */
+static int64_t slack_of(int64_t keep)
+{
+    return PD_MAX(keep / 2, 256);
+}
+
+int model_lane_rows(const struct model_info *info, const struct model_options *o)
+{
+    const int64_t keep = (int64_t)info->window + o->window_back,
+                  rows = keep + slack_of(keep) + (o->batch_rows ? o->batch_rows : 64);
+    bool all = o->window_back > 0 && rows < o->ctx;
+    for (int l = o->layer_first; all && l < o->layer_first + o->layer_count; l++)
+        all = info->layer_windowed[l];
+    return all ? (int)rows : o->ctx;
+}
+
+/* Slots move down, all by as much, so their order and what lies between them stay. */
+void kv_settle(struct kv *kv)
+{
+    if (!kv->keep || kv->n_committed <= kv->keep + slack_of(kv->keep))
+        return;
+    const int by = (kv->n_committed - kv->keep) / KV_PAD * KV_PAD;
+    for (int l = 0; l < kv->n_layer && kv->own; l++)
+        kv_layer_shift(&kv->own[l], by, kv->top);
+    for (int s = by; s < kv->top && kv->rows; s++)
+        if (s < kv->n_committed || kv->slots[s].live)
+            rows_move(kv->rows, &kv->model->exact, s - by, s);
+    for (int s = kv->n_committed; s < kv->top; s++) {
+        struct kv_slot row = kv->slots[s];
+        if (row.live && row.parent != SLOT_NONE)
+            row.parent -= by;
+        kv->slots[s].live = false;
+        kv->slots[s - by] = row;
+    }
+    kv->base += by;
+    kv->n_committed -= by;
+    kv->top -= by;
+    rebuild_table(kv);
+}
+
 int kv_committed(const struct kv *kv)
 {
-    return kv->n_committed;
+    return kv->base + kv->n_committed;
+}
+
+static void layer_bytes(const struct kv *kv, size_t *k, size_t *v);
+
+size_t kv_bytes(const struct kv *kv)
+{
+    size_t k, v;
+    if (!kv->own)
+        return rows_bytes(kv->model, kv->n_slots);
+    layer_bytes(kv, &k, &v);
+    return (k + v) * (size_t)kv->n_layer;
 }
 
 int kv_tree_rows(const struct kv *kv)
@@ -410,6 +476,7 @@ enum pd_status kv_new(struct kv **out, const struct model *m, struct pd_error *e
     kv->ctx = m->o.ctx;
     kv->tree_rows = m->o.tree_rows;
     kv->n_slots = graph_slots(m);
+    kv->keep = model_lane_rows(&m->info, &m->o) < kv->ctx ? m->p.window + m->o.window_back : 0;
     if (m->own.kernel)
         make_own_layers(kv);
     uint32_t table = 64;

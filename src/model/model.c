@@ -189,6 +189,8 @@ static enum pd_status check_options(struct model_options *o, const struct model_
     if (o->layer_first < 0 || o->layer_count < 1 || o->layer_first > info->n_layer - o->layer_count)
         return error_set(err, PD_ERR_STAGES, "layers %d..%d: the model has %d", o->layer_first,
                          o->layer_first + o->layer_count - 1, info->n_layer);
+    if (o->window_back < 0 || o->window_back > CTX_MAX)
+        return error_set(err, PD_ERR_USAGE, "%d positions to go back: give 0 to %d", o->window_back, CTX_MAX);
     if (o->ctx < 1 || o->ctx > CTX_MAX)
         return error_set(err, PD_ERR_USAGE, "a context of %d: give 1 to %d", o->ctx, CTX_MAX);
     if (o->tree_rows < 1 || o->tree_rows > TREE_ROWS_MAX)
@@ -553,6 +555,8 @@ static enum pd_status run_batch(struct model *m, struct batch *b, struct pd_erro
 {
     int64_t *slots = mem_new((size_t)b->n, sizeof *slots);
     b->slots = slots;
+    for (int i = 0; i < b->n_spans; i++)
+        kv_settle(b->spans[i].kv);
     enum pd_status status = place(b, slots, err);
     if (!status && (status = run_placed(m, b, err)))
         unplace(b, b->n_spans);

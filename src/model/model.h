@@ -32,10 +32,12 @@ struct model_info {
     const char *arch; /* "llama", "qwen2", ... */
     const char *name; /* general.name, or the file's name */
     int32_t n_layer, n_embd, n_head, n_head_kv, head_dim, n_ff, n_vocab;
-    int32_t v_dim;                                   /* of a head's values; its keys have head_dim */
-    int32_t n_expert, n_expert_used, n_ff_exp;       /* 0: none; n_ff_exp: of each */
-    int32_t ctx_train;                               /* context length the model was trained for */
-    bool tied_head;                                  /* the output head is the embedding matrix */
+    int32_t v_dim;                             /* of a head's values; its keys have head_dim */
+    int32_t window;                            /* positions that layers with a window see; 0: none has one */
+    const bool *layer_windowed;                /* [n_layer] */
+    int32_t n_expert, n_expert_used, n_ff_exp; /* 0: none; n_ff_exp: of each */
+    int32_t ctx_train;                         /* context length the model was trained for */
+    bool tied_head;                            /* the output head is the embedding matrix */
     uint64_t weights_bytes, embed_bytes, head_bytes; /* head_bytes counts the tied matrix too */
     const uint64_t *layer_bytes;                     /* [n_layer]; lives as long as the arena */
     const uint64_t *layer_read_bytes; /* [n_layer] what a token reads of them: of experts those it takes */
@@ -65,6 +67,9 @@ struct model_options {
     int batch_rows;               /* rows of the largest batch; 0: 64 */
     int chunk_rows; /* a prefill batch of just so many takes the quicker kernels; 0: batch_rows */
     enum pd_kv_type kv_type;
+    /* If all of the stage's layers have windows, a cache keeps what they see, and so many committed positions before that,
+     * to which kv_truncate may go back and from which kv_copy may take. 0: all positions are kept. */
+    int window_back;
     void (*on_pack)(void *user, double share); /* while weights are packed: 0 to 1 of them; may be NULL */
     void *on_pack_user;
     bool no_pack; /* weights stay in the mapped file alone, and ggml computes: less memory, slower */
@@ -77,6 +82,9 @@ struct model_options {
 
 struct model;
 struct kv;
+
+/* Committed positions that a cache of the options' layers has room for: the context, or what windows need. Pure. */
+int model_lane_rows(const struct model_info *info, const struct model_options *o);
 
 /* What everything between a token and its logits is defined by, apart from variants: the kernels, the operations of
  * a layer and their order. To be raised with every change of a bit of them: machines compare it. */
@@ -149,6 +157,7 @@ enum pd_status model_head(struct model *m, const float *hidden, int n, float *lo
 enum pd_status kv_new(struct kv **out, const struct model *m, struct pd_error *err);
 void kv_free(struct kv *kv);
 int kv_committed(const struct kv *kv); /* rows, = the next position */
+size_t kv_bytes(const struct kv *kv);  /* of K and V */
 int kv_tree_rows(const struct kv *kv); /* live */
 bool kv_has(const struct kv *kv, node_id node);
 /* Move a tree row to the committed level. It must be computed, and its parent must be the newest committed row.
@@ -157,7 +166,8 @@ void kv_commit(struct kv *kv, node_id node);
 /* Forget tree rows and their descendants; unknown ids are ignored. */
 void kv_drop(struct kv *kv, const node_id *nodes, int n);
 void kv_drop_tree(struct kv *kv);
-/* Keep only committed positions below pos; drops the tree too. */
+/* Keep only committed positions below pos; drops the tree too. If what a row at pos would see is not kept any more
+ * (window_back), nothing is: rows at pos are then refused. */
 void kv_truncate(struct kv *kv, int pos);
 /* The first n committed positions of `from`, a cache of the same model, or as many as there are, become all that `to`
  * holds. */

@@ -254,7 +254,9 @@ struct kv {
     struct rows *rows;    /* K/V of ggml's graphs; NULL where ours are used: */
     struct kv_layer *own; /* [n_layer] in the layout of our kernels */
 
-    int n_committed;
+    int keep;              /* committed positions that are kept at least; 0: all */
+    int base;              /* position of slot 0: what came before is forgotten; a multiple of KV_PAD */
+    int n_committed;       /* slots; positions are base more */
     int n_tree;            /* live tree rows */
     int top;               /* all live slots are below it; >= n_committed */
     struct kv_slot *slots; /* [n_slots]; live ones are tree rows, all at or above n_committed */
@@ -294,6 +296,8 @@ enum pd_status rows_flush(struct rows *r, const struct backend *b, struct pd_err
 /* The first n rows of another cache of the same model. */
 void rows_copy(struct rows *to, struct rows *from, const struct backend *b, int n);
 
+/* Before the rows of a batch are placed: forget what no row will see. */
+void kv_settle(struct kv *kv);
 /* Give each row of the batch a slot, in slots[n]; the rows are then live tree rows, or committed, and are taken back by
  * kv_unplace, the last placed first. */
 enum pd_status kv_place(struct kv *kv, const struct row *rows, int n, enum model_kind kind, int64_t *slots,

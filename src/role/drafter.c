@@ -138,14 +138,16 @@ static struct lane *lane_of(struct drafter *d, uint32_t request)
 
 /* Leading positions of the request that a lane holds, and that every stage will have committed by the time that news of
  * the request reaches it. Of a running request that is its prompt, once a token has come back: all of it has passed. */
-static int shared(const struct lane *l, const struct request *r)
+static int shared(const struct drafter *d, const struct lane *l, const struct request *r)
 {
     int held = running(l) && l->advances ? l->first_root : l->kept;
     int most = PD_MIN(held, r->n_tokens - 1), n = 0;
     most = r->keep >= 0 ? PD_MIN(most, r->keep) : most;
     while (n < most && l->tokens[n] == r->tokens[n])
         n++;
-    return n;
+    /* What a stage forgets is what lies further back, and how far a running lane is there is not known here. */
+    const bool kept = d->o.back == 0 || (l->phase == PHASE_IDLE && l->kept - n <= d->o.back);
+    return kept ? n : 0;
 }
 
 /* The free lane unused for longest, but not `but` if there is another. */
@@ -168,7 +170,7 @@ static struct lane *choose_lane(struct drafter *d, const struct request *r, stru
     *keep = -1;
     for (int i = 0; i < d->o.lanes; i++) {
         struct lane *l = &d->lanes[i];
-        int n = l->phase == PHASE_IDLE || d->o.copies ? shared(l, r) : -1;
+        int n = l->phase == PHASE_IDLE || d->o.copies ? shared(d, l, r) : -1;
         if (n > *keep || (n == *keep && best && best->phase != PHASE_IDLE && l->phase == PHASE_IDLE)) {
             best = l;
             *keep = n;

@@ -345,9 +345,10 @@ struct drafter_options {
     int tree_nodes;    /* the size of a request's tree */
     int live_rows_max; /* rows of a request in flight and alive */
     int ctx;
-    int draft_rows;  /* rows of a draft pass, <= BATCH_ROWS */
-    int chunk_rows;  /* rows of a prompt chunk, <= CHUNK_ROWS; 0: chosen by the costs */
-    bool copies;     /* K/V can be copied from lane to lane */
+    int draft_rows; /* rows of a draft pass, <= BATCH_ROWS */
+    int chunk_rows; /* rows of a prompt chunk, <= CHUNK_ROWS; 0: chosen by the costs */
+    bool copies;    /* K/V can be copied from lane to lane */
+    int back; /* of a lane that is free no prefix is kept that is shorter by more; of others none. 0: any is */
     bool have_draft; /* false: mode pp only */
     double grace;    /* of a step: how long to hold a submission for an advance that is due */
     /* [cost_n] time of a step with i + 1 rows, from a profile; NULL: measured; borrowed */

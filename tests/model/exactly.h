@@ -160,6 +160,7 @@ static inline void advance(struct run *r)
 struct tree_case {
     int prefix, steps, max_rows, tree_rows, stages, threads;
     enum pd_kv_type kv;
+    int window_back; /* of the cache that is tested */
 };
 
 static inline void run_tree(const struct gguf *g, uint64_t seed, const struct tree_case *t)
@@ -171,6 +172,7 @@ static inline void run_tree(const struct gguf *g, uint64_t seed, const struct tr
     chain_open(&r->plain, g, 1, o);
     o.threads = t->threads;
     o.tree_rows = t->tree_rows;
+    o.window_back = t->window_back;
     chain_open(&r->tree, g, t->stages, o);
     r->wanted = mem_new((size_t)r->plain.info.n_vocab, sizeof(float));
     r->logits = mem_new((size_t)r->plain.info.n_vocab * 64, sizeof(float));
