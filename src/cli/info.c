@@ -174,6 +174,14 @@ static const char *human(uint64_t n, const char *unit)
     return t;
 }
 
+static int windowed_layers(const struct model_info *m)
+{
+    int n = 0;
+    for (int l = 0; l < m->n_layer; l++)
+        n += m->layer_windowed[l];
+    return n;
+}
+
 static void print_model(struct facts *f)
 {
     const struct model_info *m = &f->model;
@@ -191,8 +199,15 @@ static void print_model(struct facts *f)
         printf("%-15s %d, of which a token takes %d, feed-forward %d each; it reads %s of %s\n", "experts",
                m->n_expert, m->n_expert_used, m->n_ff_exp, human(m->read_bytes, "B"),
                human(m->weights_bytes, "B"));
-    printf("%-15s %d heads of %d, %d for keys and values\n", "attention", m->n_head, m->head_dim,
-           m->n_head_kv);
+    if (p->arch->latent)
+        printf("%-15s %d heads of %d, keys and values from a latent of %d and %d\n", "attention", m->n_head,
+               p->key_dim, m->v_dim, p->n_rot);
+    else
+        printf("%-15s %d heads of %d, %d for keys and values\n", "attention", m->n_head, m->head_dim,
+               m->n_head_kv);
+    if (m->window)
+        printf("%-15s %d positions, in %d of %d layers\n", "windows", m->window, windowed_layers(m),
+               m->n_layer);
     printf("%-15s base %g, %d dimensions%s%s\n", "rotation", (double)p->rope[0].base, p->n_rot,
            scaling[p->rope[0].scaling],
            arch_tensor(f->g, ARCH_ROPE_FREQS, 0) ? ", with frequency factors" : "");
@@ -314,6 +329,9 @@ static void json_model(yyjson_mut_doc *d, yyjson_mut_val *o, struct facts *f)
     yyjson_mut_obj_add_int(d, o, "n_head", m->n_head);
     yyjson_mut_obj_add_int(d, o, "n_head_kv", m->n_head_kv);
     yyjson_mut_obj_add_int(d, o, "head_dim", m->head_dim);
+    yyjson_mut_obj_add_int(d, o, "v_dim", m->v_dim);
+    yyjson_mut_obj_add_int(d, o, "window", m->window);
+    yyjson_mut_obj_add_int(d, o, "windowed_layers", windowed_layers(m));
     yyjson_mut_obj_add_int(d, o, "n_vocab", m->n_vocab);
     yyjson_mut_obj_add_int(d, o, "ctx_train", m->ctx_train);
     yyjson_mut_obj_add_real(d, o, "rope_base", (double)f->params.rope[0].base);

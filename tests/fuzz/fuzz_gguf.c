@@ -1,4 +1,4 @@
-/* needs: gguf base */
+/* needs: model gguf kernel base */
 /* Any bytes as a GGUF file: opened, walked and described, or refused; never a crash. */
 #include "model/model.h"
 

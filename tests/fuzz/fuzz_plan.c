@@ -1,4 +1,4 @@
-/* needs: model gguf base */
+/* needs: model gguf kernel base */
 /* Any values for the keys that an architecture's hyperparameters and the plans of its layers are read from: refused with a
  * reason, or a plan that the rest of the program may rely on. The file's tensors are one embedding. */
 #include "model/arch.h"

@@ -211,6 +211,9 @@ static void begin(struct world *w, int n_tokens, int keep)
     assert_true(b->ctx == CTX && b->max_tokens == 100 && b->n_end_tokens == 1 && b->end_tokens[0] == 3);
 }
 
+/* How far back a free lane's prefix is kept, in worlds that are made from now on. */
+static int world_back;
+
 static struct world *world_new_with(enum pd_mode mode, bool have_draft, bool measure_alone)
 {
     struct world *w = mem_new(1, sizeof *w);
@@ -222,6 +225,7 @@ static struct world *world_new_with(enum pd_mode mode, bool have_draft, bool mea
                                 .ctx = CTX,
                                 .draft_rows = 32,
                                 .chunk_rows = CHUNK_ROWS,
+                                .back = world_back,
                                 .have_draft = have_draft,
                                 .measure_alone = measure_alone,
                                 .cost_ns = flat,
@@ -495,6 +499,36 @@ static void catching_up(void **state)
     world_free(w);
 }
 
+/* A lane that holds 5 positions lends 4 of them if it may go back by one, and none of 2. */
+static void a_turn_that_goes_back(void **state)
+{
+    (void)state;
+    for (int keep = 4; keep >= 2; keep -= 2) {
+        world_back = 1;
+        struct world *w = world_new(PD_MODE_PP, false);
+        world_back = 0;
+        begin(w, 6, 0);
+        report_of(w, 0, 5, true, true, w->sent);
+        ready(w);
+        advance(w, 1, PD_REASON_NONE);
+        advance(w, 3, PD_REASON_END);
+        end_request(w);
+        const int held = w->kept;
+        int32_t tokens[CTX];
+        memcpy(tokens, w->text, sizeof tokens);
+        tokens[held - (keep == 4 ? 1 : 3)] = 99;
+        struct request r = {.id = ++w->request,
+                            .tokens = tokens,
+                            .n_tokens = held + 1,
+                            .keep = -1,
+                            .max_tokens = 10,
+                            .sample = sample_defaults()};
+        step(w, (struct event){.type = EV_REQUEST, .request = &r});
+        assert_int_equal(sent_find(&w->fx, MSG_BEGIN)->msg->begin.keep, keep == 4 ? held - 1 : 0);
+        world_free(w);
+    }
+}
+
 static void a_second_turn(void **state)
 {
     (void)state;
@@ -708,6 +742,7 @@ int main(void)
         cmocka_unit_test(a_dead_pass_that_ends),
         cmocka_unit_test(catching_up),
         cmocka_unit_test(a_second_turn),
+        cmocka_unit_test(a_turn_that_goes_back),
         cmocka_unit_test(cancelled_late_news),
         cmocka_unit_test(pace_of_the_slowest),
         cmocka_unit_test(the_last_token),
