@@ -81,9 +81,9 @@ static void test_trees_small(void **state)
     MUST(gguf_open(&g, path, &err));
     uint64_t seed = seed_base();
     static const struct tree_case cases[] = {
-        {5, 10, 8, 12, 7, 2, PD_KV_F16},
-        {3, 6, 6, 8, 1, 1, PD_KV_F32},
-        {4, 6, 8, 9, 30, 1, PD_KV_Q8_0},
+        {5, 10, 8, 12, 7, 2, PD_KV_F16, 0},
+        {3, 6, 6, 8, 1, 1, PD_KV_F32, 0},
+        {4, 6, 8, 9, 30, 1, PD_KV_Q8_0, 0},
     };
     for (size_t i = 0; i < PD_COUNT(cases); i++)
         run_tree(g, seed, &cases[i]);
