@@ -12,7 +12,9 @@ enum state {
     IN_HEAD,      /* lead blanks, a marker, and what may become a call's head */
     IN_ARGUMENTS, /* an object, given out as it comes */
     IN_TAIL,      /* of the call's own object, behind the arguments */
-    BEHIND_CALL   /* what closes it, or leads to the next one */
+    BEHIND_CALL,  /* what closes it, or leads to the next one */
+    IN_HEADER,    /* of a harmony message, up to <|message|> */
+    IN_BODY       /* up to a marker that ends it */
 };
 
 struct calls {
@@ -26,10 +28,12 @@ struct calls {
     bool skip;           /* blanks that come next are left out */
     bool begun;          /* there has been text that is more than blanks */
     bool called;
-    bool bare;            /* of mistral: arguments without an object around them */
-    bool in_list;         /* of mistral */
-    int depth;            /* of the arguments */
-    bool quoted, escaped; /* within them */
+    bool bare;                /* of mistral: arguments without an object around them */
+    bool in_list;             /* of mistral */
+    int depth;                /* of the arguments */
+    bool quoted, escaped;     /* within them */
+    enum calls_piece channel; /* of harmony: where the body goes */
+    bool first;               /* nothing has been a header yet */
 };
 
 static const char think[] = "<think>", unthink[] = "</think>";
@@ -45,7 +49,11 @@ static const struct {
     [CALLS_HERMES] = {"hermes", "<tool_call>", "</tool_call>"},
     [CALLS_LLAMA] = {"llama", "<|python_tag|>", NULL},
     [CALLS_MISTRAL] = {"mistral", "[TOOL_CALLS]", NULL},
+    [CALLS_HARMONY] = {"harmony", NULL, NULL},
 };
+/* Of harmony: what ends a body; <|message|> ends a header, and <|constrain|> is a part of one. */
+static const char *const body_ends[] = {"<|end|>", "<|call|>", "<|return|>", "<|start|>", "<|channel|>"};
+static const char message_marker[] = "<|message|>", constrain_marker[] = "<|constrain|>";
 static const char args_marker[] = "[ARGS]", id_marker[] = "[CALL_ID]";
 
 const char *calls_family_name(enum calls_family f)
@@ -57,6 +65,8 @@ enum calls_family calls_family_of(const char *t)
 {
     if (!t)
         return CALLS_NONE;
+    if (strstr(t, "<|channel|>") && strstr(t, message_marker))
+        return CALLS_HARMONY;
     if (strstr(t, "[TOOL_CALLS]"))
         return CALLS_MISTRAL;
     if (strstr(t, "<tool_call>"))
@@ -68,7 +78,7 @@ enum calls_family calls_family_of(const char *t)
 
 bool calls_reasons(const char *t)
 {
-    return t && strstr(t, unthink);
+    return t && (strstr(t, unthink) || calls_family_of(t) == CALLS_HARMONY);
 }
 
 static bool same(const char *word, const char *s, size_t n)
@@ -81,6 +91,11 @@ bool calls_is_marker(enum calls_family f, bool reasoning, const char *name, size
     if (reasoning && (same(think, name, size) || same(unthink, name, size)))
         return true;
     if (f == CALLS_MISTRAL && (same(args_marker, name, size) || same(id_marker, name, size)))
+        return true;
+    for (size_t i = 0; i < PD_COUNT(body_ends) && f == CALLS_HARMONY; i++)
+        if (same(body_ends[i], name, size))
+            return true;
+    if (f == CALLS_HARMONY && (same(message_marker, name, size) || same(constrain_marker, name, size)))
         return true;
     return same(families[f].marker, name, size) || same(families[f].close, name, size);
 }
@@ -464,6 +479,102 @@ static bool behind_call(struct calls *c)
     return true;
 }
 
+/* ---- harmony ---- */
+
+/* The words of a header: a channel, and to whom the message goes. */
+static void read_header(struct calls *c, const char *s, size_t n)
+{
+    static const char to[] = "to=functions.";
+    char name[CALLS_NAME_MAX];
+    const char *at = memmem(s, n, to, sizeof to - 1);
+    c->channel = c->o.reasoning && memmem(s, n, "analysis", 8) ? CALLS_REASONING : CALLS_TEXT;
+    if (!at)
+        return;
+    at += sizeof to - 1;
+    size_t k = 0;
+    while (at + k < s + n && k + 1 < sizeof name && at[k] && !is_blank(at[k]) && at[k] != '<')
+        k++;
+    if (k == 0)
+        return;
+    memcpy(name, at, k);
+    name[k] = 0;
+    c->channel = CALLS_ARGUMENTS;
+    c->depth = 0;
+    c->quoted = c->escaped = false;
+    begin_call(c, name);
+}
+
+/* Does a reply that begins so have channels? GOT_MORE: not known yet. */
+static enum got scan_channels(const char *s, size_t n)
+{
+    static const char *const begins[] = {"<|channel|>", "<|start|>", "to="};
+    while (n && is_blank(*s)) {
+        s++;
+        n--;
+    }
+    for (size_t i = 0; i < PD_COUNT(begins); i++) {
+        const size_t w = strlen(begins[i]);
+        if (memcmp(s, begins[i], PD_MIN(w, n)) == 0)
+            return n < w ? GOT_MORE : GOT_IT;
+    }
+    return GOT_BAD;
+}
+
+static bool in_header(struct calls *c)
+{
+    size_t n;
+    bool found = false;
+    const char *s = held(c, &n);
+    enum got g = c->first ? scan_channels(s, n) : GOT_IT;
+    if (g == GOT_MORE)
+        return false;
+    const size_t end = g == GOT_IT ? before(s, n, message_marker, &found) : 0;
+    if (g == GOT_BAD || end > CALLS_HEAD_MAX) { /* a text without channels */
+        c->channel = CALLS_TEXT;
+        c->state = IN_BODY;
+        return true;
+    }
+    if (!found)
+        return false;
+    c->first = false;
+    read_header(c, s, end);
+    c->at += end + sizeof message_marker - 1;
+    c->state = IN_BODY;
+    return true;
+}
+
+static void body_ended(struct calls *c)
+{
+    if (c->channel == CALLS_ARGUMENTS)
+        give(c, CALLS_END, "", 0);
+    c->channel = CALLS_TEXT;
+}
+
+static bool in_body(struct calls *c)
+{
+    size_t n;
+    const char *s = held(c, &n);
+    size_t end = n;
+    bool found = false;
+    for (size_t i = 0; i < PD_COUNT(body_ends); i++) {
+        bool whole;
+        const size_t at = before(s, n, body_ends[i], &whole);
+        if (at < end) {
+            end = at;
+            found = whole;
+        }
+    }
+    for (size_t i = 0; i < end && c->channel == CALLS_ARGUMENTS; i++)
+        count_bracket(c, s[i]);
+    pass(c, c->channel, end);
+    if (!found)
+        return false;
+    body_ended(c);
+    c->first = false;
+    c->state = IN_HEADER;
+    return true;
+}
+
 static bool step(struct calls *c)
 {
     switch (c->state) {
@@ -481,6 +592,10 @@ static bool step(struct calls *c)
         return in_tail(c);
     case BEHIND_CALL:
         return behind_call(c);
+    case IN_HEADER:
+        return in_header(c);
+    case IN_BODY:
+        return in_body(c);
     }
     return false;
 }
@@ -500,6 +615,11 @@ struct calls *calls_new(const struct calls_options *o, const struct calls_sink *
     c->o.names = names;
     c->state = !o->reasoning ? IN_TEXT : o->reasons ? IN_REASONING : AT_START;
     c->skip = o->reasoning && o->reasons;
+    c->first = true;
+    if (o->family == CALLS_HARMONY) {
+        c->state = IN_HEADER;
+        c->skip = false;
+    }
     return c;
 }
 
@@ -534,6 +654,14 @@ void calls_finish(struct calls *c)
         break;
     case IN_ARGUMENTS:
     case BEHIND_CALL:
+        break;
+    case IN_HEADER:
+        pass(c, CALLS_TEXT, c->first ? n : 0);
+        break;
+    case IN_BODY:
+        pass(c, c->channel, n);
+        if (c->depth == 0) /* a call that is whole */
+            body_ended(c);
         break;
     default:
         if (!c->skip && !(c->called && less_blanks(c->data + c->at, n) == 0))

@@ -4,10 +4,11 @@
  *     hermes    <tool_call>{"name": "f", "arguments": {...}}</tool_call>                              (Hermes, Qwen)
  *     llama     {"name": "f", "parameters": {...}}, as all of a reply or behind <|python_tag|>        (Llama 3)
  *     mistral   [TOOL_CALLS][{"name": "f", "arguments": {...}}, ...], or [TOOL_CALLS]f[ARGS]{...}
+ *     harmony   <|channel|>commentary to=functions.f<|message|>{...}<|call|>; all of a reply is in channels    (gpt-oss)
  *
  * A call is one once its name and the beginning of its arguments are there; what only looks like one is text. So nothing is
  * held back but the beginning of a marker, of a call's head, and blanks, which belong to the text only if more of it comes.
- * Reasoning stands between <think> and </think> at the very beginning.
+ * Reasoning stands between <think> and </think> at the very beginning; of harmony it is the channel "analysis".
  *
  * What is given out does not depend on how the text was cut into pieces, but for the pieces themselves: two calls of the
  * sink of one kind in a row are one.
@@ -26,11 +27,11 @@
 
 enum { CALLS_NAME_MAX = 128, CALLS_HEAD_MAX = 16 << 10 };
 
-enum calls_family { CALLS_NONE, CALLS_HERMES, CALLS_LLAMA, CALLS_MISTRAL, CALLS_FAMILIES };
+enum calls_family { CALLS_NONE, CALLS_HERMES, CALLS_LLAMA, CALLS_MISTRAL, CALLS_HARMONY, CALLS_FAMILIES };
 const char *calls_family_name(enum calls_family f); /* static */
 /* By the text of a chat template; CALLS_NONE: it is of none that is known. */
 enum calls_family calls_family_of(const char *chat_template);
-/* Does the template know reasoning between <think> and </think>? */
+/* Does the template know reasoning? */
 bool calls_reasons(const char *chat_template);
 /* Does this name of a control token belong to the text, as a marker? */
 bool calls_is_marker(enum calls_family f, bool reasoning, const char *name, size_t size);

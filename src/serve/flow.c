@@ -468,7 +468,9 @@ static bool in_parts(const struct flow *j, const struct token_list *prompt, stru
 {
     const struct api_request *r = &j->request;
     const struct lexicon *l = j->front->o.lexicon;
-    const bool calls = r->tool_choice != API_TOOLS_NONE, reasoning = l->reasons && !r->plain_reasoning;
+    const bool reasoning = l->reasons && !r->plain_reasoning;
+    const bool calls =
+        r->tool_choice != API_TOOLS_NONE || l->calls == CALLS_HARMONY; /* all is in channels there */
     *o = (struct calls_options){.family = calls ? l->calls : CALLS_NONE,
                                 .names = r->tool_names,
                                 .n_names = r->n_tools,

@@ -62,8 +62,10 @@ enum pd_status lexicon_open(struct lexicon *l, const struct pd_engine_options *o
     l->id = id_of(o->model);
     const char *source = l->chat ? chat_template_source(l->chat) : NULL;
     l->reasons = calls_reasons(source);
-    l->calls = l->chat && chat_template_tools(l->chat) ? calls_family_of(source) : CALLS_HERMES;
-    if (l->calls == CALLS_NONE) /* a form that is not known */
+    l->calls = calls_family_of(source);
+    if (l->calls != CALLS_HARMONY && !(l->chat && chat_template_tools(l->chat)))
+        l->calls = CALLS_HERMES; /* tools go as text */
+    if (l->calls == CALLS_NONE)  /* a form that is not known */
         l->calls = CALLS_HERMES;
     for (int32_t id = 0; id < tokenizer_vocab_size(l->tokenizer); id++) {
         size_t size;

@@ -60,6 +60,7 @@ static const struct calls_options hermes = {CALLS_HERMES, names, 2, true, false}
                                   hermes_open = {CALLS_HERMES, names, 2, true, true},
                                   llama = {CALLS_LLAMA, names, 2, false, false},
                                   mistral = {CALLS_MISTRAL, names, 2, false, false},
+                                  harmony = {CALLS_HARMONY, names, 2, true, false},
                                   plain = {CALLS_NONE, NULL, 0, false, false},
                                   thinker = {CALLS_NONE, NULL, 0, true, false};
 
@@ -146,6 +147,21 @@ static const struct {
     {&mistral, "[TOOL_CALLS][{\"name\": \"add\", \"arguments\": {}},  x", "[N]add[A]{}[E][T]  x"},
     {&mistral, "[TOOL_CALLS] are a token", "[T][TOOL_CALLS] are a token"},
     {&mistral, "[TOOL_CALLS]add[ARG] ", "[T][TOOL_CALLS]add[ARG] "},
+    /* harmony */
+    {&harmony,
+     "<|channel|>analysis<|message|>Hm.<|end|><|start|>assistant<|channel|>final<|message|>Hi <b>!<|return|>",
+     "[R]Hm.[T]Hi <b>!"},
+    {&harmony, "<|channel|>commentary to=functions.add <|constrain|>json<|message|>{\"a\": \"<|\"}<|call|>",
+     "[N]add[A]{\"a\": \"<|\"}[E]"},
+    {&harmony,
+     "<|channel|>analysis<|message|>a<|end|><|start|>assistant to=functions.x<|channel|>commentary "
+     "json<|message|>{}",
+     "[R]a[N]x[A]{}[E]"},
+    {&harmony, "<|channel|>commentary to=functions.x<|message|>{\"a\": ", "[N]x[A]{\"a\": "},
+    {&harmony, "<|channel|>commentary<|message|>I look.<|end|><|start|>assistant<|channel|>fin",
+     "[T]I look."},
+    {&harmony, "Just text <|", "[T]Just text <|"},
+    {&harmony, " <|chan", "[T] <|chan"},
 };
 
 static void test_cases(void **state)
@@ -166,7 +182,14 @@ static void test_cases(void **state)
 static void test_random(void **state)
 {
     (void)state;
-    static const char *const parts[] = {"<tool_call>",
+    static const char *const parts[] = {"<|channel|>",
+                                        "<|message|>",
+                                        "<|start|>",
+                                        "<|end|>",
+                                        "<|call|>",
+                                        "analysis",
+                                        " to=functions.f",
+                                        "<tool_call>",
                                         "</tool_call>",
                                         "{\"name\": \"add\", ",
                                         "\"arguments\": {",
@@ -191,7 +214,7 @@ static void test_random(void **state)
                                         ":",
                                         "[CALL_ID]",
                                         "{\"name\": \"add\", \"parameters\": {\"a\": 1}}"};
-    const struct calls_options *const all[] = {&hermes, &hermes_open, &llama, &mistral, &thinker};
+    const struct calls_options *const all[] = {&hermes, &hermes_open, &llama, &mistral, &thinker, &harmony};
     char text[4096], want[sizeof text * 4];
     for (uint64_t k = 0; k < 20000; k++) {
         size_t n = 0;
