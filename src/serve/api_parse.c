@@ -383,6 +383,10 @@ static void grammars(struct parse *p)
         set_grammar(p, "grammar", text);
     if (schema && !(yyjson_is_str(schema) && yyjson_get_len(schema) == 0))
         set_schema(p, "json_schema", schema);
+    if (p->r->tool_choice > API_TOOLS_AUTO && (p->r->grammar || p->r->ignore_end))
+        field_fail(
+            &p->f, PD_ERR_USAGE, "tool_choice",
+            "a call that is forced goes with none of response_format, grammar, json_schema and ignore_eos");
     if (p->r->grammar && p->r->ignore_end)
         field_fail(&p->f, PD_ERR_USAGE, "ignore_eos", "a reply with a grammar must be able to end");
 }
@@ -497,9 +501,6 @@ static void form_chat(struct parse *p)
 {
     messages(&p->f, p->r);
     api_tools(&p->f, p->r);
-    if (p->r->tool_choice > API_TOOLS_AUTO)
-        field_fail(&p->f, PD_ERR_UNSUPPORTED, "tool_choice",
-                   "a call cannot be forced yet, as that takes a grammar: give \"auto\"");
     chat_logprobs(p);
 }
 

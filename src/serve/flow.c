@@ -1,5 +1,7 @@
 /* A generation under way: between the backend's thread, which brings tokens, and libmicrohttpd's, which takes text. */
+#include "grammar/grammar.h"
 #include "serve/front_impl.h"
+#include "serve/tools.h"
 
 #include <math.h>
 #include <stdio.h>
@@ -489,6 +491,27 @@ static void begin_parts(struct choice *c, const struct calls_options *o)
     }
 }
 
+/* A call that is forced, or that the model begins by itself, keeps to its tool's schema; where a grammar cannot say that
+ * schema the latter goes without. */
+static enum pd_status keep_to_tools(struct flow *j, const struct calls_options *o, struct pd_error *err)
+{
+    struct api_request *r = &j->request;
+    const bool forced = r->tool_choice > API_TOOLS_AUTO;
+    struct pd_error why = {0};
+    struct grammar *g;
+    char *text;
+    if (r->tool_choice == API_TOOLS_NONE || r->grammar || r->ignore_end)
+        return PD_OK;
+    const struct tools_form form = {o->family, o->reasoning, o->reasons};
+    enum pd_status status = tools_grammar(&text, r, &form, &why);
+    if (!status && text && !(status = grammar_compile(&g, text, strlen(text), &why))) {
+        grammar_free(g);
+        r->grammar = arena_strdup(&r->arena, text);
+    }
+    free(text);
+    return status && forced ? error_set(err, status, "tools: %.400s", why.text) : PD_OK;
+}
+
 static enum pd_status submit(struct flow *j, struct pd_error *err)
 {
     struct token_list tokens = {0};
@@ -503,6 +526,8 @@ static enum pd_status submit(struct flow *j, struct pd_error *err)
         if (!status && tokens.count == 0)
             status = error_set(err, PD_ERR_USAGE, "prompt: it is empty");
         const bool parted = !status && in_parts(j, &tokens, &parts);
+        if (parted && i == 0)
+            status = keep_to_tools(j, &parts, err);
         if (!status && !note)
             note = note_of(j, parted ? &parts : NULL);
         if (parted)

@@ -6,6 +6,7 @@
  *     route.c      endpoints by path and method
  *     flow.c       a generation under way, between backend and client
  *     api*.c       bodies to requests        reply*.c  results to JSON and events
+ *     tools.c      grammars of replies that call tools
  *     info.c       /health /props /slots ... metrics.c /metrics        page/      the page at /
  *     lexicon.c    tokenizer and template    backend.c the engine
  *

@@ -98,7 +98,9 @@ def choices_and_stop():
 def errors():
     refused(openai.BadRequestError, "temperature", temperature=-1)
     refused(openai.BadRequestError, "response_format", response_format={"type": "xml"})
-    refused(openai.BadRequestError, "tool_choice", tool_choice="required", tools=[{"type": "function", "function": {"name": "f"}}])
+    refused(openai.BadRequestError, "tool_choice", tool_choice={"type": "function", "function": {"name": "g"}}, tools=[weather])
+    odd = {"type": "function", "function": {"name": "f", "parameters": {"type": "object", "not": {}}}}
+    refused(openai.BadRequestError, "tools", tool_choice="required", tools=[odd])
     r = client.chat.completions.create(model="any", messages=question, max_tokens=2, tool_choice="none",
                                        tools=[{"type": "function", "function": {"name": "f"}}])
     check(r.choices[0].finish_reason == "length", "tools with tool_choice none")
@@ -233,8 +235,32 @@ def langchain_structured():
     check(isinstance(fruit, Fruit), f"langchain: with_structured_output: {fruit}")
 
 
+def forced():
+    """Whatever the model would say: a call of a tool, by its schema."""
+    city = {"type": "function", "function": {"name": "city", "parameters": {
+        "type": "object", "properties": {"name": {"enum": ["Paris", "Rome"]}, "day": {"type": "integer", "minimum": 1, "maximum": 31}},
+        "required": ["name", "day"], "additionalProperties": False}}}
+    yes = {"type": "function", "function": {"name": "yes", "parameters": {"type": "object", "properties": {}, "additionalProperties": False}}}
+    common = dict(model="any", messages=question, max_tokens=100, tools=[city, yes])
+    for choice, parallel in (("required", False), ({"type": "function", "function": {"name": "city"}}, True)):
+        for temperature in (0, 1.5):
+            r = client.chat.completions.create(tool_choice=choice, parallel_tool_calls=parallel, temperature=temperature, seed=5, **common)
+            m = r.choices[0].message
+            check(r.choices[0].finish_reason == "tool_calls" and len(m.tool_calls or []) == 1, f"forced: {r}")
+            call = m.tool_calls[0].function
+            arguments = json.loads(call.arguments)
+            if call.name == "city":
+                check(arguments["name"] in ("Paris", "Rome") and 1 <= arguments["day"] <= 31 and len(arguments) == 2, f"forced: {call}")
+            else:
+                check(choice == "required" and call.name == "yes" and arguments == {}, f"forced: {call}")
+    text = ""
+    for c in client.chat.completions.create(tool_choice={"type": "function", "function": {"name": "city"}}, stream=True, temperature=0, **common):
+        text += "".join(call.function.arguments or "" for call in c.choices[0].delta.tool_calls or [])
+    check(json.loads(text)["name"] in ("Paris", "Rome"), f"forced: stream: {text}")
+
+
 for part in (chat, streaming, completions, logprobs, choices_and_stop, errors, cancel, several, langchain, tools, structured,
-             langchain_structured):
+             langchain_structured, forced):
     try:
         part()
     except Exception as e:  # whatever a client says is a failure of that part

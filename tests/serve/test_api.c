@@ -190,9 +190,9 @@ static void test_refused(void **state)
         {API_CHAT, "{" M ",\"tool_choice\":{\"type\":\"function\",\"function\":{\"name\":\"g\"}}}",
          PD_ERR_USAGE, "tool_choice"},
         {API_CHAT,
-         "{" M
-         ",\"tool_choice\":\"required\",\"tools\":[{\"type\":\"function\",\"function\":{\"name\":\"f\"}}]}",
-         PD_ERR_UNSUPPORTED, "tool_choice"},
+         "{" M ",\"tool_choice\":\"required\",\"ignore_eos\":true,"
+         "\"tools\":[{\"type\":\"function\",\"function\":{\"name\":\"f\"}}]}",
+         PD_ERR_USAGE, "tool_choice"},
         {API_CHAT, "{" M ",\"parallel_tool_calls\":1}", PD_ERR_USAGE, "parallel_tool_calls"},
         {API_CHAT, "{" M ",\"reasoning_format\":\"odd\"}", PD_ERR_USAGE, "reasoning_format"},
         {API_CHAT, "{" M ",\"temperature\":\"hot\"}", PD_ERR_USAGE,
