@@ -181,7 +181,7 @@ static void grammar_beats_bias(void **state)
     (void)state;
     int32_t *tokens;
     size_t n;
-    assert_int_equal(pd_tokenize(e, "yes", 3, false, &tokens, &n, &err), PD_OK);
+    assert_int_equal(pd_tokenize(e, &(struct pd_text){"yes", 3, false}, &tokens, &n, &err), PD_OK);
     struct pd_logit_bias bias[3] = {{tokens[0], -(float)INFINITY}};
     struct pd_request r = request(0, 0);
     r.grammar = "root ::= \"yes\"";
