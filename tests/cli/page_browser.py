@@ -58,6 +58,7 @@ def pixels(b, name):
 
 
 SHORT = {"sampling": {"max_tokens": 40, "temperature": 0}, "system": "", "theme": ""}
+STORY = {"sampling": {"max_tokens": 150, "temperature": 0}, "system": "You write long stories.", "theme": ""}
 
 
 def conversation(b):
@@ -227,10 +228,10 @@ def stillness(b):
 
 
 def small(b, name):
-    ready(b, settings=SHORT)
+    ready(b, settings=STORY)
     check(f"{name}: not wider than the window", b.js("return document.documentElement.scrollWidth <= innerWidth"))
     check(f"{name}: the button to send is there", b.js("const r = document.querySelector('#send').getBoundingClientRect(); return r.right <= innerWidth && r.bottom <= innerHeight && r.width > 30"))
-    b.type("#text", "Hello\n")
+    b.type("#text", "Tell me a story.\n") # long enough to be looked at
     b.click("#panes [data-pane=live]")
     b.wait("return document.querySelector('#words').textContent.includes('busy')")
     check(f"{name}: the pipeline is not wider than the window", b.js("return document.documentElement.scrollWidth <= innerWidth"))
