@@ -224,11 +224,12 @@ static double most_over_pp(const struct report *r, const enum pd_mode *modes, in
     return most;
 }
 
+/* One kind's, side by side over the whole width of the frame. */
 static void bars_of(const struct frame *p, const struct report *r, const char *kind,
-                    const enum pd_mode *modes, int n, double x, double room)
+                    const enum pd_mode *modes, int n)
 {
-    const double wide = PD_MIN(room * 0.84 / n, 34);
-    double at = x + (room - wide * n) / 2;
+    const double wide = PD_MIN(p->w * 0.84 / n, 34);
+    double at = p->x + (p->w - wide * n) / 2;
     for (int m = 0; m < n; m++, at += wide) {
         const struct report_cell *c = main_cell(r, kind, modes[m]);
         double h = c ? c->over_pp / p->top * p->h : 0;
@@ -240,7 +241,7 @@ static void bars_of(const struct frame *p, const struct report *r, const char *k
             fprintf(p->f, "<text class=n x=%.1f y=%.1f text-anchor=middle font-size=10>%.1f</text>",
                     at + wide * 0.45, p->y + p->h - h - 5, c->over_pp);
     }
-    fprintf(p->f, "<text x=%.1f y=%.1f text-anchor=middle>", x + room / 2, p->y + p->h + 20);
+    fprintf(p->f, "<text x=%.1f y=%.1f text-anchor=middle>", p->x + p->w / 2, p->y + p->h + 20);
     text(p->f, kind);
     fputs("</text>", p->f);
 }
@@ -248,7 +249,7 @@ static void bars_of(const struct frame *p, const struct report *r, const char *k
 static void speedups(const struct report *r, FILE *f, const enum pd_mode *modes, int n)
 {
     struct frame p = {.top = 1.08 * most_over_pp(r, modes, n)};
-    int kinds = 0, at = 0;
+    int kinds = 0;
     if (n < 2 || p.top <= 0)
         return;
     for (int i = 0; i < r->n; i++)
@@ -256,9 +257,13 @@ static void speedups(const struct report *r, FILE *f, const enum pd_mode *modes,
     picture(&p, f, "Speed-up over plain pipeline parallelism");
     rulers(&p, "times pp");
     legend(&p, modes, n);
+    struct frame part = p;
+    part.w /= kinds;
     for (int i = 0; i < r->n; i++)
-        if (is_first_of_kind(r, i) && main_cell(r, r->cells[i].kind, modes[0]))
-            bars_of(&p, r, r->cells[i].kind, modes, n, p.x + at++ * p.w / kinds, p.w / kinds);
+        if (is_first_of_kind(r, i) && main_cell(r, r->cells[i].kind, modes[0])) {
+            bars_of(&part, r, r->cells[i].kind, modes, n);
+            part.x += part.w;
+        }
     end_picture(&p);
 }
 

@@ -18,6 +18,7 @@ static const struct command commands[] = {
     {"chat", cmd_chat, "talk with a model, turn by turn"},
     {"serve", cmd_serve, "an OpenAI-compatible server, which outlives its engine"},
     {"info", cmd_info, "what a GGUF file holds, and how it would be cut into stages"},
+    {"eval", cmd_eval, "the perplexity of a text, or the logits at each of its tokens"},
     {"devices", cmd_devices, "what there is to compute on"},
     {"bench", cmd_bench, "compare modes on a set of questions"},
     {"simulate", cmd_simulate,

@@ -200,10 +200,18 @@ static double *best_at(const struct search *s, size_t code, int layer, int kind)
     return &s->best[(code * (size_t)(s->layers + 1) + (size_t)layer) * (size_t)s->k.n + (size_t)kind];
 }
 
-/* All stages of `kind` that begin at `at`, behind one of `before` (-1: the first one). */
-static void extend(struct search *s, size_t code, int at, int before, int kind, double pass, double bound)
+struct partial { /* stages up to layer `at`, the last one on a host of kind `before` (-1: none yet) */
+    size_t code;
+    int at, before;
+    double pass; /* what they take, ms */
+};
+
+/* All stages of `kind` that go on from there. */
+static void extend(struct search *s, const struct partial *done, int kind, double bound)
 {
-    pass += before < 0 ? s->k.begin_ms[kind] : s->k.hop_ms[before][kind];
+    const int at = done->at, before = done->before;
+    const size_t code = done->code;
+    double pass = done->pass + (before < 0 ? s->k.begin_ms[kind] : s->k.hop_ms[before][kind]);
     for (int to = at + 1; to <= s->layers; to++) {
         double ms = stage_ms(s, kind, at, to);
         double body = s->k.layer_ms[kind] * (s->weight[to] - s->weight[at]);
@@ -219,15 +227,15 @@ static void extend(struct search *s, size_t code, int at, int before, int kind, 
     }
 }
 
-static void extend_all(struct search *s, size_t code, int at, int before, double pass, double bound)
+static void extend_all(struct search *s, const struct partial *done, double bound)
 {
     for (int kind = 0; kind < s->k.n; kind++) {
-        int used = (int)(code / s->radix[kind] % (size_t)(s->k.count[kind] + 1));
+        int used = (int)(done->code / s->radix[kind] % (size_t)(s->k.count[kind] + 1));
         if (used == s->k.count[kind])
             continue;
-        if (s->o->place == PLAN_SHARED && (before < 0) != (kind == 0)) /* host 0 has the first stage */
+        if (s->o->place == PLAN_SHARED && (done->before < 0) != (kind == 0)) /* host 0 has the first stage */
             continue;
-        extend(s, code, at, before, kind, pass, bound);
+        extend(s, done, kind, bound);
     }
 }
 
@@ -237,12 +245,12 @@ static size_t search_below(struct search *s, double bound, double *pass)
     const size_t states = s->codes * (size_t)(s->layers + 1) * (size_t)s->k.n;
     for (size_t i = 0; i < states; i++)
         s->best[i] = INFINITY;
-    extend_all(s, 0, 0, -1, 0, bound);
+    extend_all(s, &(struct partial){0, 0, -1, 0}, bound);
     for (size_t code = 1; code < s->codes; code++)
         for (int at = 1; at < s->layers; at++)
             for (int kind = 0; kind < s->k.n; kind++)
                 if (isfinite(*best_at(s, code, at, kind)))
-                    extend_all(s, code, at, kind, *best_at(s, code, at, kind), bound);
+                    extend_all(s, &(struct partial){code, at, kind, *best_at(s, code, at, kind)}, bound);
     size_t end = SIZE_MAX;
     *pass = INFINITY;
     for (size_t code = 1; code < s->codes; code++)
