@@ -30,12 +30,7 @@ def find_programs():
 class Browser:
     def __init__(self, width=1440, height=900, dark=False, still=False, profile=None):
         self.browser, driver = find_programs()
-        self.driver = subprocess.Popen([driver, "--port=0"], stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True, start_new_session=True)
-        self.port = None
-        for line in self.driver.stdout:
-            if "successfully on port" in line:
-                self.port = int(line.rstrip(". \n").split()[-1])
-                break
+        self.start(driver)
         args = ["--headless=new", "--no-sandbox", "--disable-gpu", "--disable-dev-shm-usage", "--no-first-run", "--hide-scrollbars",
                 f"--window-size={width},{height}", "--force-device-scale-factor=1"]
         if dark:
@@ -51,6 +46,21 @@ class Browser:
         self.cdp("Emulation.setDeviceMetricsOverride", width=width, height=height, deviceScaleFactor=1, mobile=width < 600)
         self.cdp("Emulation.setEmulatedMedia", features=[{"name": "prefers-color-scheme", "value": "dark" if dark else "light"},
                                                           {"name": "prefers-reduced-motion", "value": "reduce" if still else "no-preference"}])
+
+    def start(self, driver):
+        """The driver takes a port of its choice for both protocols, and ends if somebody has it for one of them."""
+        self.port = None
+        for _ in range(10):
+            self.driver = subprocess.Popen([driver, "--port=0"], stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True, start_new_session=True)
+            said = ""
+            for line in self.driver.stdout:
+                said += line
+                if "successfully on port" in line:
+                    self.port = int(line.rstrip(". \n").split()[-1])
+                    return
+            self.driver.wait()
+            time.sleep(0.5)
+        raise RuntimeError(f"chromedriver does not start: {said}")
 
     def __enter__(self):
         return self
