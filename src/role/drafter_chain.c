@@ -172,6 +172,16 @@ int64_t due_soon(const struct drafter *d, int n_views, double grace_ns, int64_t 
     return until;
 }
 
+/* With one stage nothing is in it while the head chooses. Whoever went on without those it chooses for would leave them to
+ * the next step, and halves would take a step each from then on. */
+static bool some_are_chosen_for(struct drafter *d, int n_views)
+{
+    int waiting = 0;
+    for (int i = 0; i < n_views; i++)
+        waiting += root_waits(d->view_lanes[i]);
+    return d->o.n_stages == 1 && waiting < n_views;
+}
+
 /* Should a submission wait although stage 0 could take it? Sets hold_submit_ns. A new root never waits. */
 static bool hold(struct drafter *d, int n_views, int64_t now)
 {
@@ -241,7 +251,7 @@ void chain_feed(struct drafter *d, int64_t now, struct effects *out)
     bool fresh_only = !d->stage0_idle;
     if (fresh_only)
         n_views = lanes_running(d) > 1 ? 0 : views_of(d, true);
-    if (!n_views || hold(d, n_views, now))
+    if (!n_views || (lanes_running(d) > 1 && some_are_chosen_for(d, n_views)) || hold(d, n_views, now))
         return;
     int n_prompt = fresh_only ? 0 : take_prompts(d, d->out_rows, true);
     int n = pick_rows(d, n_views, n_prompt);

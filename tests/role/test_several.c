@@ -246,12 +246,12 @@ static void end_of(struct crowd *w, uint32_t id)
     crowd_step(w, (struct event){.type = EV_MSG, .msg = &m});
 }
 
-static struct crowd *crowd_new(enum pd_mode mode, bool copies)
+static struct crowd *crowd_of(enum pd_mode mode, bool copies, int n_stages)
 {
     static const double flat[64] = {1e6, 1e6, 1e6, 1e6, 1e6, 1e6, 1e6, 1e6,
                                     1e6, 1e6, 1e6, 1e6, 1e6, 1e6, 1e6, 1e6};
     struct crowd *w = mem_new(1, sizeof *w);
-    w->d = drafter_new(&(struct drafter_options){.n_stages = STAGES,
+    w->d = drafter_new(&(struct drafter_options){.n_stages = n_stages,
                                                  .lanes = LANES,
                                                  .policy = {.mode = mode},
                                                  .tree_nodes = 200,
@@ -263,6 +263,11 @@ static struct crowd *crowd_new(enum pd_mode mode, bool copies)
                                                  .cost_ns = flat,
                                                  .cost_n = 16});
     return w;
+}
+
+static struct crowd *crowd_new(enum pd_mode mode, bool copies)
+{
+    return crowd_of(mode, copies, STAGES);
 }
 
 static void crowd_free(struct crowd *w)
@@ -347,6 +352,36 @@ static void everybody_moves(void **state)
     crowd_free(w);
 }
 
+/* With one stage the roots of all go in one batch: whose token is chosen first waits for the others, however they began. */
+static void one_stage_keeps_step(void **state)
+{
+    (void)state;
+    static const int32_t prompt[3] = {5, 6, 7};
+    struct crowd *w = crowd_of(PD_MODE_PP, true, 1);
+    ask_for(w, 1, prompt, 1);
+    assert_int_equal(w->n_rows[1], 1);
+    ask_for(w, 2, prompt + 1, 1);
+    stage0_free(w); /* the head chooses for the first */
+    assert_int_equal(w->n_rows[2], 0);
+    for (uint32_t i = 1; i <= 5; i++) {
+        chosen(w, 1, i, 9, (int32_t)i);
+        if (i == 1) {
+            assert_true(w->n_rows[1] == 1 && w->n_rows[2] == 1);
+        } else {
+            assert_true(w->n_rows[1] == 0 && w->n_rows[2] == 0);
+            chosen(w, 2, i - 1, 9, (int32_t)i - 1);
+            assert_true(w->n_rows[1] == 1 && w->n_rows[2] == 1);
+        }
+        stage0_free(w);
+        assert_true(w->n_rows[1] == 0 && w->n_rows[2] == 0);
+    }
+    end_of(w, 2); /* whoever has left is not waited for */
+    chosen(w, 1, 6, 9, 6);
+    assert_int_equal(w->n_rows[1], 1);
+    end_of(w, 1);
+    crowd_free(w);
+}
+
 /* A pass of the draft mixes nodes of several requests; one that ends leaves the others' rows alone. */
 static void a_mixed_pass(void **state)
 {
@@ -388,7 +423,8 @@ int main(void)
         cmocka_unit_test(a_batch_mixes),     cmocka_unit_test(ends_beside_others),
         cmocka_unit_test(lanes_are_checked), cmocka_unit_test(chunks_of_several),
         cmocka_unit_test(heads_together),    cmocka_unit_test(prefixes),
-        cmocka_unit_test(everybody_moves),   cmocka_unit_test(a_mixed_pass),
+        cmocka_unit_test(everybody_moves),   cmocka_unit_test(one_stage_keeps_step),
+        cmocka_unit_test(a_mixed_pass),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
 }
