@@ -53,7 +53,7 @@ bool engine_measure(const struct compute *c, double *rows_ns)
         if (!c->stage[i].elsewhere)
             return false;
     const int64_t begin = link_clock();
-    while (known < SHAPES && shape[known] <= BATCH_ROWS && link_clock() - begin < BUDGET_NS) {
+    while (known < SHAPES && shape[known] <= (int)BATCH_ROWS && link_clock() - begin < BUDGET_NS) {
         if (!time_step(c, shape[known], &id, &at[known]))
             break;
         known++;
