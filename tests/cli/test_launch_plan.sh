@@ -21,7 +21,7 @@ echo "\$*" >>"$tmp/args"
 exec unshare -u /bin/sh -c 'hostname "\$0"; exec /bin/sh -c "\$*"' "\$host" "\$@"
 SH
 chmod +x "$tmp/agent"
-export OMPI_MCA_plm_rsh_agent="$tmp/agent" # as a user's own setting: launch and doctor heed it too
+export OMPI_MCA_plm_rsh_agent="$tmp/agent" PRTE_MCA_plm_ssh_agent="$tmp/agent" # as a user's own setting: launch and doctor heed it too
 printf '%s\nbeta\ngamma\n' "$(hostname)" >"$tmp/hosts"
 
 # ---- doctor ----

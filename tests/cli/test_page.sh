@@ -5,6 +5,8 @@
 . tests/cli/serving.sh
 python3 -c 'import sys; sys.path.insert(0, "tests/cli"); import browser; sys.exit(not browser.find_programs())' 2>/dev/null ||
     { echo "no chromium with chromium-driver here (./dev setup browser): the page is not tested"; exit 77; }
+python3 -c 'import sys; sys.path.insert(0, "tests/cli"); import browser; browser.Browser().__exit__()' 2>"$tmp/err" ||
+    { echo "chromium does not start here: the page is not tested: $(tail -n 1 "$tmp/err")"; exit 77; }
 need_model
 axe=$(ls -d "${PIPEDEC_CLIENTS:-${XDG_CACHE_HOME:-$HOME/.cache}/pipedec/venv-serve}"/lib/python3*/site-packages/axe_playwright_python 2>/dev/null | head -n 1)
 export AXE=$axe PYTHONDONTWRITEBYTECODE=1
