@@ -55,6 +55,7 @@ const char *cli_common_given(const struct cli_common *c, const char *const *name
 /* Numbers of options; on nonsense they end the program by argp_error. */
 long cli_int(struct argp_state *state, const char *name, const char *text, long min, long max);
 double cli_float(struct argp_state *state, const char *name, const char *text, double min, double max);
+enum pd_kv_type cli_kv_type(struct argp_state *state, const char *text); /* of --kv; in the same way */
 
 /* "pipedec: TEXT" on standard error; returns the exit code. */
 int cli_fail(const struct pd_error *err);
@@ -67,7 +68,6 @@ size_t cli_not_utf8(const char *text, size_t size);
 /* An argument that has to be text; otherwise it ends the program by argp_error. */
 char *cli_text(struct argp_state *state, const char *name, char *arg);
 
-/* All of a file ("-": standard input), NUL-terminated; at most `max` bytes. free() it. */
 /* --grammar and --json-schema (grammar.c). */
 struct cli_grammar {
     const char *file, *schema; /* as given; NULL: not */
@@ -76,11 +76,12 @@ struct cli_grammar {
 /* Reads and checks what was given. */
 enum pd_status cli_read_grammar(struct cli_grammar *g, struct pd_error *err);
 
+/* All of a file ("-": standard input), NUL-terminated; at most `max` bytes. free() it. */
 enum pd_status cli_read_file(const char *path, size_t max, char **out, size_t *size, struct pd_error *err);
 
-/* Progress on a terminal (a pd_progress_fn); silent when standard error is none. */
 /* Whoever started this sees standard error on a terminal, straight or through mpirun. */
 bool cli_on_terminal(void);
+/* Progress on a terminal (a pd_progress_fn); silent when standard error is none. */
 void cli_progress(void *user, const char *what, int64_t done, int64_t total);
 void cli_progress_end(void);
 

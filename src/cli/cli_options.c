@@ -191,6 +191,17 @@ long cli_int(struct argp_state *state, const char *name, const char *text, long 
     return value;
 }
 
+enum pd_kv_type cli_kv_type(struct argp_state *state, const char *text)
+{
+    if (strcmp(text, "f32") == 0)
+        return PD_KV_F32;
+    if (strcmp(text, "q8_0") == 0)
+        return PD_KV_Q8_0;
+    if (strcmp(text, "f16") != 0)
+        argp_error(state, "--kv %s: f16, f32 or q8_0", text);
+    return PD_KV_F16;
+}
+
 double cli_float(struct argp_state *state, const char *name, const char *text, double min, double max)
 {
     char *end;
@@ -253,14 +264,7 @@ static bool parse_model(struct cli_common *c, int key, char *arg, struct argp_st
         o->allow_unknown_tokenizer = true;
         return true;
     case KEY_KV:
-        if (strcmp(arg, "f16") == 0)
-            o->kv_type = PD_KV_F16;
-        else if (strcmp(arg, "f32") == 0)
-            o->kv_type = PD_KV_F32;
-        else if (strcmp(arg, "q8_0") == 0)
-            o->kv_type = PD_KV_Q8_0;
-        else
-            argp_error(state, "--kv %s: f16, f32 or q8_0", arg);
+        o->kv_type = cli_kv_type(state, arg);
         return true;
     default:
         return false;

@@ -71,21 +71,9 @@ static error_t parse(int key, char *arg, struct argp_state *state)
 
 /* ---- asking ---- */
 
-static char *all_names(const struct hosts *h)
-{
-    char *text = NULL;
-    size_t size;
-    FILE *f = open_memstream(&text, &size);
-    PD_ASSERT(f);
-    for (int i = 0; i < h->n; i++)
-        fprintf(f, "%s%s", i ? "," : "", h->host[i].name);
-    fclose(f);
-    return text;
-}
-
 static void ask(struct doctor_args *a)
 {
-    char self[4096], *names = a->hosts.n <= PROBE_REACH ? all_names(&a->hosts) : NULL;
+    char self[4096], *names = a->hosts.n <= PROBE_REACH ? hosts_names(&a->hosts, "") : NULL;
     ssize_t n = readlink("/proc/self/exe", self, sizeof self - 1);
     self[n > 0 ? n : 0] = 0;
     const struct launch agent = {.agent = a->agent};

@@ -103,14 +103,7 @@ static error_t parse_option(int key, char *arg, struct argp_state *state)
         a->stages = (int)cli_int(state, "--stages", arg, 1, STAGES_MAX);
         return 0;
     case KEY_KV:
-        if (!strcmp(arg, "f16"))
-            a->kv = PD_KV_F16;
-        else if (!strcmp(arg, "f32"))
-            a->kv = PD_KV_F32;
-        else if (!strcmp(arg, "q8_0"))
-            a->kv = PD_KV_Q8_0;
-        else
-            argp_error(state, "--kv %s: f16, f32 or q8_0", arg);
+        a->kv = cli_kv_type(state, arg);
         return 0;
     case KEY_JSON:
         a->json = true;

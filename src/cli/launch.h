@@ -94,6 +94,8 @@ enum pd_status hosts_read(struct launch *l, struct pd_error *err);
 enum pd_status hosts_renew(struct launch *l, struct pd_error *err);
 /* "A:1,B:2" for mpirun, of the hosts that are there; free() it. */
 char *hosts_list(const struct hosts *h);
+/* "A,B", with `suffix` behind each name; free it. */
+char *hosts_names(const struct hosts *h, const char *suffix);
 void hosts_free(struct hosts *h);
 const char *launch_agent(const struct launch *l); /* "ssh", or what was set in its place */
 

@@ -119,6 +119,18 @@ char *hosts_list(const struct hosts *h)
     return text;
 }
 
+char *hosts_names(const struct hosts *h, const char *suffix)
+{
+    char *text = NULL;
+    size_t size;
+    FILE *f = open_memstream(&text, &size);
+    PD_ASSERT(f);
+    for (int i = 0; i < h->n; i++)
+        fprintf(f, "%s%s%s", i ? "," : "", h->host[i].name, suffix);
+    fclose(f);
+    return text;
+}
+
 void hosts_free(struct hosts *h)
 {
     for (int i = 0; i < h->n; i++)

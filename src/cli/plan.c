@@ -66,12 +66,7 @@ static error_t parse(int key, char *arg, struct argp_state *state)
         a->p.ctx = (int)cli_int(state, "--ctx", arg, 1, 1 << 26);
         return 0;
     case KEY_KV:
-        if (!strcmp(arg, "f32"))
-            a->p.kv_type = PD_KV_F32;
-        else if (!strcmp(arg, "q8_0"))
-            a->p.kv_type = PD_KV_Q8_0;
-        else if (strcmp(arg, "f16") != 0)
-            argp_error(state, "--kv %s: f16, f32 or q8_0", arg);
+        a->p.kv_type = cli_kv_type(state, arg);
         return 0;
     case KEY_PARALLEL:
         a->p.lanes = (int)cli_int(state, "--parallel", arg, 1, 64);

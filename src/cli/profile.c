@@ -97,18 +97,6 @@ static error_t parse(int key, char *arg, struct argp_state *state)
 
 /* ---- over hosts: the same command in every rank ---- */
 
-static char *names_of(const struct hosts *h, const char *suffix)
-{
-    char *text = NULL;
-    size_t size;
-    FILE *f = open_memstream(&text, &size);
-    PD_ASSERT(f);
-    for (int i = 0; i < h->n; i++)
-        fprintf(f, "%s%s%s", i ? "," : "", h->host[i].name, suffix);
-    fclose(f);
-    return text;
-}
-
 static void add(char **words, int *n, const char *word)
 {
     words[(*n)++] = (char *)(uintptr_t)word;
@@ -117,7 +105,7 @@ static void add(char **words, int *n, const char *word)
 static int over_hosts(const struct profile_args *a, const struct hosts *h, int argc, char **argv)
 {
     char **words = mem_new((size_t)argc + 2 * (size_t)a->n_options + 16, sizeof *words);
-    char *list = names_of(h, ":1"), *names = names_of(h, ""), ranks[16];
+    char *list = hosts_names(h, ":1"), *names = hosts_names(h, ""), ranks[16];
     int n = 0;
     snprintf(ranks, sizeof ranks, "%d", h->n);
     add(words, &n, "pipedec launch");
