@@ -93,15 +93,25 @@ struct pipeline_counts {
     struct link_load link[STAGES_MAX + 1]; /* by rank, as last told; wall clocks only */
 };
 
+/* A rank is out for a while: stopped (it stands still), or cut off (it goes on, and nothing passes in or out). What was on
+ * its way meets it when it is back, in order, unless it was out for longer than silence is borne: then the pipeline fails. */
+struct outage {
+    int rank;
+    bool cut;
+    int64_t at_ns, until_ns; /* until_ns 0: for good, as one that has died */
+};
+enum { OUTAGES_MAX = 48 };
+
 /* What the virtual world does to a pipeline beyond its profile. All zero: nothing. */
 struct disturbance {
     uint64_t seed;
     double jitter;    /* each delay is multiplied by 1 + jitter x uniform(0, 1) */
     bool reorder;     /* messages of different channels overtake at random within the rules */
-    int kill_rank;    /* with kill_at_ns > 0: it falls silent then */
     int rubbish_rank; /* with rubbish_at_ns > 0: from then on what it sends comes as damaged bytes */
     bool lies;        /* instead: what it sends is well-formed, but a bit of it is wrong */
-    int64_t kill_at_ns, rubbish_at_ns;
+    int64_t rubbish_at_ns;
+    struct outage outage[OUTAGES_MAX];
+    int n_outages;
 };
 
 struct driver_options {

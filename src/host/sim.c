@@ -117,10 +117,24 @@ static double disturbed(struct sim *s, double ns, uint64_t kind)
                : ns;
 }
 
-static bool dead(const struct sim *s, int rank)
+/* When the rank is back, or would be heard again where it is only cut off; 0: it is there; INT64_MAX: never. */
+static int64_t out_until(const struct sim *s, int rank, bool with_cuts)
 {
     const struct disturbance *d = &s->o.disturb;
-    return d->kill_at_ns > 0 && s->now_ns >= d->kill_at_ns && rank == d->kill_rank;
+    int64_t until = 0;
+    for (int i = 0; i < d->n_outages; i++) {
+        const struct outage *o = &d->outage[i];
+        const int64_t end = o->until_ns ? o->until_ns : INT64_MAX;
+        if (o->rank == rank && s->now_ns >= o->at_ns && s->now_ns < end &&
+            (with_cuts || !o->cut || end == INT64_MAX))
+            until = PD_MAX(until, end);
+    }
+    return until;
+}
+
+static bool dead(const struct sim *s, int rank)
+{
+    return out_until(s, rank, true) == INT64_MAX;
 }
 
 static bool sends_rubbish(const struct sim *s, int rank)
@@ -211,6 +225,7 @@ static int64_t arrival(struct sim *s, const struct parcel *p)
             at += (int64_t)(3 * (double)s->step_ns * rng_uniform(s->o.disturb.seed, s->seq, 4, 0));
     }
     int64_t *last = &s->delivered_ns[(p->from * (s->n + 2) + p->to) * 2 + chain];
+    at = PD_MAX(at, out_until(s, rank_of(p->from, s->n), true));
     *last = PD_MAX(*last, at);
     return *last;
 }
@@ -266,7 +281,8 @@ static void world_timer(void *self, int64_t at_ns)
     struct node *node = self;
     node->timer++;
     if (at_ns >= 0)
-        schedule(node->sim, (struct sim_event){.what = WHAT_TIMER, .version = node->timer}, at_ns);
+        schedule(node->sim,
+                 (struct sim_event){.what = WHAT_TIMER, .rank = node->rank, .version = node->timer}, at_ns);
 }
 
 /* ---- what happens ---- */
@@ -314,11 +330,11 @@ static void receive(struct sim *s, struct node *node, struct sim_event *e)
         host_receive(node->host, p);
 }
 
-static void fail_silent(struct sim *s)
+static void fail_silent(struct sim *s, int rank)
 {
     char name[ROLE_NAME_BYTES], text[96];
     snprintf(text, sizeof text, "%s fell silent: nothing has come from it for two seconds",
-             role_name(s->o.disturb.kill_rank, s->n, name));
+             role_name(rank, s->n, name));
     fail(s, PD_ERR_PEER, text);
 }
 
@@ -327,8 +343,18 @@ static void happen(struct sim *s, struct sim_event *e)
     struct node *node = &s->nodes[e->rank];
     struct parcel *p = e->parcel;
     s->now_ns = PD_MAX(s->now_ns, e->at_ns);
-    if (dead(s, e->rank)) {
+    if (e->what == WHAT_SILENCE) {
+        fail_silent(s, e->rank);
+        return;
+    }
+    const int64_t until = out_until(s, e->rank, e->what == WHAT_PARCEL);
+    if (until == INT64_MAX) {
         parcel_free(p);
+        return;
+    }
+    if (until) { /* its number keeps the order */
+        e->at_ns = until;
+        heap_push(s, e);
         return;
     }
     switch (e->what) {
@@ -344,7 +370,6 @@ static void happen(struct sim *s, struct sim_event *e)
             host_timer(node->host);
         break;
     case WHAT_SILENCE:
-        fail_silent(s);
         break;
     }
     host_ready(node->host);
@@ -372,7 +397,8 @@ static void sim_cancel(struct driver *driver, uint32_t id, enum pd_reason how)
 static enum pd_status sim_turn(struct driver *driver, int64_t until_ns, struct pd_error *err)
 {
     struct sim *s = (struct sim *)driver;
-    host_heed(s->nodes[0].host);
+    if (!out_until(s, 0, false))
+        host_heed(s->nodes[0].host);
     if (!s->failed && s->n_heap && s->heap[0].at_ns <= until_ns) {
         struct sim_event e = heap_pop(s);
         happen(s, &e);
@@ -416,6 +442,15 @@ static void sim_free(struct driver *driver)
     free(s->nodes);
     free(s->delivered_ns);
     free(s);
+}
+
+static void watch_outages(struct sim *s)
+{
+    for (int i = 0; i < s->o.disturb.n_outages; i++) {
+        const struct outage *o = &s->o.disturb.outage[i];
+        if (!o->until_ns || o->until_ns - o->at_ns > SILENCE_NS)
+            schedule(s, (struct sim_event){.what = WHAT_SILENCE, .rank = o->rank}, o->at_ns + SILENCE_NS);
+    }
 }
 
 static void make_node(struct sim *s, const struct compute *c, int rank)
@@ -464,8 +499,7 @@ enum pd_status sim_new(struct driver **out, const struct driver_options *o, cons
     s->nodes = mem_new((size_t)s->n + 1, sizeof *s->nodes);
     for (int i = 0; i <= s->n; i++)
         make_node(s, c, i);
-    if (o->disturb.kill_at_ns > 0)
-        schedule(s, (struct sim_event){.what = WHAT_SILENCE}, o->disturb.kill_at_ns + SILENCE_NS);
+    watch_outages(s);
     *out = &s->driver;
     return PD_OK;
 }

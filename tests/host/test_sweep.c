@@ -286,8 +286,8 @@ static void killed(void **state)
     struct pd_error err = {0};
     o.drafter.have_draft = true;
     o.drafter.policy.mode = PD_MODE_BEST;
-    o.disturb.kill_rank = 3;
-    o.disturb.kill_at_ns = 400 * 1000000LL;
+    o.disturb.outage[0] = (struct outage){.rank = 3, .at_ns = 400 * 1000000LL};
+    o.disturb.n_outages = 1;
     assert_int_equal(oracle_new(&c, &oo, 4, &err), PD_OK);
     assert_int_equal(sim_new(&d, &o, &c, &err), PD_OK);
     int32_t tokens[3] = {1, 2, 3};
