@@ -694,6 +694,37 @@ static enum pd_status match_vocab(struct compute_self *s, const struct gguf *tar
     return vocab_match(&s->drafter.map, &files, err);
 }
 
+static enum pd_status cut(const struct model_info *info, const struct compute_options *o, int *first,
+                          struct pd_error *err)
+{
+    if (o->n_stages > STAGES_MAX)
+        return error_set(err, PD_ERR_STAGES, "%d stages: no more than %d are possible", o->n_stages,
+                         STAGES_MAX);
+    return o->layers ? model_cut_as(info, o->layers, o->n_stages, first, err)
+                     : model_cut(info, o->n_stages, first, err);
+}
+
+enum pd_status compute_needs(bool *needed, const struct gguf *g, const struct compute_options *o,
+                             struct pd_error *err)
+{
+    struct arena arena = {0};
+    struct model_info info;
+    int first[STAGES_MAX + 1];
+    enum pd_status status = model_describe(&info, g, &arena, err);
+    if (!status)
+        status = cut(&info, o, first, err);
+    for (int i = 0; i < o->n_stages && !status; i++)
+        if (wanted(o, role_stage(i)))
+            status = model_needs(needed, g,
+                                 &(struct model_options){.layer_first = first[i],
+                                                         .layer_count = first[i + 1] - first[i],
+                                                         .embed = i == 0,
+                                                         .head = i == o->n_stages - 1},
+                                 err);
+    arena_free(&arena);
+    return status;
+}
+
 static enum pd_status load_all(struct compute *c, const struct compute_options *o, struct pd_error *err)
 {
     struct compute_self *s = c->self;
@@ -705,12 +736,8 @@ static enum pd_status load_all(struct compute *c, const struct compute_options *
     s->info.target_file = target;
     s->vocab = vocab_new(target, o->tokenizer);
     s->info.draft_digest = draft ? gguf_digest(draft) : 0;
-    if (o->n_stages > STAGES_MAX)
-        return error_set(err, PD_ERR_STAGES, "%d stages: no more than %d are possible", o->n_stages,
-                         STAGES_MAX);
-    if ((status = o->layers ? model_cut_as(&s->info.target, o->layers, o->n_stages, s->info.first, err)
-                            : model_cut(&s->info.target, o->n_stages, s->info.first, err)) ||
-        (status = place(s, o, err)) || (status = check_memory(s, o, err)))
+    if ((status = cut(&s->info.target, o, s->info.first, err)) || (status = place(s, o, err)) ||
+        (status = check_memory(s, o, err)))
         return status;
     if (draft && wanted(o, ROLE_DRAFTER) && (status = match_vocab(s, target, draft, o, err)))
         return status;

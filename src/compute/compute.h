@@ -68,6 +68,11 @@ enum pd_status compute_vocab(const struct compute *c, const struct grammar_vocab
 /* wanted[index of the file's tensor] becomes true for those of the target that stages built here hold. */
 void compute_tensors(const struct compute *c, bool *wanted);
 
+/* The same of one that is not made yet: what the stage o->only_role will hold of `g`. Of the options only the cut counts.
+ * Errors: model_describe's, PD_ERR_STAGES. */
+enum pd_status compute_needs(bool *wanted, const struct gguf *g, const struct compute_options *o,
+                             struct pd_error *err);
+
 /* From now on hash the bits of all logits that are sampled from, in their order; the hash is equal on two machines only
  * if their computing is. false: the last stage was not built here, or (for the hash) it was never asked for. Not while
  * a request runs. */

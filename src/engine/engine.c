@@ -524,6 +524,15 @@ void engine_part_free(struct engine_part *p)
     free(p);
 }
 
+enum pd_status engine_part_needs(bool *needed, const struct gguf *g, const struct pd_engine_options *o,
+                                 int n_stages, int role, struct pd_error *err)
+{
+    struct compute_options co;
+    engine_compute_options(&co, o, n_stages);
+    co.only_role = role;
+    return compute_needs(needed, g, &co, err);
+}
+
 bool engine_digest_logits(struct pd_engine *e)
 {
     return compute_digest_logits(&e->compute);

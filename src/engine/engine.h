@@ -48,6 +48,9 @@ struct engine_part {
 enum pd_status engine_part_new(struct engine_part **out, const struct pd_engine_options *o, int n_stages,
                                int role, struct pd_error *err);
 void engine_part_free(struct engine_part *p);
+/* needed[index] becomes true for the tensors of the target `g` that role's part will hold (a stage's). */
+enum pd_status engine_part_needs(bool *needed, const struct gguf *g, const struct pd_engine_options *o,
+                                 int n_stages, int role, struct pd_error *err);
 /* While held, no waiting request begins: those that are to be there together come together. Calls count. */
 void engine_hold(struct pd_engine *e, bool hold);
 /* What the pipeline has done, and the clock of the run at that time; the newest tenth of a second may be missing. Returns

@@ -53,6 +53,20 @@ static enum pd_status read_at(const struct gguf_part *p, size_t offset, unsigned
     return PD_OK;
 }
 
+enum pd_status gguf_read(const struct gguf *g, size_t part, uint64_t offset, void *out, size_t size,
+                         struct pd_error *err)
+{
+    PD_ASSERT(part < g->n_parts && offset <= g->parts[part].size && size <= g->parts[part].size - offset);
+    return read_at(&g->parts[part], offset, out, size, err);
+}
+
+uint64_t gguf_hash(const void *data, size_t size)
+{
+    struct hash h = {{1, 2, 3, 4}, 0};
+    hash_add(&h, data, size);
+    return hash_bytes(h.bytes, h.chain, sizeof h.chain);
+}
+
 size_t gguf_sample_stride(const struct gguf *g)
 {
     size_t bytes = 0;

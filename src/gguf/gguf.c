@@ -420,3 +420,31 @@ uint64_t gguf_digest(const struct gguf *g)
         h = hash_bytes(h, g->parts[i].data, g->parts[i].header_bytes);
     return h;
 }
+
+size_t gguf_parts(const struct gguf *g)
+{
+    return g->n_parts;
+}
+
+struct gguf_file gguf_file_at(const struct gguf *g, size_t part)
+{
+    PD_ASSERT(part < g->n_parts);
+    return (struct gguf_file){g->parts[part].size, g->parts[part].header_bytes};
+}
+
+uint64_t gguf_offset(const struct gguf *g, const struct gguf_tensor *t)
+{
+    return (uint64_t)((const unsigned char *)t->data - g->parts[t->part].data);
+}
+
+uint64_t gguf_stamp(const struct gguf *g)
+{
+    uint64_t h = 0;
+    for (size_t i = 0; i < g->n_parts; i++) {
+        const struct stat *st = &g->parts[i].seen;
+        const uint64_t all[] = {g->parts[i].size, (uint64_t)st->st_mtim.tv_sec, (uint64_t)st->st_mtim.tv_nsec,
+                                (uint64_t)st->st_ino};
+        h = hash_bytes(h, all, sizeof all);
+    }
+    return h;
+}

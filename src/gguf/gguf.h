@@ -69,6 +69,20 @@ enum pd_status gguf_check(const struct gguf *g, int part, struct pd_error *err);
  * the handler before. Call it from one thread. */
 void gguf_guard(void);
 
+/* The files as such, for copying them in pieces; parts of a split set by number, a file that is whole is part 0. */
+struct gguf_file {
+    uint64_t bytes, header_bytes; /* the header: magic to the last tensor's entry */
+};
+size_t gguf_parts(const struct gguf *g);
+struct gguf_file gguf_file_at(const struct gguf *g, size_t part);
+/* Where a tensor's data begins in its part. */
+uint64_t gguf_offset(const struct gguf *g, const struct gguf_tensor *t);
+/* Bytes of a part, read with system calls. They must lie in it. PD_ERR_FILE. */
+enum pd_status gguf_read(const struct gguf *g, size_t part, uint64_t offset, void *out, size_t size,
+                         struct pd_error *err);
+/* Of the files' sizes and times of change: another number when one has been written to. */
+uint64_t gguf_stamp(const struct gguf *g);
+
 /* Metadata. A key of another type counts as missing, except that integers convert where the value fits. */
 bool gguf_has(const struct gguf *g, const char *key);
 uint32_t gguf_u32(const struct gguf *g, const char *key, uint32_t missing);
@@ -101,6 +115,8 @@ uint64_t gguf_digest(const struct gguf *g);
  * system calls, so the map's memory does not grow. Errors: PD_ERR_FILE. */
 enum pd_status gguf_tensor_digest(const struct gguf *g, const struct gguf_tensor *t, size_t stride,
                                   uint64_t seed, uint64_t *out, struct pd_error *err);
+/* A digest of bytes, quicker than hash_bytes. */
+uint64_t gguf_hash(const void *data, size_t size);
 /* The stride at which sampling the whole file takes about two thousand reads; 64 KiB at least. Damage of L bytes in one
  * piece is then found with a probability of about min(1, (L + 4 KiB) / stride). */
 size_t gguf_sample_stride(const struct gguf *g);

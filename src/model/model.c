@@ -34,26 +34,65 @@ static struct placed *collect(struct model *m, const struct gguf *g, struct weig
     return next + 1;
 }
 
+static const struct {
+    enum arch_tensor_id id;
+    bool layer;
+} tensors[] = {
+#define ENTRY(id, name, per_layer, kind, d0, d1, d2) {id, per_layer},
+    ARCH_TENSOR_LIST(ENTRY)
+#undef ENTRY
+};
+
+/* Of the tensors outside of layers. */
+static bool takes(const struct model_options *o, enum arch_tensor_id id)
+{
+    bool head = id == ARCH_OUTPUT || id == ARCH_OUTPUT_BIAS || id == ARCH_OUTPUT_NORM;
+    return head ? o->head : id == ARCH_TOKEN_EMBD ? o->embed : true;
+}
+
 static struct placed *collect_all(struct model *m, const struct gguf *g, struct placed *next)
 {
-    static const struct {
-        enum arch_tensor_id id;
-        bool layer;
-    } all[] = {
-#define ENTRY(id, name, per_layer, kind, d0, d1, d2) {id, per_layer},
-        ARCH_TENSOR_LIST(ENTRY)
-#undef ENTRY
-    };
-    for (size_t i = 0; i < PD_COUNT(all); i++) {
-        enum arch_tensor_id id = all[i].id;
-        bool head = id == ARCH_OUTPUT || id == ARCH_OUTPUT_BIAS || id == ARCH_OUTPUT_NORM;
-        bool wanted = head ? m->o.head : id == ARCH_TOKEN_EMBD ? m->o.embed : true;
-        if (!all[i].layer && wanted)
+    for (size_t i = 0; i < PD_COUNT(tensors); i++) {
+        enum arch_tensor_id id = tensors[i].id;
+        if (!tensors[i].layer && takes(&m->o, id))
             next = collect(m, g, &m->w[id], id, 0, next);
-        for (int l = 0; all[i].layer && l < m->o.layer_count; l++)
+        for (int l = 0; tensors[i].layer && l < m->o.layer_count; l++)
             next = collect(m, g, &m->layers[l].w[id], id, m->o.layer_first + l, next);
     }
     return next;
+}
+
+struct needs {
+    struct arch_params p;
+    const struct gguf *g;
+    struct arena arena;
+    bool *needed;
+};
+
+static void need(struct needs *n, enum arch_tensor_id id, int layer)
+{
+    const struct gguf_tensor *t = arch_weight(&n->p, n->g, id, layer, &n->arena);
+    for (size_t i = 0; t && i < gguf_tensor_count(n->g); i++)
+        n->needed[i] |= gguf_tensor_at(n->g, i)->name == t->name; /* rows of a tensor keep its name */
+}
+
+enum pd_status model_needs(bool *needed, const struct gguf *g, const struct model_options *o,
+                           struct pd_error *err)
+{
+    struct needs n = {.g = g, .needed = needed};
+    struct model_info info;
+    enum pd_status status = model_describe(&info, g, &n.arena, err);
+    if (!status)
+        status = arch_read(&n.p, g, err);
+    PD_ASSERT(status || (o->layer_first >= 0 && o->layer_first + o->layer_count <= info.n_layer));
+    for (size_t i = 0; i < PD_COUNT(tensors) && !status; i++) {
+        if (!tensors[i].layer && takes(o, tensors[i].id))
+            need(&n, tensors[i].id, 0);
+        for (int l = 0; tensors[i].layer && l < o->layer_count; l++)
+            need(&n, tensors[i].id, o->layer_first + l);
+    }
+    arena_free(&n.arena);
+    return status;
 }
 
 /* Let the kernel read ahead; a hint, so its failure (memory that is no file) does not matter. */

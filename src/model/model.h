@@ -104,6 +104,11 @@ const char *kernels_text(const struct kernels_used *k, char *out, size_t room);
 /* The file's tensors that the model holds, by name; some may be named twice. */
 void model_each_tensor(const struct model *m, void (*see)(void *user, const char *name), void *user);
 
+/* The same of a model that is not loaded: needed[index] becomes true for the tensors that model_load would read with these
+ * options. Errors: model_describe's. */
+enum pd_status model_needs(bool *needed, const struct gguf *g, const struct model_options *o,
+                           struct pd_error *err);
+
 /* The kernels that models are loaded for: what PD_KERNELS names, or the quickest this processor runs. *out NULL:
  * ggml's. Where there is nothing quicker than plain C, which is the definition and not meant for use, ggml computes
  * unless plain is asked for. Errors: kernel_choose's. */
