@@ -360,8 +360,15 @@ static void make_classes(struct grammar *g)
     }
     for (int k = 0; k < 256; k++)
         g->only_byte[k] = -2;
-    for (unsigned c = 0; c < 256; c++)
-        g->only_byte[g->class_of[c]] = g->only_byte[g->class_of[c]] == -2 ? (int16_t)c : -1;
+    for (unsigned c = 0; c < 256; c++) {
+        const int k = g->class_of[c];
+        g->only_byte[k] = g->only_byte[k] == -2 ? (int16_t)c : -1;
+        g->class_size[k]++;
+        if (c >= 0x80)
+            g->class_high[k] = true;
+        else
+            g->class_kinds[k] |= UINT64_C(1) << byte_kind((uint8_t)c);
+    }
     for (int i = 0; i < g->n_sets; i++) {
         struct byte_set of = {0};
         for (unsigned c = 0; c < 256; c++)

@@ -71,7 +71,10 @@ struct grammar {
     int n_sets, sets_room;
     uint8_t class_of[256];
     int n_classes;
-    int16_t only_byte[256]; /* [n_classes] the class's byte; -1: it has more */
+    int16_t only_byte[256];    /* [n_classes] the class's byte; -1: it has more */
+    int16_t class_size[256];   /* [n_classes] bytes in it */
+    uint64_t class_kinds[256]; /* [n_classes] of its bytes of ASCII */
+    bool class_high[256];      /* [n_classes] it has others too */
 };
 static inline bool in_set(const struct byte_set *s, unsigned i)
 {
@@ -87,15 +90,19 @@ enum pd_status grammar_check(struct grammar *g, const struct parsed *p, struct p
 
 /* ---- the vocabulary (vocab.c) ---- */
 
-struct trie_node {  /* in preorder */
-    uint32_t skip;  /* the next node that is not below this one */
-    uint32_t first; /* the first of `sorted` that begins with the bytes up to here */
-    uint64_t below; /* kinds of bytes (byte_kind) that the nodes below have */
-    uint16_t depth; /* bytes up to and with this one */
+struct trie_node {   /* in preorder */
+    uint32_t skip;   /* the next node that is not below this one */
+    uint32_t first;  /* the first of `sorted` that begins with the bytes up to here */
+    uint64_t below;  /* what the nodes below have: kinds of ASCII bytes, KIND_* */
+    uint16_t depth;  /* bytes up to and with this one */
+    uint16_t chars;  /* characters begun up to and with this byte */
+    uint16_t height; /* characters below, at most */
     uint8_t byte;
     uint8_t ends; /* tokens that are these very bytes; they come first (255 and more: 255) */
 };
-enum { TRIE_DEPTH_MAX = 512, BYTE_KINDS = 64 };
+enum { TRIE_DEPTH_MAX = 512 };
+#define KIND_CHARACTER (UINT64_C(1) << 63) /* characters beyond ASCII, whole or their beginnings */
+#define KIND_BROKEN    (UINT64_C(1) << 62) /* what is no UTF-8 */
 struct grammar_vocab {
     int n_vocab, n_words;
     char *bytes;
@@ -104,11 +111,12 @@ struct grammar_vocab {
     struct trie_node *nodes; /* [n_nodes + 1] the last one is a sentinel */
     uint32_t n_nodes;
     int32_t *sorted; /* [n_sorted] tokens of text by bytes */
+    uint16_t *chars; /* [n_sorted] characters begun in them */
     uint32_t n_sorted;
     int32_t *ends, *controls; /* [n_ends], [n_controls] */
     int n_ends, n_controls;
 };
-/* 0..63: bytes that grammars mostly treat alike have one number. */
+/* 0..61, of a byte of ASCII: those that grammars mostly treat alike have one number. */
 int byte_kind(uint8_t byte);
 
 /* ---- a run (run.c, mask.c) ---- */
@@ -155,11 +163,15 @@ struct rule_called {
 struct state {
     uint32_t first, n; /* items: stacks on nodes that take a byte, by number */
     uint32_t hash;
-    bool accepts, free, filled, looked, forced_known;
+    bool accepts, free, forced_known;
+    uint8_t looked; /* LOOKED_* */
     int16_t mask;   /* slot; -1: none */
-    uint64_t loops; /* kinds of bytes that lead back to it; if `looked` */
+    uint32_t on;    /* where most bytes lead; if `looked`, as is the next */
+    uint64_t kinds; /* of bytes that all lead there; KIND_CHARACTER once that is looked for */
+    uint64_t live;  /* kinds of bytes of which some lead on */
     struct grammar_forced forced;
 };
+enum { LOOKED_BYTES = 1, LOOKED_CHARACTERS = 2 };
 struct grammar_run {
     const struct grammar *g;
     const struct grammar_vocab *v;

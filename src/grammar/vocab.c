@@ -27,26 +27,9 @@ int byte_kind(uint8_t c)
         return 6;
     case 0x7f:
         return 7;
-    case 0xe0:
-        return 8;
-    case 0xed:
-        return 9;
-    case 0xf0:
-        return 10;
-    case 0xf4:
-        return 11;
     default:
-        break;
+        return 8;
     }
-    return c < ' '    ? 12
-           : c < 0x90 ? 13
-           : c < 0xa0 ? 14
-           : c < 0xc0 ? 15
-           : c < 0xc2 ? 48
-           : c < 0xe0 ? 49
-           : c < 0xf0 ? 50
-           : c < 0xf4 ? 51
-                      : 52;
 }
 
 struct entry {
@@ -103,6 +86,11 @@ static int32_t *tokens_of(const struct grammar_vocab *v, enum grammar_token_kind
     return list;
 }
 
+static bool begins_character(uint8_t byte)
+{
+    return (byte & 0xc0) != 0x80;
+}
+
 static uint32_t common(const struct entry *a, const struct entry *b)
 {
     uint32_t n = 0;
@@ -111,21 +99,67 @@ static uint32_t common(const struct entry *a, const struct entry *b)
     return n;
 }
 
-/* Where each subtree ends, and what bytes it has. */
+/* Characters on the way from the root: which bytes may come next. */
+struct utf8 {
+    uint8_t more;   /* bytes that the character still needs */
+    uint8_t lo, hi; /* of the next one */
+};
+
+/* What this byte adds to the nodes above it; *u is behind it then. */
+static uint64_t follow(struct utf8 *u, uint8_t c)
+{
+    if (u->more) {
+        const bool good = c >= u->lo && c <= u->hi;
+        *u = (struct utf8){good ? (uint8_t)(u->more - 1) : 0, 0x80, 0xbf};
+        return good ? KIND_CHARACTER : KIND_BROKEN;
+    }
+    if (c < 0x80)
+        return UINT64_C(1) << byte_kind(c);
+    if (c < 0xc2 || c > 0xf4)
+        return KIND_BROKEN;
+    *u = (struct utf8){c < 0xe0   ? 1
+                       : c < 0xf0 ? 2
+                                  : 3,
+                       c == 0xe0   ? 0xa0
+                       : c == 0xf0 ? 0x90
+                                   : 0x80,
+                       c == 0xed   ? 0x9f
+                       : c == 0xf4 ? 0x8f
+                                   : 0xbf};
+    return KIND_CHARACTER;
+}
+
+/* A node whose subtree ends before node `end`; `u` is where its character stands. */
+static void finish_node(struct trie_node *x, struct trie_node *above, uint32_t end, uint64_t kind,
+                        struct utf8 u)
+{
+    x->skip = end;
+    if (above) {
+        above->below |= x->below | kind;
+        above->height = (uint16_t)PD_MAX(above->height, x->height + begins_character(x->byte));
+    }
+    if (u.more) /* it goes on within a character */
+        x->below |= KIND_BROKEN;
+}
+
+/* Where each subtree ends, and what it has. */
 static void finish_nodes(struct grammar_vocab *v)
 {
     uint32_t open[TRIE_DEPTH_MAX + 2]; /* by depth: the node on the way */
+    uint64_t kind[TRIE_DEPTH_MAX + 2];
+    struct utf8 at[TRIE_DEPTH_MAX + 2] = {{0}};
     uint32_t depth = 0;
     for (uint32_t i = 0; i <= v->n_nodes; i++) {
         const uint32_t to = i < v->n_nodes ? v->nodes[i].depth : 1;
-        for (; depth >= to; depth--) {
-            struct trie_node *x = &v->nodes[open[depth]];
-            x->skip = i;
-            if (depth > 1)
-                v->nodes[open[depth - 1]].below |= x->below | UINT64_C(1) << byte_kind(x->byte);
-        }
+        for (; depth >= to; depth--)
+            finish_node(&v->nodes[open[depth]], depth > 1 ? &v->nodes[open[depth - 1]] : NULL, i, kind[depth],
+                        at[depth]);
         depth = to;
         open[depth] = i;
+        at[depth] = depth > 1 ? at[depth - 1] : (struct utf8){0};
+        v->nodes[i].chars = depth > 1 ? v->nodes[open[depth - 1]].chars : 0;
+        v->nodes[i].chars = (uint16_t)(v->nodes[i].chars + begins_character(v->nodes[i].byte));
+        kind[depth] = i < v->n_nodes ? follow(&at[depth], v->nodes[i].byte) : 0;
     }
 }
 
@@ -136,9 +170,12 @@ static void make_trie(struct grammar_vocab *v, const struct entry *e, uint32_t n
         room += e[i].size - (i ? common(&e[i - 1], &e[i]) : 0);
     v->nodes = mem_new(room, sizeof *v->nodes);
     v->sorted = mem_new((size_t)n + 1, sizeof *v->sorted);
+    v->chars = mem_new((size_t)n + 1, sizeof *v->chars);
     v->n_sorted = n;
     for (uint32_t i = 0; i < n; i++) {
         v->sorted[i] = e[i].token;
+        for (uint32_t k = 0; k < e[i].size; k++)
+            v->chars[i] = (uint16_t)(v->chars[i] + begins_character((uint8_t)e[i].bytes[k]));
         for (uint32_t d = i ? common(&e[i - 1], &e[i]) : 0; d < e[i].size; d++)
             v->nodes[v->n_nodes++] =
                 (struct trie_node){.first = i, .depth = (uint16_t)(d + 1), .byte = (uint8_t)e[i].bytes[d]};
@@ -179,6 +216,7 @@ void grammar_vocab_free(struct grammar_vocab *v)
     free(v->kind);
     free(v->nodes);
     free(v->sorted);
+    free(v->chars);
     free(v->ends);
     free(v->controls);
     free(v);

@@ -1,8 +1,10 @@
-/* needs: grammar base */
+/* needs: grammar text gguf jinja base */
 /* Grammars of texts: what compiles and what is refused, which texts they take (compared with an Earley recogniser on random
  * grammars), which tokens their masks allow (compared with every token by itself), lazy grammars, forced tokens. */
 #include "earley.h"
+#include "gguf/gguf.h"
 #include "grammar/grammar.h"
+#include "text/text.h"
 
 #include <setjmp.h>
 #include <stdarg.h>
@@ -289,7 +291,7 @@ static void like_earley(void **state)
 /* ---- masks ---- */
 
 struct words {
-    char text[4096][12];
+    char text[4096][16];
     int n;
 };
 
@@ -306,6 +308,20 @@ static enum grammar_token_kind look(void *user, int32_t id, const char **bytes, 
     return word_kind(id);
 }
 
+/* Some letters, which may be of several bytes; now and then a part of one at the end or the beginning. */
+static void random_word(char *word, const char *letters, int n_letters)
+{
+    int size = 0;
+    for (int n = 1 + draw(10); n > 0 && size < 12; n--) {
+        int at = draw(n_letters);
+        while (draw(20) && at > 0 && (letters[at] & 0xC0) == 0x80)
+            at--;
+        do
+            word[size++] = letters[at++];
+        while (draw(20) && at < n_letters && (letters[at] & 0xC0) == 0x80);
+    }
+}
+
 static struct grammar_vocab *vocabulary(struct words *w, int n, const char *letters)
 {
     w->n = n;
@@ -313,10 +329,11 @@ static struct grammar_vocab *vocabulary(struct words *w, int n, const char *lett
     strcpy(w->text[1], "<ctl>");
     strcpy(w->text[2], "ab");
     for (int i = 3; i < n; i++) {
-        int size = i - 3 < (int)strlen(letters) ? 1 : 1 + draw(10);
-        for (int k = 0; k < size; k++)
-            w->text[i][k] =
-                size == 1 ? letters[(i - 3) % (int)strlen(letters)] : letters[draw((int)strlen(letters))];
+        const int n_letters = (int)strlen(letters);
+        if (i - 3 < n_letters)
+            w->text[i][0] = letters[i - 3];
+        else
+            random_word(w->text[i], letters, n_letters);
     }
     return grammar_vocab_new(&(struct grammar_vocab_options){.n_vocab = n, .token = look, .user = w});
 }
@@ -340,7 +357,9 @@ static void check_mask(struct grammar_run *r, struct grammar_state s, const stru
         allowed += lives;
         last = lives ? i : last;
     }
-    if (bit(mask, 0) != (grammar_can_end(r, s) || !allowed) || bit(mask, 1) || bit(mask, 2))
+    size_t size;
+    const bool lazy = *grammar_text(grammar_of(r), &size) == '%'; /* control tokens go before the marker */
+    if (bit(mask, 0) != (grammar_can_end(r, s) || !allowed) || (bit(mask, 1) && !lazy) || bit(mask, 2))
         fail_msg("PD_SEED=%llu: special tokens", (unsigned long long)seed_now);
     struct grammar_forced f = grammar_forced(r, s);
     if (f.token >= 0)
@@ -357,6 +376,12 @@ static void masks(void **state)
         "root ::= [a-c]{3,17} (\"x\" | \"yz\")*",
         "root ::= \"aabbcc\" [a-b] \"ccbbaa\"",
         "root ::= ([^{}x] | \"{\" root \"}\")*",
+        "root ::= [^x]{0,9} \"x\"",
+        "root ::= \"a\" [^x]* \"x\" [^b]{3,6} \"b\"*",
+        "root ::= [\xC3\xA9\xE4\xBD\xA0"
+        "a]{2,7} .{0,3}",
+        "%after \"ab\"\nroot ::= [^b]{1,5}",
+        "root ::= ([^\xC3\xA9]{1,4} | \"\xC3\xA9\"{2}){2,3}",
     };
     (void)state;
     for (int i = 0; i < 60; i++) {
@@ -369,9 +394,12 @@ static void masks(void **state)
         memset(&w, 0, sizeof w);
         random_grammar(&e);
         write_grammar(&e, text);
-        if (i < (int)PD_COUNT(own))
-            strcpy(text, own[i]);
-        struct grammar_vocab *v = vocabulary(&w, 40 + draw(400), i < 4 ? "abcxyz{}" : "abc");
+        if (i < (int)PD_COUNT(own) * 4)
+            strcpy(text, own[i % (int)PD_COUNT(own)]);
+        const char *letters = i < 4 ? "abcxyz{}" : "abc";
+        if (i >= 4 && i < (int)PD_COUNT(own) * 4)
+            letters = "abx\xC3\xA9\xE4\xBD\xA0\xF0\x9F\x98\x80";
+        struct grammar_vocab *v = vocabulary(&w, 40 + draw(2000), letters);
         if (!grammar_compile(&g, text, strlen(text), &err)) {
             struct grammar_run *r = grammar_run_new(g, v);
             struct grammar_state s = grammar_start(r);
@@ -486,28 +514,67 @@ static void make_many(void)
     }
 }
 
+static enum grammar_token_kind look_real(void *user, int32_t id, const char **bytes, size_t *size)
+{
+    const struct tokenizer *t = user;
+    *bytes = tokenizer_piece(t, id, size);
+    return tokenizer_is_end(t, id)       ? GRAMMAR_END
+           : tokenizer_is_control(t, id) ? GRAMMAR_CONTROL
+                                         : GRAMMAR_TEXT;
+}
+
+/* A model's vocabulary, or a made-up one. */
+static struct grammar_vocab *bench_vocab(const char *path)
+{
+    struct grammar_vocab_options o = {.n_vocab = MANY, .token = look_many};
+    struct gguf *file;
+    struct tokenizer *t = NULL;
+    if (strchr(path, '.')) {
+        assert_int_equal(gguf_open(&file, path, NULL), PD_OK);
+        assert_int_equal(tokenizer_new_for(&t, file, false, NULL), PD_OK);
+        o = (struct grammar_vocab_options){.n_vocab = tokenizer_vocab_size(t), .token = look_real, .user = t};
+        gguf_close(file);
+    } else {
+        make_many();
+    }
+    double a = now_us();
+    struct grammar_vocab *v = grammar_vocab_new(&o);
+    printf("trie of %d tokens: %.0f us\n", o.n_vocab, now_us() - a);
+    tokenizer_free(t);
+    return v;
+}
+
+/* The first mask of a run, those of the states behind it, and one that is known. */
 static void bench_one(const char *name, const char *text, const char *at, struct grammar_vocab *v)
 {
     struct grammar *g = compile(text);
     struct grammar_run *r = grammar_run_new(g, v);
-    struct grammar_state s = grammar_bytes(r, grammar_start(r), at, strlen(at));
-    double a = now_us();
+    struct grammar_state s = grammar_bytes(r, grammar_start(r), at, strlen(at)), next = s;
+    double a = now_us(), sum = 0, most = 0;
     grammar_mask(r, s);
     double b = now_us();
-    struct grammar_state next = grammar_bytes(r, s, "a", 1);
-    double c = now_us();
-    if (!grammar_dead(r, next))
+    int n = 0;
+    for (; n < 24; n++) {
+        next = grammar_bytes(r, next, "a", 1);
+        if (grammar_dead(r, next) || next.id == s.id)
+            break;
+        double c = now_us();
         grammar_mask(r, next);
+        c = now_us() - c;
+        sum += c;
+        most = PD_MAX(most, c);
+    }
     double d = now_us();
     for (int i = 0; i < 1000; i++)
         grammar_mask(r, s);
     double e = now_us();
-    printf("%-28s first mask %7.0f us, a second state's %7.0f us, cached %6.3f us\n", name, b - a, d - c,
-           (e - d) / 1000);
+    printf("%-28s first mask %7.0f us, %2d more states %5.0f us each, at most %5.0f us; cached %6.3f us\n",
+           name, b - a, n, n ? sum / n : 0, most, (e - d) / 1000);
     grammar_run_free(r);
     grammar_free(g);
 }
 
+/* PD_BENCH=1, or PD_BENCH=MODEL.gguf for its vocabulary. */
 static void bench(void **state)
 {
     (void)state;
@@ -515,15 +582,15 @@ static void bench(void **state)
         skip();
     seed_now = 7;
     draws = 0;
-    make_many();
-    double a = now_us();
-    struct grammar_vocab *v =
-        grammar_vocab_new(&(struct grammar_vocab_options){.n_vocab = MANY, .token = look_many});
-    printf("trie of %d tokens: %.0f us\n", MANY, now_us() - a);
+    struct grammar_vocab *v = bench_vocab(getenv("PD_BENCH"));
 #define CHAR "([^\"\\\\\\x00-\\x1F] | \"\\\\\" [\"\\\\/bfnrt])"
     bench_one("start of an object", "root ::= \"{\\\"name\\\": \" [0-9]+ \"}\"", "", v);
     bench_one("within a string", "root ::= \"\\\"\" " CHAR "* \"\\\"\"", "\"", v);
     bench_one("within a bounded string", "root ::= \"\\\"\" " CHAR "{0,200} \"\\\"\"", "\"", v);
+    bench_one("up to a string's bound", "root ::= \"\\\"\" " CHAR "{8,24} \"\\\"\"", "\"", v);
+    bench_one("letters up to a bound", "root ::= \"\\\"\" [A-Za-z ]{1,24} \"\\\"\"", "\"", v);
+    bench_one("any JSON, within a string", grammar_json_object(), "{\"name\": \"", v);
+    bench_one("any JSON, a value", grammar_json_object(), "{\"name\": ", v);
     bench_one("any text", "root ::= .*", "", v);
     bench_one("before a marker", "%after \"<tool_call>\"\nroot ::= [a-z]+", "", v);
     grammar_vocab_free(v);
