@@ -296,11 +296,17 @@ static struct args rest(const struct args *a, uint32_t skip)
     return (struct args){skip ? a->pos + skip : a->pos, a->n_pos - skip, a->kw, a->n_kw};
 }
 
+/* What they go through: nothing, where what they are given is not true (none and undefined too). */
+static struct jinja_list items_if_true(struct call *c)
+{
+    return jj_truth(c->r, c->self) ? jj_iterate(c->r, c->self) : (struct jinja_list){0};
+}
+
 static value f_map(struct call *c)
 {
     struct run *r = c->r;
     struct args *a = c->args;
-    struct jinja_list l = jj_iterate(r, c->self);
+    struct jinja_list l = items_if_true(c);
     value out = generator(r), attribute = {.kind = KIND_ABSENT}, otherwise = {.kind = KIND_ABSENT};
     for (uint32_t i = 0; !a->n_pos && i < a->n_kw; i++) {
         if (jj_is(a->kw[i].name, "attribute"))
@@ -327,7 +333,7 @@ static value selected(struct call *c, bool wanted, bool by_attribute)
 {
     struct run *r = c->r;
     struct args *a = c->args;
-    struct jinja_list l = jj_iterate(r, c->self);
+    struct jinja_list l = items_if_true(c);
     value out = generator(r);
     uint32_t at = by_attribute ? 1 : 0;
     if (by_attribute && !a->n_pos)

@@ -3,7 +3,7 @@
 
 #include <string.h>
 
-#define MERGE_BYTES_MAX 1024
+#define MERGE_BYTES_MAX 8192 /* of one entry; some vocabularies join runs of 256 spaces */
 
 /* The byte alphabet of GPT-2: printable bytes of Latin-1 stand for themselves, the other 68 are numbered from
  * U+0100 on in their own order. */
@@ -107,8 +107,10 @@ static enum pd_status merge_cut(struct merge_words *m, const struct strings *nam
 {
     const char *space = text.size > 2 ? memchr(text.data + 1, ' ', text.size - 2) : NULL;
     if (!space || text.size > MERGE_BYTES_MAX)
-        return error_set(err, PD_ERR_FORMAT,
-                         "tokenizer.ggml.merges[%zu]: not two tokens with a space between", rank);
+        return error_set(
+            err, PD_ERR_FORMAT,
+            "tokenizer.ggml.merges[%zu]: not two tokens with a space between, or longer than %d bytes", rank,
+            MERGE_BYTES_MAX);
     m->text = text;
     m->left = (size_t)(space - text.data);
     m->left_hash = strings_hash(text.data, m->left);

@@ -15,6 +15,7 @@ struct chat_template {
     bool drop_bos; /* the tokenizer writes it */
     /* What the program writes: tools; calls and their results; calls where the message's content is none. */
     bool tools, calls, calls_alone;
+    bool lists_tools; /* it goes through `tools` unasked: without any they are an empty list, not none */
     char *bos, *eos;
     char *source; /* NULL: the family's table */
     char *kwargs; /* of each conversation; NULL: none */
@@ -94,7 +95,10 @@ static enum pd_status make_context(struct context *x, const struct chat_part *p,
     struct jinja_value vars = x->vars = jinja_dict(a), list = jinja_list(a);
     yyjson_doc *tools;
     enum pd_status status = chat_json(&tools, p->o->tools, "tools", true, err);
-    jinja_set(a, vars, "tools", tools ? chat_value(a, yyjson_doc_get_root(tools)) : jinja_none());
+    jinja_set(a, vars, "tools",
+              tools            ? chat_value(a, yyjson_doc_get_root(tools))
+              : c->lists_tools ? jinja_list(a)
+                               : jinja_none());
     yyjson_doc_free(tools);
     for (size_t i = 0; i < p->n && !status; i++)
         status = add_message(x, list, p, i, err);
@@ -385,6 +389,12 @@ static enum pd_status load_program(struct chat_template *c, const char *text, si
     if (status)
         return status;
     status = run_program(c, &(struct chat_part){&hello, 1, &o}, &r, err);
+    if (status && !r.raised) {
+        jinja_result_free(&r);
+        c->lists_tools = true;
+        if (run_program(c, &(struct chat_part){&hello, 1, &o}, &r, NULL) == PD_OK)
+            status = PD_OK;
+    }
     if (status && !r.raised) {
         jinja_free(c->program);
         c->program = NULL;

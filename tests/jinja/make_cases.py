@@ -402,6 +402,14 @@ m|selectattr('role', 'equalto', 'user')|list|length
 m|selectattr('role', 'eq', 'user')|map(attribute='content')|list
 m|selectattr('role', 'in', ['system', 'user'])|map(attribute='role')|list
 m|selectattr('n', 'defined')|list|length
+none|selectattr('role', 'equalto', 'user')|list
+nothing|rejectattr('role')|list
+nothing|select('odd')|list
+none|reject|list
+none|map(attribute='a')|list
+nothing|map('upper')|join(',')
+0|select|list
+5|select|list
 m|selectattr('n')|list|length
 m|rejectattr('role', 'equalto', 'user')|map(attribute='role')|list
 m|rejectattr('n')|list|length

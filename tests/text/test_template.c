@@ -444,6 +444,10 @@ static void programs_of_no_family_are_run(void **state)
     expect_text("{% for m in messages %}### {{ m.role | upper }}: {{ m.content }}\n{% endfor %}### REPLY:",
                 talk, 2, "### SYSTEM: Be brief.\n### USER: Hi\n### REPLY:");
     expect_text(chatml_program, talk + 1, 1, "<|im_start|>user\nHi<|im_end|>\n<|im_start|>assistant\n");
+    expect_text("{% for t in tools %}{{ t.name }}{% endfor %}[{{ messages[0].content }}]", talk + 1, 1,
+                "[Hi]");
+    expect_text("{% if tools is none %}no tools {% endif %}[{{ messages[0].content }}]", talk + 1, 1,
+                "no tools [Hi]");
 }
 
 static void programs_that_cannot_be_run_give_way_to_their_family(void **state)

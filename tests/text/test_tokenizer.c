@@ -484,6 +484,36 @@ static void bpe_by_hand(void **state)
     token_list_free(&ids);
 }
 
+/* Vocabularies of GPT-NeoX, MPT and Command R have tokens of 512 spaces, each joined of two halves. */
+static void bpe_joins_long_runs(void **state)
+{
+    (void)state;
+    enum { DOUBLINGS = 9, LONGEST = 1 << DOUBLINGS };
+    static char text[DOUBLINGS + 1][2 * LONGEST + 1], joined[DOUBLINGS][2 * LONGEST + 2], spaces[LONGEST + 1];
+    const char *tokens[DOUBLINGS + 1], *merges[DOUBLINGS];
+    for (int i = 0; i <= DOUBLINGS; i++) {
+        for (int k = 0; k < 1 << i; k++)
+            memcpy(text[i] + 2 * k, "\xC4\xA0", 2);
+        tokens[i] = text[i];
+        if (i < DOUBLINGS) {
+            sprintf(joined[i], "%.*s %.*s", 2 << i, text[i], 2 << i, text[i]);
+            merges[i] = joined[i];
+        }
+    }
+    struct gguf_build b = {0};
+    gb_str(&b, "tokenizer.ggml.model", "gpt2");
+    gb_str(&b, "tokenizer.ggml.pre", "gpt-2");
+    gb_array_str(&b, "tokenizer.ggml.tokens", tokens, PD_COUNT(tokens));
+    gb_array_str(&b, "tokenizer.ggml.merges", merges, PD_COUNT(merges));
+    struct tokenizer *t = build(&b);
+    struct token_list ids = {0};
+    memset(spaces, ' ', LONGEST);
+    encode(t, spaces, LONGEST, 0, &ids);
+    expect_ids(&ids, (int32_t[]){DOUBLINGS}, 1, "512 spaces");
+    tokenizer_free(t);
+    token_list_free(&ids);
+}
+
 static int warnings;
 
 static void count_warning(void *user, enum log_level level, const char *text)
@@ -850,6 +880,7 @@ int main(void)
         cmocka_unit_test(spm_by_hand),
         cmocka_unit_test(spm_detokenises),
         cmocka_unit_test(bpe_by_hand),
+        cmocka_unit_test(bpe_joins_long_runs),
         cmocka_unit_test(unknown_pre_tokenizer_is_said),
         cmocka_unit_test(pre_tokenizers_cut),
         cmocka_unit_test(bad_vocabularies_are_refused),
