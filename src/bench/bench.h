@@ -121,6 +121,8 @@ struct bench_key {
     uint64_t models;             /* stands for the files, and for how they are computed */
     bool full;
 };
+/* For a report's header: ", 8 of 128 experts a row, 85 % of the bytes it reads"; "" where none are modelled. */
+void bench_experts_text(char *out, size_t room, const struct profile_experts *e);
 void bench_config(char out[20], const struct bench_key *key); /* its digest in hex */
 
 /* ---- what was measured ---- */

@@ -77,16 +77,12 @@ static void fill_run(struct bench_run *r, const struct result *result, int stage
 
 /* ---- the driver ---- */
 
-/* Time of a step by its rows, on the slowest stage, a head included: what the simulator works with too. */
-static void fill_cost(double *ns, const struct profile *p)
+void bench_experts_text(char *out, size_t room, const struct profile_experts *e)
 {
-    for (int rows = 1; rows <= BATCH_ROWS; rows++) {
-        ns[rows - 1] = 0;
-        for (int i = 0; i < p->n_stages; i++) {
-            double head = i == p->n_stages - 1 ? 1e6 * p->head_ms : 0;
-            ns[rows - 1] = PD_MAX(ns[rows - 1], (double)curve_ns(&p->stage[i], rows) + head);
-        }
-    }
+    out[0] = '\0';
+    if (e->count)
+        snprintf(out, room, ", %d of %d experts a row, %.0f %% of the bytes it reads", e->used, e->count,
+                 100 * e->share);
 }
 
 struct request bench_request(const struct bench_ask *ask)
@@ -127,7 +123,7 @@ enum pd_status bench_driver_open(struct bench_driver *out, const struct bench_se
             return s;
         o.profile = &out->profile;
         if (!o.drafter.doubtful) {
-            fill_cost(out->cost_ns, &out->profile);
+            profile_costs(&out->profile, out->profile.n_stages, out->cost_ns);
             o.drafter.cost_ns = out->cost_ns;
             o.drafter.cost_n = BATCH_ROWS;
         }
@@ -184,8 +180,9 @@ static uint64_t curve_digest(uint64_t h, const struct curve *c)
 
 static uint64_t profile_digest(uint64_t h, const struct profile *p)
 {
-    const double numbers[] = {p->head_ms, p->link_latency_us, p->link_gbps,  p->control_latency_us,
-                              p->stop_ms, p->row_bytes,       p->scale_model};
+    const double numbers[] = {p->head_ms,      p->link_latency_us, p->link_gbps,   p->control_latency_us,
+                              p->stop_ms,      p->row_bytes,       p->scale_model, p->experts.count,
+                              p->experts.used, p->experts.share};
     for (int i = 0; i < p->n_stages; i++)
         h = curve_digest(h, &p->stage[i]);
     h = curve_digest(curve_digest(h, &p->prefill), &p->draft);

@@ -22,9 +22,9 @@ struct bench {
     struct compute *full[STAGES_MAX + 1]; /* by stage count, loaded when needed */
     struct draft_store *store;
     struct draft_cache *cache;
-    struct draft_ops draft_ops;      /* self NULL: none */
-    struct bench_setup setup, truth; /* truth: how the target's own tokens are computed */
-    struct profile truth_profile;
+    struct draft_ops draft_ops;            /* self NULL: none */
+    struct bench_setup setup, truth;       /* truth: how the target's own tokens are computed */
+    struct profile profile, truth_profile; /* profile: the options', with the target's experts */
     int32_t end_tokens[END_TOKENS_MAX];
     int n_end_tokens;
     uint64_t digest;
@@ -72,6 +72,12 @@ static enum pd_status open_files(struct bench *b, struct pd_error *err)
             b->end_tokens[b->n_end_tokens++] = id;
     if (!s)
         s = sample_check(&b->o->sample, b->info.n_vocab, err);
+    if (b->o->profile) {
+        b->profile = *b->o->profile;
+        profile_set_experts(&b->profile, &(struct profile_experts){.count = b->info.n_expert,
+                                                                   .used = b->info.n_expert_used,
+                                                                   .share = model_experts_share(&b->info)});
+    }
     b->digest = rng_u64(gguf_digest(b->target), b->draft ? gguf_digest(b->draft) : 0, b->engine.kv_type,
                         chat_template_digest(b->chat));
     return s;
@@ -111,7 +117,7 @@ static enum pd_status set_up(struct bench *b, struct pd_error *err)
     struct driver_options d;
     engine_driver_options(&d, &b->engine, 1, b->engine.ctx, b->draft != NULL, NULL);
     b->setup = (struct bench_setup){.clock = b->o->clock,
-                                    .profile = b->o->profile,
+                                    .profile = b->o->profile ? &b->profile : NULL,
                                     .drafter = d.drafter,
                                     .n_embd = b->info.n_embd,
                                     .seed = b->o->sample.seed,
@@ -441,6 +447,8 @@ static enum pd_status run_question(struct bench *b, int index, struct pd_error *
 
 static void name_models(struct bench *b, struct models_names *names)
 {
+    char experts[80];
+    bench_experts_text(experts, sizeof experts, &b->profile.experts);
     snprintf(names->target, sizeof names->target, "%.100s (%s, digest %016" PRIx64 ")", b->info.name,
              b->info.arch, gguf_digest(b->target));
     snprintf(names->draft, sizeof names->draft, "none");
@@ -448,12 +456,12 @@ static void name_models(struct bench *b, struct models_names *names)
         snprintf(names->draft, sizeof names->draft, "%.100s (%s, digest %016" PRIx64 ")", b->draft_info.name,
                  b->draft_info.arch, gguf_digest(b->draft));
     if (b->o->full)
-        snprintf(names->computing, sizeof names->computing, "computed in full");
+        snprintf(names->computing, sizeof names->computing, "computed in full%s", experts);
     else
         snprintf(names->computing, sizeof names->computing,
-                 "replayed; %d of %d questions checked in full over %d tokens",
+                 "replayed; %d of %d questions checked in full over %d tokens%s",
                  PD_MIN(b->o->verify, b->o->n_picked), b->o->n_picked,
-                 PD_MIN(b->o->verify_tokens, b->o->max_tokens));
+                 PD_MIN(b->o->verify_tokens, b->o->max_tokens), experts);
 }
 
 enum pd_status models_bench(const struct models_options *o, struct run_set *set, struct models_names *names,

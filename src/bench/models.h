@@ -33,7 +33,7 @@ struct models_options {
     void *progress_user;
 };
 struct models_names { /* for the report's header */
-    char target[160], draft[160], computing[160];
+    char target[160], draft[160], computing[240];
 };
 /* Adds all runs to `set`. PD_ERR_MISMATCH if points differ in tokens, or replay and full computing in anything;
  * PD_ERR_CANCELLED; errors of loading. `names` is filled early on. */

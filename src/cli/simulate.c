@@ -3,16 +3,17 @@
 #include "cli/bench_cli.h"
 #include "engine/engine.h"
 #include "host/trace.h"
+#include "model/model.h"
 
 #include <errno.h>
 #include <stdlib.h>
 #include <string.h>
 
-enum { KEY_ORACLE = CLI_KEY_OWN, KEY_PROMPT, KEY_LATE, KEY_SHARED };
+enum { KEY_ORACLE = CLI_KEY_OWN, KEY_PROMPT, KEY_LATE, KEY_SHARED, KEY_EXPERTS };
 
 struct simulate_args {
     struct bench_cli b;
-    const char *oracle;
+    const char *oracle, *experts;
     int prompt, late;
     bool shared;
 };
@@ -27,6 +28,11 @@ static const struct argp_option options[] = {
     {"prompt", KEY_PROMPT, "N", 0, "tokens of a prompt (64); a recording has its own", 3},
     {"late-prompt", KEY_LATE, "N", 0,
      "with --concurrency or --rate: what a prompt of N tokens that comes in the midst does to the others", 3},
+    {"experts", KEY_EXPERTS, "SPEC", 0,
+     "the target has experts, so that a step's time grows with those that its rows take: COUNT,USED,SHARE "
+     "(128,8,0.85: a "
+     "row takes 8 of 128, which are 85 % of the bytes that it reads), or a GGUF FILE that has them",
+     3},
     {"shared-cores", KEY_SHARED, NULL, 0,
      "as on one machine: the draft has the stages' cores, so best drafts and verifies by turns, and what "
      "steps take is "
@@ -72,6 +78,9 @@ static error_t parse(int key, char *arg, struct argp_state *state)
     case KEY_PROMPT:
         a->prompt = (int)cli_int(state, "--prompt", arg, 1, 1 << 20);
         return 0;
+    case KEY_EXPERTS:
+        a->experts = arg;
+        return 0;
     case KEY_SHARED:
         a->shared = true;
         return 0;
@@ -99,6 +108,7 @@ static const char doc[] =
     "  pipedec simulate --profile paper70b --oracle top=0.87,0.94,0.97,0.985,0.99\n"
     "  pipedec simulate --profile home4 --oracle acceptance.jsonl --sweep-stages 2,4,8\n"
     "  pipedec simulate --profile twocores --shared-cores --oracle acceptance.jsonl --modes pp,chain,best\n"
+    "  pipedec simulate --oracle acceptance.jsonl --experts 128,8,0.85 --modes pp,best\n"
     "  pipedec simulate --oracle acceptance.jsonl --concurrency 1,2,4,8,16 --modes pp,best -o loads\n";
 
 static void set_up(const struct simulate_args *a, struct synthetic_options *o, int stages)
@@ -164,19 +174,25 @@ static enum pd_status watch_close(struct watch *w, struct pd_error *err)
                         : s;
 }
 
-/* Texts of a report; `draft` [200] and `workload` [64] are filled and borrowed. */
+/* Texts of a report, which its header borrows. */
+struct texts {
+    char workload[64], draft[200], target[100], experts[80];
+};
+
 static struct report_header header_of(const struct simulate_args *a, const struct synthetic_options *o,
-                                      char *draft, char *workload)
+                                      struct texts *t)
 {
-    snprintf(workload, 64, "%d requests", synthetic_requests(o));
-    snprintf(draft, 200, "oracle %.180s", a->oracle);
+    snprintf(t->workload, sizeof t->workload, "%d requests", synthetic_requests(o));
+    snprintf(t->draft, sizeof t->draft, "oracle %.180s", a->oracle);
+    bench_experts_text(t->experts, sizeof t->experts, &o->setup.profile->experts);
+    snprintf(t->target, sizeof t->target, "modelled%s", t->experts);
     struct report_header h = {.title = "pipedec simulate",
-                              .target = "modelled",
-                              .draft = draft,
+                              .target = t->target,
+                              .draft = t->draft,
                               .profile = o->setup.profile->name,
                               .clock = bench_clock_name(o->setup.clock),
                               .computing = "modelled",
-                              .workload = workload,
+                              .workload = t->workload,
                               .seed = o->seed,
                               .max_tokens = o->max_tokens};
     report_header_here(&h);
@@ -187,9 +203,9 @@ static enum pd_status run_loads(const struct simulate_args *a, const struct synt
                                 const struct load_plan *plan, struct pd_error *err)
 {
     struct load_set set;
-    char workload[64], draft[200];
-    struct report_header h = header_of(a, o, draft, workload);
-    snprintf(workload, sizeof workload, "of %d questions", synthetic_requests(o));
+    struct texts texts;
+    struct report_header h = header_of(a, o, &texts);
+    snprintf(texts.workload, sizeof texts.workload, "of %d questions", synthetic_requests(o));
     load_set_init(&set, &h, synthetic_requests(o));
     enum pd_status s = synthetic_load(o, plan, &set, err);
     cli_progress_end();
@@ -204,7 +220,7 @@ static enum pd_status run(const struct simulate_args *a, struct synthetic_option
 {
     struct run_set set;
     struct watch watch = {0};
-    char workload[64], draft[200];
+    struct texts texts;
     enum pd_status s = run_set_open(&set, a->b.out, a->b.resume, err);
     if (!s)
         s = watch_open(&watch, &a->b.common.engine, o, points, err);
@@ -214,10 +230,39 @@ static enum pd_status run(const struct simulate_args *a, struct synthetic_option
     enum pd_status closed = watch_close(&watch, s ? NULL : err);
     s = s ? s : closed;
     if (!s) {
-        struct report_header h = header_of(a, o, draft, workload);
+        struct report_header h = header_of(a, o, &texts);
         s = bench_cli_report(&a->b, &h, &set, &points->main, false, err);
     }
     run_set_close(&set);
+    return s;
+}
+
+/* --experts: numbers, or a model's. */
+static enum pd_status set_experts(const char *spec, struct profile *p, struct pd_error *err)
+{
+    struct profile_experts e;
+    struct model_info info;
+    struct gguf *g;
+    struct arena arena = {0};
+    if (!spec)
+        return PD_OK;
+    const char *wrong = profile_read_experts(&e, spec);
+    if (!wrong && !e.measured) {
+        p->experts = e;
+        return PD_OK;
+    }
+    if (!strchr(spec, '/') && spec[strcspn(spec, "abcdefghijklmnopqrstuvwxyz")] == '\0')
+        return error_set(err, PD_ERR_USAGE, "--experts %.60s: %s", spec, wrong);
+    enum pd_status s = gguf_open(&g, spec, err);
+    if (s)
+        return s;
+    if (!(s = model_describe(&info, g, &arena, err)) && !info.n_expert)
+        s = error_set(err, PD_ERR_USAGE, "--experts %s: a model without experts", spec);
+    if (!s)
+        p->experts = (struct profile_experts){
+            .count = info.n_expert, .used = info.n_expert_used, .share = model_experts_share(&info)};
+    arena_free(&arena);
+    gguf_close(g);
     return s;
 }
 
@@ -238,7 +283,8 @@ static enum pd_status simulate(const struct simulate_args *a, struct pd_error *e
     if (!a->oracle)
         return error_set(err, PD_ERR_USAGE,
                          "which oracle? give --oracle top=0.87,0.94,0.97 or --oracle FILE");
-    if ((s = bench_cli_devices(&a->b, &o.setup.clock, &profile, err)))
+    if ((s = bench_cli_devices(&a->b, &o.setup.clock, &profile, err)) ||
+        (s = set_experts(a->experts, &profile, err)))
         return s;
     if (o.setup.clock == BENCH_WALL)
         return error_set(err, PD_ERR_USAGE, "a simulation on the wall clock needs --emulate PROFILE");

@@ -80,8 +80,7 @@ static enum pd_status time_curve(struct curve *out, struct subject *s, const str
     return status;
 }
 
-/* Numbers as a layer might get them. */
-static void fill(float *x, size_t n)
+void measure_states(float *x, size_t n)
 {
     for (size_t i = 0; i < n; i++)
         x[i] = (float)(rng_uniform(1, i, 0, 0) - 0.5);
@@ -97,7 +96,7 @@ static void tree_rows(struct row *rows, int n)
 
 static enum pd_status run_layers(struct subject *s, int rows, struct pd_error *err)
 {
-    fill(s->hidden, (size_t)rows * (size_t)s->n_embd);
+    measure_states(s->hidden, (size_t)rows * (size_t)s->n_embd);
     tree_rows(s->rows, rows);
     enum pd_status status = model_run(s->model, s->kv, s->rows, rows, s->hidden, MODEL_TREE, err);
     kv_drop_tree(s->kv);
@@ -110,7 +109,7 @@ static enum pd_status prefill_layers(struct subject *s, struct pd_error *err)
     for (int at = 0; at < CONTEXT && !status; at += ROWS_MAX) {
         for (int i = 0; i < ROWS_MAX; i++)
             s->rows[i] = (struct row){.pos = at + i, .token = i + 1};
-        fill(s->hidden, (size_t)ROWS_MAX * (size_t)s->n_embd);
+        measure_states(s->hidden, (size_t)ROWS_MAX * (size_t)s->n_embd);
         status = model_run(s->model, s->kv, s->rows, ROWS_MAX, s->hidden, MODEL_PREFILL, err);
     }
     return status;
@@ -118,7 +117,7 @@ static enum pd_status prefill_layers(struct subject *s, struct pd_error *err)
 
 static enum pd_status run_head(struct subject *s, int rows, struct pd_error *err)
 {
-    fill(s->hidden, (size_t)rows * (size_t)s->n_embd);
+    measure_states(s->hidden, (size_t)rows * (size_t)s->n_embd);
     return model_head(s->model, s->hidden, rows, s->logits, err);
 }
 

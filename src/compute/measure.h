@@ -24,6 +24,8 @@ struct measure_options {
 };
 /* Fills all of `out` but its name. Errors: those of loading the models. */
 enum pd_status measure_host(struct cluster_host *out, const struct measure_options *o, struct pd_error *err);
+/* Hidden states to measure with: no two rows are alike, so that each chooses experts of its own, as rows of texts do. */
+void measure_states(float *x, size_t n);
 /* Memory that this machine can give, and its processors; without measuring. */
 void measure_quick(struct cluster_host *out);
 

@@ -2,13 +2,14 @@
  * batch once also has them compile what it takes. */
 #include "engine/engine_impl.h"
 
+#include "compute/measure.h"
 #include "link/link.h"
 
 #include <stdlib.h>
 
 enum { SHAPES = 7, BUDGET_NS = 3000000000 };
 
-/* n rows that follow the last committed token, as tree rows that are dropped again. false: the stage cannot. */
+/* n rows that follow the last committed token, each another one, as tree rows that are dropped again. false: the stage cannot. */
 static bool time_batch(const struct stage_ops *s, int n, uint32_t *id, double *ns)
 {
     struct row rows[BATCH_ROWS];
@@ -17,10 +18,10 @@ static bool time_batch(const struct stage_ops *s, int n, uint32_t *id, double *n
     struct pd_error ignored;
     for (int i = 0; i < n; i++) {
         nodes[i] = (node_id){++*id};
-        rows[i] = (struct row){.node = nodes[i]};
+        rows[i] = (struct row){.node = nodes[i], .token = i + 1};
     }
-    for (int i = 0; hidden && i < n * s->n_embd; i++)
-        hidden[i] = (float)(i % 7 - 3);
+    if (hidden)
+        measure_states(hidden, (size_t)n * (size_t)s->n_embd);
     const int64_t begin = link_clock();
     const bool good = !s->run(s->self, &(struct stage_job){.rows = rows, .n = n, .hidden = hidden}, &ignored);
     *ns = (double)(link_clock() - begin);

@@ -280,6 +280,13 @@ static enum pd_status load_profile(struct pd_engine *e, struct pd_error *err)
     return profile_fit(&e->profile, e->n_stages, err);
 }
 
+static void set_experts(struct profile *p, const struct model_info *info)
+{
+    profile_set_experts(p, &(struct profile_experts){.count = info->n_expert,
+                                                     .used = info->n_expert_used,
+                                                     .share = model_experts_share(info)});
+}
+
 static enum pd_status load_models(struct pd_engine *e, int only_role, struct pd_error *err)
 {
     struct compute_options co;
@@ -287,6 +294,7 @@ static enum pd_status load_models(struct pd_engine *e, int only_role, struct pd_
     enum pd_status status = model_describe(&target, e->target, &e->arena, err);
     if (status)
         return status;
+    set_experts(&e->profile, &target);
     e->ctx = e->o.ctx = engine_ctx(&e->o, &target);
     engine_compute_options(&co, &e->o, e->n_stages);
     co.target_gguf = e->target;
@@ -485,6 +493,7 @@ static enum pd_status part_load(struct engine_part *p, const struct pd_engine_op
     if (status || (status = gguf_open(&g, o->model, err)))
         return status;
     if (!(status = model_describe(&target, g, &arena, err))) {
+        set_experts(&p->profile, &target);
         engine_compute_options(&co, o, n_stages);
         co.target_gguf = g;
         co.ctx = engine_ctx(o, &target);

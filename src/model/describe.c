@@ -96,6 +96,17 @@ enum pd_status model_describe(struct model_info *info, const struct gguf *g, str
     return PD_OK;
 }
 
+double model_experts_share(const struct model_info *info)
+{
+    double idle = 0, read = 0;
+    for (int l = 0; l < info->n_layer; l++) {
+        idle += (double)(info->layer_bytes[l] - info->layer_read_bytes[l]);
+        read += (double)info->layer_read_bytes[l];
+    }
+    const int rest = info->n_expert - info->n_expert_used;
+    return rest > 0 && read > 0 ? idle * info->n_expert_used / rest / read : 0;
+}
+
 /* What layer i costs; the head goes wherever the last layer goes. */
 static uint64_t cost(const struct model_info *info, int i)
 {

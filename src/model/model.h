@@ -43,6 +43,8 @@ struct model_info {
     const uint64_t *layer_read_bytes; /* [n_layer] what a token reads of them: of experts those it takes */
     uint64_t read_bytes;              /* what a token reads, of the layers and the head */
 };
+/* Of the bytes that a token reads of the layers, how much are experts': what grows with the rows of a batch. */
+double model_experts_share(const struct model_info *info);
 /* Check that the file holds a model we can compute, all tensors with the right shapes; fill `info`. */
 enum pd_status model_describe(struct model_info *info, const struct gguf *g, struct arena *a,
                               struct pd_error *err);

@@ -369,26 +369,38 @@ static int merge_next(const struct merge *m, double *best)
     return found;
 }
 
-/* Row number k (from 0) is worth its place: probability x step > requests x stages x the time that it adds to each. */
-static bool worth(const struct policy *p, const struct policy_cost *cost, int k, double chance)
+/* How many of k rows, the best first, to submit: as many as make the sum of
+ *     chance x the time of a step - requests x stages x the time that they add to each
+ * the largest. All of the curve is looked at: where the first rows cost more than later ones (each takes other experts,
+ * until all are read), many may pay where a few do not. */
+static int worth(const struct policy *p, const struct policy_cost *cost, const double *chance, int k)
 {
-    if (p->o.width && (k >= p->o.width || !cost || cost->requests <= 1))
-        return k < p->o.width;
+    if (p->o.width)
+        k = PD_MIN(k, p->o.width);
+    if (p->o.width && (!cost || cost->requests <= 1))
+        return k;
     if (!cost || !cost->n)
-        return k < p->o.width_max;
-    k += cost->beside;
-    if (k == 0)
-        return true;
-    if (k >= cost->n)
-        return false;
-    double added = cost->rows_ns[k] - cost->rows_ns[k - 1];
-    return chance * cost->rows_ns[k - 1] > PD_MAX(cost->requests, 1) * PD_MAX(cost->n_stages, 1) * added;
+        return PD_MIN(k, p->o.width_max);
+    const int beside = cost->beside, first = PD_MAX(beside, 1);
+    const double in_all = (double)PD_MAX(cost->requests, 1) * PD_MAX(cost->n_stages, 1);
+    double sum = 0, most = 0;
+    int best = PD_MIN(k, first - beside); /* a batch has one row at least */
+    for (int i = best; i < k && i + beside < cost->n; i++) {
+        const double *ns = &cost->rows_ns[i + beside];
+        sum += chance[i] * cost->rows_ns[first - 1] - in_all * (ns[0] - ns[-1]);
+        if (sum > most) {
+            most = sum;
+            best = i + 1;
+        }
+    }
+    return best;
 }
 
 static int submit_best(const struct policy_view *views, int n, int turn, const struct policy_cost *cost,
                        int max, struct policy_pick *out)
 {
     struct merge m = {.views = views, .n = n};
+    double chance[POLICY_ROWS_MAX];
     int k = 0, view, share = n > 1 ? PD_MAX(16, 2 * max / n) : max; /* more than that is nobody's due */
     double x;
     for (int i = 0; i < n; i++) {
@@ -398,12 +410,17 @@ static int submit_best(const struct policy_view *views, int n, int turn, const s
     }
     for (int i = 0; i < n && k < max; i++) { /* roots first: each is certain, and nobody may starve */
         view = (turn + i) % n;
-        if (m.end[view] && views[view].tree->stack[0] == views[view].tree->root)
+        if (m.end[view] && views[view].tree->stack[0] == views[view].tree->root) {
+            chance[k] = 1;
             out[k++] = (struct policy_pick){view, views[view].tree->stack[m.at[view]++]};
+        }
     }
-    while (k < max && (view = merge_next(&m, &x)) >= 0 && worth(views[0].policy, cost, k, exp(x)))
-        out[k++] = (struct policy_pick){view, views[view].tree->stack[m.at[view]++]};
-    return k;
+    const int roots = k;
+    for (; k < max && (view = merge_next(&m, &x)) >= 0; k++) {
+        out[k] = (struct policy_pick){view, views[view].tree->stack[m.at[view]++]};
+        chance[k] = exp(x);
+    }
+    return PD_MAX(roots, worth(views[0].policy, cost, chance, k));
 }
 
 int policy_submit_all(const struct policy_view *views, int n, int turn, const struct policy_cost *cost,

@@ -215,6 +215,10 @@ void cluster_write(const struct cluster *c, FILE *f)
 void profile_write(const struct profile *p, FILE *f)
 {
     fprintf(f, "[profile]\nstages = %d\nstop_ms = %.4g\n", p->n_stages, p->stop_ms);
+    if (p->experts.count)
+        fprintf(f, "experts = %d,%d,%.4g\n", p->experts.count, p->experts.used, p->experts.share);
+    else if (p->experts.measured)
+        fputs("experts = measured\n", f);
     for (int i = 0; i < p->n_stages; i++) {
         fprintf(f, "\n[stage %d]\n", i);
         write_curve("step_ms", &p->stage[i], f);

@@ -475,7 +475,8 @@ void plan_profile(struct profile *out, const struct cluster *c, const struct pla
 {
     const struct hop within = {5, 100}; /* one machine's memory */
     const int last = p->host[p->n - 1];
-    *out = (struct profile){.name = "plan", .n_stages = p->n, .link_gbps = within.gbps};
+    *out = (struct profile){
+        .name = "plan", .n_stages = p->n, .link_gbps = within.gbps, .experts.measured = true};
     for (int i = 0; i < p->n; i++) {
         const bool shared = p->place == PLAN_SHARED && p->host[i] == 0 && m->have_draft;
         out->stage[i] = c->host[p->host[i]].layer;

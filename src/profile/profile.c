@@ -105,6 +105,23 @@ const char *curve_read(struct curve *c, const char *text)
     return c->n ? NULL : "the table is empty";
 }
 
+const char *profile_read_experts(struct profile_experts *out, const char *text)
+{
+    char *end;
+    *out = (struct profile_experts){.measured = !strcmp(text, "measured")};
+    if (out->measured)
+        return NULL;
+    const long count = strtol(text, &end, 10);
+    const long used = *end == ',' ? strtol(end + 1, &end, 10) : 0;
+    const double share = *end == ',' ? strtod(end + 1, &end) : -1;
+    if (*end || !(share >= 0 && share <= 1))
+        return "neither measured nor COUNT,USED,SHARE as in 128,8,0.85";
+    if (used < 1 || count < used || count > 1 << 20)
+        return "a row takes at least one expert, and at most all";
+    *out = (struct profile_experts){.count = (int)count, .used = (int)used, .share = share};
+    return NULL;
+}
+
 static int read_duration(struct parse *ps, struct duration *d, const char *section, const char *key,
                          const char *value)
 {
@@ -148,6 +165,10 @@ static int read_profile_key(struct parse *ps, const char *section, const char *k
             return fail(ps, section, key, "neither device nor model");
         ps->p->scale_model = !strcmp(value, "model");
         return 1;
+    }
+    if (!strcmp(key, "experts")) {
+        const char *wrong = profile_read_experts(&ps->p->experts, value);
+        return wrong ? fail(ps, section, key, wrong) : 1;
     }
     return fail(ps, section, key, "unknown key");
 }
@@ -486,6 +507,27 @@ int64_t curve_ns(const struct curve *c, int rows)
     return llround(curve_ms(c, rows) * 1e6);
 }
 
+void profile_set_experts(struct profile *p, const struct profile_experts *e)
+{
+    if (!p->scale_model && !p->experts.measured && !p->experts.count)
+        p->experts = *e;
+}
+
+double profile_experts_reads(const struct profile_experts *e, double rows)
+{
+    if (!e->count || rows <= 1)
+        return 1;
+    const double part = (double)e->used / e->count; /* of all experts, that a row takes */
+    return 1 + e->share * ((1 - pow(1 - part, rows)) / part - 1);
+}
+
+double profile_stage_ns(const struct profile *p, int stage, int rows)
+{
+    const struct curve *c = &p->stage[stage];
+    const double read = 1e6 * curve_ms(c, 1) * profile_experts_reads(&p->experts, rows);
+    return PD_MAX((double)curve_ns(c, rows), p->experts.count ? read : 0);
+}
+
 int64_t profile_step_ns(const struct profile *p)
 {
     int64_t most = 0;
@@ -578,13 +620,12 @@ enum pd_status profile_fit(struct profile *p, int n_stages, struct pd_error *err
 /* Prompts have a curve of their own where it was measured; rows of trees beside them cost what they add. */
 double profile_batch_ns(const struct profile *p, int stage, int n, int n_prompt)
 {
-    const struct curve *c = &p->stage[stage];
+    const double all = profile_stage_ns(p, stage, n);
     if (!n_prompt || !p->prefill.n)
-        return (double)curve_ns(c, n);
-    double prompt = (double)curve_ns(&p->prefill, n_prompt);
-    if (n == n_prompt)
-        return prompt;
-    return prompt + (double)(curve_ns(c, n) - curve_ns(c, n_prompt));
+        return all;
+    const double one = (double)curve_ns(&p->prefill, 1) * profile_experts_reads(&p->experts, n_prompt);
+    const double prompt = PD_MAX((double)curve_ns(&p->prefill, n_prompt), p->experts.count ? one : 0);
+    return n == n_prompt ? prompt : prompt + all - profile_stage_ns(p, stage, n_prompt);
 }
 
 /* Heads of several rows grow as the last stage's layers do. */
@@ -600,7 +641,7 @@ void profile_costs(const struct profile *p, int n_stages, double *rows_ns)
     for (int rows = 1; rows <= BATCH_ROWS; rows++) {
         rows_ns[rows - 1] = 0;
         for (int i = 0; i < n_stages; i++) {
-            double ns = (double)curve_ns(&p->stage[i], rows) + (i == n_stages - 1 ? 1e6 * p->head_ms : 0);
+            double ns = profile_stage_ns(p, i, rows) + (i == n_stages - 1 ? 1e6 * p->head_ms : 0);
             rows_ns[rows - 1] = PD_MAX(rows_ns[rows - 1], ns);
         }
     }

@@ -17,6 +17,13 @@ struct curve { /* time of a batch by its rows: linear between points, the last s
     int32_t rows[PROFILE_POINTS];
     double ms[PROFILE_POINTS];
 };
+/* Experts of the model that is run. A batch reads those of a layer that its rows take, so that its time grows with them
+ * also where memory is what limits. */
+struct profile_experts {
+    bool measured;   /* the curves are of the model itself: nothing is added */
+    int count, used; /* of a layer, and of them by a row; 0: none */
+    double share;    /* of the bytes that one row reads of a stage */
+};
 struct profile {
     char name[64];
     int n_stages;                      /* the profile's own number; 0: any */
@@ -33,6 +40,7 @@ struct profile {
     int row_bytes;               /* of a hidden state on the wire; 0: 4 * n_embd of the model */
     bool
         scale_model; /* what another stage count means: the same model cut otherwise, or more of the same devices */
+    struct profile_experts experts;
 };
 /* By name of a shipped profile ("uniform14"; $PIPEDEC_PROFILES/NAME.ini comes first) or path of an INI file.
  * PD_ERR_PROFILE names file, line and key; nothing unknown, twice or out of range is let through. */
@@ -44,6 +52,13 @@ const char *profile_names(void);
 /* For another number of stages. `scale = device` in the file: each device keeps its own time of a step, there are
  * more or fewer of them. `scale = model`: the whole model's time stays the same, cut otherwise (shape kept). */
 enum pd_status profile_fit(struct profile *p, int n_stages, struct pd_error *err);
+/* The model that is run has such experts. Nothing changes where the profile is of a model (`scale = model`, or `experts`
+ * in the file) and not of devices. */
+void profile_set_experts(struct profile *p, const struct profile_experts *e);
+/* "128,8,0.85": count, used, share; or "measured". NULL, or what is wrong with it (static). */
+const char *profile_read_experts(struct profile_experts *out, const char *text);
+/* How much more n rows read of a stage than one, if they choose their experts independently of each other. */
+double profile_experts_reads(const struct profile_experts *e, double rows);
 /* A step of one row on the slowest stage, a head included on the last: the unit in which steps are counted. */
 int64_t profile_step_ns(const struct profile *p);
 /* Time that a message from role `from` fills a link of the chain, its latency excluded; n_embd of the target. */
@@ -52,6 +67,8 @@ double profile_wire_ns(const struct profile *p, int n_embd, int from, const stru
 double profile_hop_us(const struct profile *p, int from);
 /* One token's way alone through the chain: every stage, the head, the links. What `pp` takes for a token. */
 int64_t profile_token_ns(const struct profile *p);
+/* Time of a stage's batch of tree rows, experts included. */
+double profile_stage_ns(const struct profile *p, int stage, int rows);
 /* Time of a stage's batch of n rows, the first n_prompt of prompts; and of n heads at once. */
 double profile_batch_ns(const struct profile *p, int stage, int n, int n_prompt);
 double profile_head_ns(const struct profile *p, int n);

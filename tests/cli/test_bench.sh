@@ -79,6 +79,12 @@ grep -q "token 0 is" "$tmp/err" || fail "which token differs is not said: $(cat 
 "$PIPEDEC" simulate --oracle "$tmp/acceptance.jsonl" --csv --modes pp,best --stages 3 >"$tmp/csv" ||
     fail "the recording was not accepted"
 grep -q "^translation,best,3,0,1,8," "$tmp/csv" || fail "simulated: $(cat "$tmp/csv")"
+# Modelled devices know the target's experts: rows cost time.
+"$PD_BUILD_DIR/cli_prog_tiny" qwen3moe "$tmp/moe.gguf" || fail "no model of experts"
+experts() { "$PIPEDEC" bench -t 1 -m "$tmp/moe.gguf" -d "$tmp/moe.gguf" --questions "$tmp/odd" --modes pp,best -n 12 --ctx 512 --verify-full 0 --no-plots "$@"; }
+experts --stages 4 >"$tmp/text" 2>"$tmp/err" || fail "experts: exit code $?: $(cat "$tmp/err")"
+grep -q ', 2 of 8 experts a row' "$tmp/text" || fail "experts: $(cat "$tmp/text")"
+
 # Many requests at once, computed in full: all questions have their tokens in both modes (13 if not).
 bench --concurrency 2 --requests 4 --modes pp,best --csv >"$tmp/load.csv" || fail "--concurrency: $(cat "$tmp/err")"
 grep -q '^best,3,0,2,0,4,32,' "$tmp/load.csv" || fail "--concurrency: $(cat "$tmp/load.csv")"

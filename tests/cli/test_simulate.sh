@@ -37,6 +37,24 @@ shared=$(sim --profile twocores --shared-cores --modes pp,best -n 128 --csv |
     awk -F, '$1 == "all" && $2 == "best" { print $13 }')
 awk "BEGIN { exit !($shared > 1.2) }" || fail "speed-up $shared where draft and target share two cores"
 
+# Experts: a row reads others than its neighbours, so rows cost time, and best submits fewer; pp stays as it is.
+row() { # COLUMN MODE ARGS...: of a CSV
+    local at=$1 mode=$2
+    shift 2
+    sim "$@" --modes pp,best --csv | awk -F, -v at="$at" -v mode="$mode" '
+        NR == 1 { for (i = 1; i <= NF; i++) if ($i == at) c = i } $1 == "all" && $2 == mode { print $c }'
+}
+[ "$(row tokens_per_s pp)" = "$(row tokens_per_s pp --experts 128,8,0.85)" ] || fail "experts change what one row takes"
+dense=$(row rows_per_token best) experts=$(row rows_per_token best --experts 128,8,0.85)
+awk "BEGIN { exit !($experts > 1 && $experts < $dense / 4) }" || fail "best has $experts rows a token with experts, $dense without"
+gain=$(row over_pp best --experts 128,8,0.85)
+awk "BEGIN { exit !($gain > 2) }" || fail "best is $gain times pp with experts"
+sim --modes pp --experts 128,8,0.85 | grep -q 'modelled, 8 of 128 experts a row' || fail "the header hides the experts"
+refuse_all <<EOF
+2 | COUNT,USED,SHARE | simulate --oracle top=0.5 --experts 8,9
+3 | No such file | simulate --oracle top=0.5 --experts /nowhere.gguf
+EOF
+
 # JSON, files, resume, plots.
 sim --modes pp,best --json --out "$tmp/dir" --sweep-widths 8,32 >"$tmp/json" || fail "--json: exit code $?"
 python3 -c "import json,sys; d=json.load(open(sys.argv[1])); assert len(d['cells'])==8 and d['header']['seed']==0" \

@@ -359,7 +359,7 @@ static void best_limits(void **state)
     world_free(w);
 }
 
-/* A row is added while its chance x step > the time that it adds. */
+/* As many rows as make the sum of chance x step - added time the largest. */
 static void worth(void **state)
 {
     (void)state;
@@ -370,11 +370,14 @@ static void worth(void **state)
     } cases[] = {
         {{10, 10, 10, 10, 10}, 5, 5, 0},     /* flat: all */
         {{10, 20, 30, 40, 50}, 5, 1, 0},     /* every row costs a step: 0.5 x 10 < 10 */
-        {{10, 14, 18, 22, 26}, 5, 3, 0},     /* 5 > 4, 0.3 x 14 = 4.2 > 4, 1.8 < 4 */
+        {{10, 14, 18, 22, 26}, 5, 2, 0},     /* 5 > 4, 0.3 x 10 < 4 */
         {{10, 10, 10, 12, 12}, 5, 3, 0},     /* 0.1 x 10 < 2 */
-        {{10, 10, 10, 10.9, 11.2}, 5, 4, 0}, /* 1 > 0.9, 0.02 x 10.9 < 0.3 */
+        {{10, 10, 10, 10.9, 11.2}, 5, 4, 0}, /* 1 > 0.9, 0.02 x 10 < 0.3 */
         {{10, 10, 10, 10, 10}, 2, 2, 0},     /* beyond what is known no row is worth it */
         {{10, 10, 10, 10, 10}, 0, 5, 0},     /* unknown: as if flat */
+        {{10, 20, 20, 20, 20}, 5, 1, 0},     /* 5 + 3 + 1 + 0.2 < 10 */
+        {{10, 17, 17, 17, 17}, 5, 5, 0},     /* experts: the first row does not pay, all of them do */
+        {{10, 17, 17, 17, 24}, 5, 4, 0},     /* 0.02 x 10 < 7 */
         {{10, 10, 10, 20, 30}, 5, 3, 0},     /* a knee behind the third row */
         {{10, 10, 10, 20, 30},
          5,

@@ -100,6 +100,37 @@ static void test_fit(void **state)
 #define LINK "[link]\nlatency_us=1\nbandwidth_gbps=1\n"
 #define GOOD "[profile]\nstages=3\n[stage]\nstep_ms=1:5 4:9\n[draft]\nstep_ms=1:2\n" LINK
 
+/* Experts of 7 : 1 bytes: 0.875 of what a row reads. Two of eight a row; eight rows take all but a tenth. */
+static void test_experts(void **state)
+{
+    (void)state;
+    struct profile p = load("uniform14"), own = load("paper70b");
+    const struct profile_experts e = {.count = 8, .used = 2, .share = 0.875};
+    double before[BATCH_ROWS], after[BATCH_ROWS];
+    profile_costs(&p, 14, before);
+    profile_set_experts(&p, &e);
+    profile_set_experts(&own, &e);
+    assert_int_equal(own.experts.count, 0); /* the profile of a model */
+    assert_true(profile_stage_ns(&own, 0, 16) == (double)curve_ns(&own.stage[0], 16));
+    profile_costs(&p, 14, after);
+    assert_true(before[0] == after[0]);
+    assert_int_equal(profile_step_ns(&p), 50 * MS);
+    assert_int_equal((int64_t)after[1], (int64_t)(50 * (1 + 0.875 * 0.75) * 1e6)); /* 3.5 experts for 2 */
+    for (int i = 1; i < BATCH_ROWS; i++)
+        assert_true(after[i] >= after[i - 1] && (after[i] > before[i] || i >= 64));
+    assert_true(after[31] > 0.999 * 50e6 * (1 + 0.875 * 3) && after[31] < 50e6 * (1 + 0.875 * 3));
+    assert_true(profile_batch_ns(&p, 0, 16, 0) == profile_stage_ns(&p, 0, 16));
+    assert_true(profile_batch_ns(&p, 0, 16, 16) == profile_stage_ns(&p, 0, 16)); /* prompts read them too */
+    assert_true(profile_head_ns(&p, 8) == 5e6);                                  /* a head has none */
+    const char *good[] = {"measured", "128,8,0.85", "8,8,0", "1,1,1"},
+               *bad[] = {"", "8", "8,2", "8,9,0.5", "8,0,0.5", "8,2,1.5", "8,2,-1", "8,2,nan", "8,2,0.5x"};
+    struct profile_experts x;
+    for (size_t i = 0; i < PD_COUNT(good); i++)
+        assert_null(profile_read_experts(&x, good[i]));
+    for (size_t i = 0; i < PD_COUNT(bad); i++)
+        assert_non_null(profile_read_experts(&x, bad[i]));
+}
+
 static void test_refused(void **state)
 {
     (void)state;
@@ -202,7 +233,8 @@ int main(void)
 {
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(test_uniform14), cmocka_unit_test(test_shipped), cmocka_unit_test(test_fit),
-        cmocka_unit_test(test_refused),   cmocka_unit_test(test_parse),   cmocka_unit_test(test_found),
+        cmocka_unit_test(test_experts),   cmocka_unit_test(test_refused), cmocka_unit_test(test_parse),
+        cmocka_unit_test(test_found),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
 }
