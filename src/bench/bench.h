@@ -48,6 +48,7 @@ struct bench_point {
     X(late_hits, int64_t)                                                                                    \
     X(misses, int64_t)                                                                                       \
     X(undrafted, int64_t)                                                                                    \
+    X(given, int64_t)          /* known by the grammar, with no draft pass */                                \
     X(lag_millisteps, int64_t) /* over hits */                                                               \
     X(submissions, int64_t)                                                                                  \
     X(rows, int64_t)                                                                                         \
@@ -94,6 +95,7 @@ struct bench_ask {
     struct pd_sampling sample;
     int32_t end_tokens[END_TOKENS_MAX];
     int n_end_tokens;
+    struct grammar_run *grammar; /* the reply is held to it; NULL: none. Used by whichever thread drives */
 };
 /* A driver at a point, as measuring uses it. It stays where it is: the driver points into it. */
 struct bench_driver {

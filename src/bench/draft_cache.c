@@ -37,7 +37,8 @@ struct draft_cache {
     int n_nodes, nodes_max;
     int n_computed; /* nodes with `computed` */
     struct path_hash sample_key;
-    int *plan; /* indices of nodes to compute, by position */
+    int first_wanted; /* of the job in hand: its asks are those of the nodes from here on */
+    int *plan;        /* indices of nodes to compute, by position */
     int n_plan;
     struct batch *batch;
     struct draft_cache_stats stats;
@@ -169,6 +170,12 @@ static struct path_hash sample_hash(const struct draft_ask *ask)
     for (size_t i = 0; i < PD_COUNT(parts); i++)
         h = path_hash_add(h, parts[i]);
     h = filters_hash(h, p);
+    if (ask->grammar) { /* what it allows follows from the path */
+        size_t size;
+        const char *text = grammar_text(grammar_of(ask->grammar), &size);
+        const uint64_t hash = hash_bytes(size, text, size);
+        h = path_hash_add(path_hash_add(h, (int32_t)(uint32_t)hash), (int32_t)(uint32_t)(hash >> 32));
+    }
     for (size_t i = 0; i < p->n_logit_bias; i++) {
         int32_t bias;
         memcpy(&bias, &p->logit_bias[i].bias, sizeof bias);
@@ -271,6 +278,10 @@ static void fill_batch(struct draft_cache *c, struct batch *b, int at, int n, co
             (struct draft_ask){.sample = job->asks[0].sample,
                                .history = {c->tokens, b->paths[i], n_path < depth ? 0 : c->n, n_path},
                                .reply_pos = job->asks[0].reply_pos};
+        if (x->wanted) {
+            b->asks[i].grammar = job->asks[node - c->first_wanted].grammar;
+            b->asks[i].state = job->asks[node - c->first_wanted].state;
+        }
     }
 }
 
@@ -302,6 +313,8 @@ static enum pd_status run_batch(struct draft_cache *c, int at, int n, const stru
             c->stats.caught_up++;
             continue;
         }
+        if (!x->wanted && job->asks[0].grammar) /* its place in the grammar is not known */
+            continue;
         int k = i - b->behind;
         struct draft_answer a = {.key = node_key(c, c->plan[at + i]), .count = b->count[k]};
         memcpy(a.tokens, b->tokens + k * DRAFT_TOP, (size_t)a.count * sizeof *a.tokens);
@@ -316,6 +329,7 @@ static enum pd_status compute_missing(struct draft_cache *c, int first_wanted, c
                                       struct pd_error *err)
 {
     c->n_plan = 0;
+    c->first_wanted = first_wanted;
     for (int i = 0; i < c->n_nodes; i++)
         c->nodes[i].planned = c->nodes[i].wanted = false;
     for (int i = first_wanted; i < c->n_nodes; i++)

@@ -60,6 +60,7 @@ static void fill_run(struct bench_run *r, const struct result *result, int stage
     r->late_hits = s->late_hits;
     r->misses = s->misses;
     r->undrafted = s->undrafted;
+    r->given = s->given;
     r->lag_millisteps = s->lag_sum_steps_x1000;
     r->submissions = s->submissions;
     r->rows = s->rows;
@@ -87,7 +88,8 @@ void bench_experts_text(char *out, size_t room, const struct profile_experts *e)
 
 struct request bench_request(const struct bench_ask *ask)
 {
-    struct request r = {.tokens = ask->tokens,
+    struct request r = {.grammar = ask->grammar,
+                        .tokens = ask->tokens,
                         .n_tokens = ask->n_tokens,
                         .max_tokens = ask->max_tokens,
                         .sample = ask->sample,
@@ -252,6 +254,11 @@ void bench_config(char out[20], const struct bench_key *key)
     h = mixed(h, ask->tokens, (size_t)ask->n_tokens * sizeof *ask->tokens);
     h = mixed(h, ask->end_tokens, (size_t)ask->n_end_tokens * sizeof *ask->end_tokens);
     h = mixed_text(mixed_text(h, key->kind), key->category);
+    if (ask->grammar) {
+        size_t size;
+        const char *text = grammar_text(grammar_of(ask->grammar), &size);
+        h = mixed(h, text, size);
+    }
     h = mixed(h, PD_VERSION, sizeof PD_VERSION);
     if (setup->clock != BENCH_WALL)
         h = profile_digest(h, setup->profile);

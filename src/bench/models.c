@@ -25,6 +25,8 @@ struct bench {
     struct draft_ops draft_ops;            /* self NULL: none */
     struct bench_setup setup, truth;       /* truth: how the target's own tokens are computed */
     struct profile profile, truth_profile; /* profile: the options', with the target's experts */
+    struct grammar_pool *grammars;
+    const struct grammar_vocab *vocab; /* the computing's; NULL: no reply has a grammar so far */
     int32_t end_tokens[END_TOKENS_MAX];
     int n_end_tokens;
     uint64_t digest;
@@ -136,6 +138,7 @@ static enum pd_status set_up(struct bench *b, struct pd_error *err)
 static void unload(struct bench *b, enum pd_status *status, struct pd_error *err)
 {
     draft_cache_free(b->cache);
+    grammar_pool_free(b->grammars);
     enum pd_status s = draft_store_free(b->store, *status ? NULL : err);
     if (b->record && fclose(b->record) != 0 && !s)
         s = error_set(*status ? NULL : err, PD_ERR_FILE, "%s: could not be written", b->o->record_acceptance);
@@ -410,6 +413,18 @@ static enum pd_status run_turn(struct bench *b, const struct asked *a, bool veri
     return s;
 }
 
+/* A question's grammar, ready to run. */
+static enum pd_status take_grammar(struct bench *b, const struct compute *c, const struct question *q,
+                                   struct bench_ask *ask, struct pd_error *err)
+{
+    if (!q->grammar)
+        return PD_OK;
+    b->grammars = b->grammars ? b->grammars : grammar_pool_new();
+    enum pd_status s = b->vocab ? PD_OK : compute_vocab(c, &b->vocab, err);
+    return s ? s
+             : grammar_pool_take(b->grammars, &ask->grammar, q->grammar, strlen(q->grammar), b->vocab, err);
+}
+
 static struct bench_ask ask_of(const struct bench *b, const struct token_list *prompt)
 {
     struct bench_ask ask = {.tokens = prompt->ids,
@@ -434,7 +449,11 @@ static enum pd_status run_question(struct bench *b, int index, struct pd_error *
         if ((s = make_prompt(b, q, t, replies, &a.prompt, err)))
             break;
         a.ask = ask_of(b, &a.prompt);
+        if ((s = take_grammar(b, &b->base, q, &a.ask, err)))
+            break;
         s = run_turn(b, &a, t == 0 && verified(b, index), &truth, err);
+        if (a.ask.grammar)
+            grammar_pool_give(b->grammars, a.ask.grammar);
         if (!s)
             s = reply_text(b, truth, &replies[t], err);
     }
@@ -483,7 +502,10 @@ enum pd_status models_bench(const struct models_options *o, struct run_set *set,
         goto out;
     if (o->record_acceptance && !b->draft)
         s = error_set(err, PD_ERR_USAGE, "recording acceptance needs a draft model");
-    else if (o->record_acceptance && !(b->record = fopen(o->record_acceptance, "w")))
+    for (int i = 0; i < o->n_picked && o->record_acceptance && !s; i++)
+        if (o->workload->questions[o->picked[i]].grammar)
+            s = error_set(err, PD_ERR_USAGE, "acceptance is recorded without schemas: leave --schemas out");
+    if (!s && o->record_acceptance && !(b->record = fopen(o->record_acceptance, "w")))
         s = error_set(err, PD_ERR_FILE, "%s: %s", o->record_acceptance, strerror(errno));
     for (int i = 0; i < o->n_picked && !s; i++)
         s = run_question(b, i, err);
@@ -502,8 +524,8 @@ static void asked_free(struct asked *asked, int n)
     free(asked);
 }
 
-static enum pd_status ask_all(struct bench *b, struct asked *asked, struct bench_ask *asks,
-                              struct pd_error *err)
+static enum pd_status ask_all(struct bench *b, const struct compute *c, struct asked *asked,
+                              struct bench_ask *asks, struct pd_error *err)
 {
     enum pd_status s = PD_OK;
     for (int i = 0; i < b->o->n_picked && !s; i++) {
@@ -511,21 +533,20 @@ static enum pd_status ask_all(struct bench *b, struct asked *asked, struct bench
         a->question = &b->o->workload->questions[b->o->picked[i]];
         s = make_prompt(b, a->question, 0, NULL, &a->prompt, err);
         asks[i] = ask_of(b, &a->prompt);
+        s = s ? s : take_grammar(b, c, a->question, &asks[i], err);
     }
     return s;
 }
 
 static enum pd_status measure_all(struct bench *b, const struct load_plan *plan, const struct load_options *l,
-                                  struct load_set *set, struct pd_error *err)
+                                  const struct compute *c, struct load_set *set, struct pd_error *err)
 {
-    struct compute c;
-    enum pd_status s = compute_for(b, &c, plan->points[0].at.stages, b->draft != NULL, err);
+    enum pd_status s = PD_OK;
     b->total = plan->n;
     for (int i = 0; i < plan->n && !s; i++, b->done++) {
         progress(b, pd_mode_name(plan->points[i].at.mode));
-        s = load_measure(set, l, &c, &plan->points[i], err);
+        s = load_measure(set, l, c, &plan->points[i], err);
     }
-    compute_free(&c);
     return s;
 }
 
@@ -548,15 +569,18 @@ enum pd_status models_load(const struct models_options *o, const struct load_pla
         goto out;
     name_models(b, names);
     progress(b, "loading");
-    if ((s = set_up(b, err)) || (s = ask_all(b, asked, asks, err)))
+    struct compute c;
+    if ((s = set_up(b, err)) || (s = compute_for(b, &c, plan->points[0].at.stages, b->draft != NULL, err)))
         goto out;
-    s = measure_all(b, plan,
-                    &(struct load_options){.setup = b->setup,
-                                           .asks = asks,
-                                           .n_asks = o->n_picked,
-                                           .requests = plan->requests,
-                                           .seed = o->sample.seed},
-                    set, err);
+    if (!(s = ask_all(b, &c, asked, asks, err)))
+        s = measure_all(b, plan,
+                        &(struct load_options){.setup = b->setup,
+                                               .asks = asks,
+                                               .n_asks = o->n_picked,
+                                               .requests = plan->requests,
+                                               .seed = o->sample.seed},
+                        &c, set, err);
+    compute_free(&c);
 out:
     unload(b, &s, err);
     asked_free(asked, o->n_picked);

@@ -89,7 +89,7 @@ static const struct bench_run *rival(const struct report *r, const struct bench_
 
 struct sums {
     double decode, whole, tree, steps, lag, busy, draft_busy, machine;
-    int64_t gaps, verdicts, hits, late, misses, undrafted, rows, submissions, passes, draft_rows,
+    int64_t gaps, verdicts, hits, late, misses, undrafted, given, rows, submissions, passes, draft_rows,
         machine_steps, tokens;
     double rival[4], own[4], rival_whole, own_whole, rival_gen,
         own_gen; /* decode times of questions that both have */
@@ -120,6 +120,7 @@ static void add_run(const struct report *r, struct sums *s, const struct bench_r
     s->late += run->late_hits;
     s->misses += run->misses;
     s->undrafted += run->undrafted;
+    s->given += run->given;
     s->lag += (double)run->lag_millisteps / 1e3;
     s->rows += run->rows;
     s->submissions += run->submissions;
@@ -167,6 +168,7 @@ static void fill_cell(struct report_cell *c, const struct sums *s)
     c->hit_rate = ratio((double)s->hits, verdicts);
     c->late_rate = ratio((double)s->late, verdicts);
     c->miss_rate = ratio((double)s->misses, verdicts);
+    c->given_rate = ratio((double)s->given, tokens);
     c->lag = ratio(s->lag, (double)s->hits);
     c->rows_per_token = ratio((double)s->rows, tokens);
     c->rows_per_batch = ratio((double)s->rows, (double)s->submissions);

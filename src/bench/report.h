@@ -41,7 +41,8 @@ void report_header_here(struct report_header *h);
     X(hit_rate)   /* of tokens but the undrafted ones */                                                     \
     X(late_rate)                                                                                             \
     X(miss_rate)                                                                                             \
-    X(lag) /* steps, mean over hits */                                                                       \
+    X(given_rate) /* of tokens: known by the grammar, with no draft pass */                                  \
+    X(lag)        /* steps, mean over hits */                                                                \
     X(rows_per_token)                                                                                        \
     X(rows_per_batch)                                                                                        \
     X(drafts_per_token) /* passes */                                                                         \

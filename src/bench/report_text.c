@@ -62,7 +62,16 @@ static void print_name(FILE *f, const char *name)
     fprintf(f, "%*s", 16 - PD_MIN(columns, 16), "");
 }
 
-static void print_row(const struct report_cell *c, const char *first, FILE *f)
+/* Does a grammar say anything in these runs? */
+static bool has_given(const struct report *r)
+{
+    bool any = false;
+    for (int i = 0; i < r->n; i++)
+        any |= r->cells[i].given_rate > 0;
+    return any;
+}
+
+static void print_row(const struct report *r, const struct report_cell *c, const char *first, FILE *f)
 {
     print_name(f, first);
     fprintf(f, " %-7s %3d %6d %8.1f %6.2f %7.1f %7.1f %7.2f", pd_mode_name(c->point.mode), c->questions,
@@ -77,15 +86,19 @@ static void print_row(const struct report_cell *c, const char *first, FILE *f)
     else
         fprintf(f, " %5.1f %5.1f %5.1f %5.2f", 100 * c->hit_rate, 100 * c->late_rate, 100 * c->miss_rate,
                 c->lag);
+    if (has_given(r))
+        fprintf(f, " %5.1f", 100 * c->given_rate);
     fprintf(f, " %6.1f %5.1f %5.1f %6.1f\n", c->rows_per_token, 100 * c->stage_busy, 100 * c->draft_busy,
             c->machine_us);
 }
 
-static void print_titles(const char *first, FILE *f)
+static void print_titles(const struct report *r, const char *first, FILE *f)
 {
-    fprintf(f, "%-16s %-7s %3s %6s %8s %6s %7s %7s %7s %6s %6s %6s %6s %6s %5s %5s %5s %5s %6s %5s %5s %6s\n",
+    fprintf(f,
+            "%-16s %-7s %3s %6s %8s %6s %7s %7s %7s %6s %6s %6s %6s %6s %5s %5s %5s %5s%s %6s %5s %5s %6s\n",
             first, "mode", "n", "tokens", "steps", "tok/st", "p50 ms", "p99 ms", "tok/s", "x pp", "x stpp",
-            "x rnds", "x gen", "x e2e", "hit%", "late%", "miss%", "lag", "rows/t", "busy%", "drft%", "us/st");
+            "x rnds", "x gen", "x e2e", "hit%", "late%", "miss%", "lag", has_given(r) ? "  giv%" : "",
+            "rows/t", "busy%", "drft%", "us/st");
 }
 
 static bool is_main(const struct report *r, const struct bench_point *p)
@@ -117,14 +130,14 @@ static void print_sweeps(const struct report *r, FILE *f)
             continue;
         if (!titled) {
             fprintf(f, "\nother stage counts and widths (all kinds)\n");
-            print_titles("stages, width", f);
+            print_titles(r, "stages, width", f);
         }
         titled = true;
         if (c->point.width)
             snprintf(first, sizeof first, "%d, %d", c->point.stages, c->point.width);
         else
             snprintf(first, sizeof first, "%d, auto", c->point.stages);
-        print_row(c, first, f);
+        print_row(r, c, first, f);
     }
 }
 
@@ -132,7 +145,7 @@ void report_print(const struct report *r, FILE *f)
 {
     print_header(r, f);
     print_behind(r, f);
-    print_titles("kind", f);
+    print_titles(r, "kind", f);
     for (int i = 0; i < r->n; i++) {
         const char *kind = r->cells[i].kind;
         bool seen = false;
@@ -140,7 +153,7 @@ void report_print(const struct report *r, FILE *f)
             seen = !strcmp(r->cells[k].kind, kind);
         for (int k = i; k < r->n && !seen; k++)
             if (!strcmp(r->cells[k].kind, kind) && is_main(r, &r->cells[k].point))
-                print_row(&r->cells[k], kind, f);
+                print_row(r, &r->cells[k], kind, f);
     }
     fprintf(f, "(x: speed-up in decode time, first token to last, over that mode; x gen: over pp from the "
                "prompt's end on; x e2e: over pp from "

@@ -2,6 +2,7 @@
 #include "bench/workload.h"
 
 #include "bench/bench.h"
+#include "grammar/grammar.h"
 
 #include <errno.h>
 #include <stdio.h>
@@ -219,6 +220,85 @@ enum pd_status workload_parse(struct workload *w, const char *name, const char *
     return PD_OK;
 }
 
+/* ---- questions with schemas ---- */
+
+static const struct question *question_of(const struct workload *w, yyjson_val *id)
+{
+    char number[32];
+    snprintf(number, sizeof number, "%lld", (long long)yyjson_get_sint(id));
+    const char *name = yyjson_is_str(id) ? yyjson_get_str(id) : yyjson_is_int(id) ? number : "";
+    for (int i = 0; i < w->n; i++)
+        if (!strcmp(w->questions[i].id, name))
+            return &w->questions[i];
+    return NULL;
+}
+
+/* The question as a line of schemas asks it, in two ways. */
+static enum pd_status with_schema(struct workload *w, struct question out[2], yyjson_val *line,
+                                  struct pd_error *err)
+{
+    const struct question *q = question_of(w, yyjson_obj_get(line, "question_id"));
+    yyjson_val *schema = yyjson_obj_get(line, "schema"), *ask = yyjson_obj_get(line, "ask");
+    if (!q)
+        return error_set(err, PD_ERR_FORMAT, "question_id: no question has it");
+    if (!schema || (ask && !yyjson_is_str(ask)))
+        return error_set(err, PD_ERR_FORMAT, schema ? "ask: no text" : "schema: missing");
+    size_t size;
+    char *text = yyjson_val_write(schema, 0, &size), *grammar = NULL;
+    enum pd_status s = grammar_from_schema(&grammar, text, size, err);
+    free(text);
+    if (s)
+        return s;
+    const char *tail = ask ? yyjson_get_str(ask) : "";
+    const size_t room = strlen(q->turns[0]) + strlen(tail) + 3;
+    char *turn = arena_take(&w->arena, room), *id = arena_take(&w->arena, strlen(q->id) + 2);
+    snprintf(turn, room, "%s%s%s", q->turns[0], *tail ? "\n\n" : "", tail);
+    snprintf(id, strlen(q->id) + 2, "%s+", q->id);
+    const char **turns = arena_take(&w->arena, sizeof *turns);
+    turns[0] = turn;
+    out[0] = out[1] = (struct question){.turns = turns, .n_turns = 1};
+    out[0].id = q->id;
+    out[0].kind = out[0].category = "schema";
+    out[0].grammar = arena_strdup(&w->arena, grammar);
+    out[1].id = id;
+    out[1].kind = out[1].category = "free";
+    free(grammar);
+    return PD_OK;
+}
+
+enum pd_status workload_schemas_parse(struct workload *w, const char *name, const char *text, size_t size,
+                                      struct pd_error *err)
+{
+    size_t lines = 1;
+    int n = 0, number = 1, twice;
+    for (size_t i = 0; i < size; i++)
+        lines += text[i] == '\n';
+    struct question *all = arena_take(&w->arena, 2 * lines * sizeof *all);
+    for (size_t at = 0; at < size; number++) {
+        const char *line = text + at, *end = memchr(line, '\n', size - at);
+        const size_t bytes = end ? (size_t)(end - line) : size - at;
+        struct pd_error why = {0};
+        at += bytes + 1;
+        if (blank(line, bytes))
+            continue;
+        yyjson_doc *doc = yyjson_read(line, bytes, 0);
+        enum pd_status s = doc ? with_schema(w, &all[n], yyjson_doc_get_root(doc), &why)
+                               : error_set(&why, PD_ERR_FORMAT, "not JSON");
+        yyjson_doc_free(doc);
+        if (s)
+            return error_set(err, PD_ERR_FORMAT, "%s:%d: %.400s", name, number, why.text);
+        n += 2;
+    }
+    if (!n)
+        return error_set(err, PD_ERR_FORMAT, "%s: no schemas", name);
+    w->questions = all;
+    w->n = n;
+    w->n_kinds = 0;
+    if (!index_questions(w, &twice))
+        return error_set(err, PD_ERR_FORMAT, "%s: question_id '%s' comes twice", name, all[twice].id);
+    return PD_OK;
+}
+
 /* All of a file, a pipe too. NULL: *why says why not. */
 static char *read_all(FILE *f, size_t *size, int *why)
 {
@@ -242,19 +322,38 @@ static char *read_all(FILE *f, size_t *size, int *why)
     return NULL;
 }
 
-enum pd_status workload_load(struct workload *w, const char *path, struct pd_error *err)
+static enum pd_status load_text(char **text, size_t *size, const char *path, struct pd_error *err)
 {
-    *w = (struct workload){0};
-    size_t size;
     int why;
     FILE *f = fopen(path, "rb");
     if (!f)
         return error_set(err, PD_ERR_FILE, "%s: %s", path, strerror(errno));
-    char *text = read_all(f, &size, &why);
+    *text = read_all(f, size, &why);
     fclose(f);
-    if (!text)
-        return error_set(err, PD_ERR_FILE, "%s: %s", path, strerror(why));
-    enum pd_status s = workload_parse(w, path, text, size, err);
+    return *text ? PD_OK : error_set(err, PD_ERR_FILE, "%s: %s", path, strerror(why));
+}
+
+enum pd_status workload_load(struct workload *w, const char *path, struct pd_error *err)
+{
+    *w = (struct workload){0};
+    size_t size;
+    char *text;
+    enum pd_status s = load_text(&text, &size, path, err);
+    if (s)
+        return s;
+    s = workload_parse(w, path, text, size, err);
+    free(text);
+    return s;
+}
+
+enum pd_status workload_schemas(struct workload *w, const char *path, struct pd_error *err)
+{
+    size_t size;
+    char *text;
+    enum pd_status s = load_text(&text, &size, path, err);
+    if (s)
+        return s;
+    s = workload_schemas_parse(w, path, text, size, err);
     free(text);
     return s;
 }

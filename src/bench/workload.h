@@ -8,6 +8,7 @@
  * Source: Spec-Bench (Xia et al. 2024), its question.jsonl.
  *
  *     workload_load(&w, "question.jsonl", &err);
+ *     workload_schemas(&w, "schemas.jsonl", &err);                 if replies are to keep to schemas
  *     n = workload_pick(&w, 5, "mt_bench,qa", picked, &err);      picked[w.n] indices
  */
 #ifndef PD_BENCH_WORKLOAD_H
@@ -17,10 +18,11 @@
 
 struct question {
     const char *id, *kind, *category;
-    const char **turns; /* what the user says */
-    int n_turns;        /* >= 1 */
-    int kind_index;     /* into workload.kinds */
-    int turn;           /* how many of its category come before it */
+    const char **turns;  /* what the user says */
+    int n_turns;         /* >= 1 */
+    int kind_index;      /* into workload.kinds */
+    int turn;            /* how many of its category come before it */
+    const char *grammar; /* its reply's; NULL: none */
 };
 struct workload {
     struct question *questions;
@@ -34,6 +36,12 @@ struct workload {
 enum pd_status workload_load(struct workload *w, const char *path, struct pd_error *err);
 enum pd_status workload_parse(struct workload *w, const char *name, const char *text, size_t size,
                               struct pd_error *err);
+/* Only the questions that a file of JSON lines names, with "ask" behind their first turn, each twice: held to its "schema"
+ * (kind "schema"), and free ("free", with a + behind its id). {"question_id": 131, "ask": "...", "schema": {...}}. PD_ERR_FILE;
+ * PD_ERR_FORMAT names the line, and the place in the schema. */
+enum pd_status workload_schemas(struct workload *w, const char *path, struct pd_error *err);
+enum pd_status workload_schemas_parse(struct workload *w, const char *name, const char *text, size_t size,
+                                      struct pd_error *err);
 void workload_free(struct workload *w);
 /* Choose `per_kind` questions of each kind (0: all), in file order but spread over the kind's categories: the first
  * of each category, then the second. `kinds`: names with commas between, NULL for all; an empty list or a name that no question has

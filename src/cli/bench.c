@@ -13,12 +13,13 @@ enum {
     KEY_VERIFY,
     KEY_VERIFY_TOKENS,
     KEY_NO_CACHE,
-    KEY_RECORD
+    KEY_RECORD,
+    KEY_SCHEMAS
 };
 
 struct bench_args {
     struct bench_cli b;
-    const char *questions, *kinds, *record;
+    const char *questions, *schemas, *kinds, *record;
     int turns, verify, verify_tokens;
     bool full, no_cache;
 };
@@ -27,6 +28,11 @@ static const struct argp_option options[] = {
     {NULL, 0, NULL, 0, "Questions:", 3},
     {"questions", KEY_QUESTIONS, "FILE", 0, "Spec-Bench's JSON lines, or plain text, a question a line", 3},
     {"kinds", KEY_KINDS, "LIST", 0, "only these kinds (mt_bench,qa,...)", 3},
+    {"schemas", KEY_SCHEMAS, "FILE", 0,
+     "JSON lines of question_id, schema and (if wanted) ask, a text that goes behind the question: only "
+     "these "
+     "questions, each once held to its schema and once free (kinds schema, free)",
+     3},
     {"turns", KEY_TURNS, "N", 0, "turns of a conversation (1)", 3},
     {NULL, 0, NULL, 0, "Computing:", 4},
     {"target", KEY_TARGET, "HOW", 0,
@@ -79,6 +85,9 @@ static error_t parse(int key, char *arg, struct argp_state *state)
     case KEY_NO_CACHE:
         a->no_cache = true;
         return 0;
+    case KEY_SCHEMAS:
+        a->schemas = arg;
+        return 0;
     case KEY_RECORD:
         a->record = arg;
         return 0;
@@ -93,6 +102,8 @@ static const char doc[] =
     "said otherwise). All modes must give the same tokens; the exit code is 13 if they do not.\v"
     "Example:\n"
     "  pipedec bench -m big.gguf -d small.gguf --questions question.jsonl --per-kind 5 -o results\n"
+    "  pipedec bench -m big.gguf -d small.gguf --questions question.jsonl --schemas extraction.jsonl --modes "
+    "pp,best --per-kind 0\n"
     "  pipedec bench -m big.gguf -d small.gguf --questions question.jsonl --clock wall --concurrency "
     "1,4,16\n";
 
@@ -183,7 +194,9 @@ static enum pd_status bench(const struct bench_args *a, struct pd_error *err)
     s = loaded ? bench_cli_plan(&a->b, c->engine.draft ? "pp,best" : "pp", stages, &plan, err)
                : bench_cli_points(&a->b, c->engine.draft ? "pp,stpp,rounds,layer,best" : "pp", stages,
                                   &points, err);
-    if (s || (s = workload_load(&w, a->questions, err))) {
+    if (s || (s = workload_load(&w, a->questions, err)) ||
+        (a->schemas && (s = workload_schemas(&w, a->schemas, err)))) {
+        workload_free(&w);
         free(points.list);
         free(plan.points);
         return s;

@@ -148,11 +148,57 @@ static void test_clean(void **state)
     workload_free(&w);
 }
 
+/* Questions held to schemas: each twice, with what is said behind it. */
+static void test_schemas(void **state)
+{
+    static const struct {
+        const char *text, *says;
+    } bad[] = {
+        {"", "s: no schemas"},
+        {"{\"question_id\": 1, \"schema\": {}}\n{", "s:2: not JSON"},
+        {"{\"question_id\": 7, \"schema\": {}}", "s:1: question_id: no question"},
+        {"{\"question_id\": 1}", "s:1: schema: missing"},
+        {"{\"question_id\": 1, \"ask\": 5, \"schema\": {}}", "s:1: ask: no text"},
+        {"{\"question_id\": 1, \"schema\": {\"not\": {}}}", "/not"},
+        {"{\"question_id\": 1, \"schema\": {}}\n{\"question_id\": 1, \"schema\": {}}", "comes twice"},
+    };
+    static const char questions[] =
+        "{\"question_id\": 1, \"category\": \"qa\", \"turns\": [\"Who?\", \"And?\"]}\n"
+        "{\"question_id\": \"b\", \"category\": \"rag\", \"turns\": [\"Where?\"]}";
+    static const char schemas[] =
+        "{\"question_id\": \"b\", \"ask\": \"As JSON.\", \"schema\": {\"type\": \"boolean\"}}\n";
+    (void)state;
+    struct workload w = parse(questions);
+    assert_int_equal(workload_schemas_parse(&w, "s", schemas, strlen(schemas), NULL), PD_OK);
+    assert_int_equal(w.n, 2);
+    assert_int_equal(w.n_kinds, 2);
+    assert_string_equal(w.questions[0].id, "b");
+    assert_string_equal(w.questions[0].kind, "schema");
+    assert_non_null(w.questions[0].grammar);
+    assert_string_equal(w.questions[1].id, "b+");
+    assert_string_equal(w.questions[1].kind, "free");
+    assert_null(w.questions[1].grammar);
+    for (int i = 0; i < 2; i++) {
+        assert_string_equal(w.questions[i].turns[0], "Where?\n\nAs JSON.");
+        assert_int_equal(w.questions[i].n_turns, 1);
+    }
+    workload_free(&w);
+    for (size_t i = 0; i < PD_COUNT(bad); i++) {
+        struct pd_error err = {0};
+        w = parse(questions);
+        assert_int_equal(workload_schemas_parse(&w, "s", bad[i].text, strlen(bad[i].text), &err),
+                         PD_ERR_FORMAT);
+        if (!strstr(err.text, bad[i].says))
+            fail_msg("'%s' is not in '%s'", bad[i].says, err.text);
+        workload_free(&w);
+    }
+}
+
 int main(void)
 {
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(test_formats), cmocka_unit_test(test_refused), cmocka_unit_test(test_pick),
-        cmocka_unit_test(test_many),    cmocka_unit_test(test_clean),
+        cmocka_unit_test(test_many),    cmocka_unit_test(test_clean),   cmocka_unit_test(test_schemas),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
 }

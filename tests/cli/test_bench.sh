@@ -88,4 +88,25 @@ grep -q ', 2 of 8 experts a row' "$tmp/text" || fail "experts: $(cat "$tmp/text"
 # Many requests at once, computed in full: all questions have their tokens in both modes (13 if not).
 bench --concurrency 2 --requests 4 --modes pp,best --csv >"$tmp/load.csv" || fail "--concurrency: $(cat "$tmp/err")"
 grep -q '^best,3,0,2,0,4,32,' "$tmp/load.csv" || fail "--concurrency: $(cat "$tmp/load.csv")"
+
+# The same questions with a schema and without: computed in full it is the same, and the grammar gives tokens with one only.
+printf '%s\n' '{"question_id": 81, "ask": "As JSON.", "schema": {"type": "object", "properties": {"island": {"type": "string", "maxLength": 20}, "days": {"type": "integer"}}, "required": ["island", "days"]}}' >"$tmp/schemas"
+schemas() {
+    "$PIPEDEC" bench -t 1 -m "$model" -d "$model" --questions "$questions" --schemas "$tmp/schemas" --per-kind 0 -n 16 --stages 3 \
+        --modes pp,best "$@" 2>"$tmp/err"
+}
+schemas --verify-full 1 --verify-tokens 16 --out "$tmp/schemas.dir" --no-plots >"$tmp/text" || fail "--schemas: $(cat "$tmp/err")"
+grep -q ' giv% ' "$tmp/text" || fail "no column of what the grammar gives: $(cat "$tmp/text")"
+python3 - "$tmp/schemas.dir/report.json" <<'PYTHON' || fail "--schemas: $(cat "$tmp/text")"
+import json, sys
+cells = {(c["kind"], c["mode"]): c for c in json.load(open(sys.argv[1]))["cells"]}
+assert cells["schema", "best"]["given_rate"] > 0.2 and cells["free", "best"]["given_rate"] == 0
+PYTHON
+schemas --concurrency 2 --requests 4 --csv >"$tmp/load.csv" || fail "--schemas --concurrency: $(cat "$tmp/err")"
+printf '{"question_id": 81, "schema": {"not": {}}}\n' >"$tmp/not"
+refuse_all <<'CASES'
+4 | not:1: .*/not      | bench -m "$model" --questions "$questions" --schemas "$tmp/not"
+3 | nowhere            | bench -m "$model" --questions "$questions" --schemas "$tmp/nowhere"
+2 | leave --schemas out | bench -t 1 -m "$model" -d "$model" --questions "$questions" --schemas "$tmp/schemas" --record-acceptance "$tmp/none"
+CASES
 finish
