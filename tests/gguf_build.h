@@ -194,18 +194,20 @@ struct test_model_options {
     int n_layer, n_embd, n_head, n_head_kv, head_dim, n_ff; /* [4, 64, 4, 2, 16, 128] */
     int n_vocab;                                            /* [320]; at least 280 */
     int n_ctx;                                              /* [2048] positions trained for */
-    enum ggml_type type;         /* of the matrices [f32]; where a row is no multiple of its block, f16 */
-    uint64_t seed;               /* of the weights */
-    int repeat;                  /* [never] rows of a matrix repeat after so many: large models in seconds */
-    bool tied;                   /* no output.weight */
-    bool bias;                   /* q, k, v biases (llama: also attention output and ffn) */
-    bool fused;                  /* attn_qkv in place of attn_q, attn_k, attn_v: the same numbers */
-    bool output_bias;            /* qwen2 only */
-    bool rope_freqs;             /* llama only: rope_freqs.weight */
-    int n_expert;                /* [qwen3moe: 8; others: none] experts in place of the feed-forward */
-    int n_expert_used;           /* [2] */
-    int n_ff_exp;                /* [n_ff / 2] of each expert; qwen3moe only, others have n_ff */
-    bool flat_router;            /* all experts are equally good */
+    enum ggml_type type; /* of the matrices [f32]; where a row is no multiple of its block, f16 */
+    uint64_t seed;       /* of the weights */
+    int repeat;          /* [never] rows of a matrix repeat after so many: large models in seconds */
+    bool tied;           /* no output.weight */
+    bool bias;           /* q, k, v biases (llama: also attention output and ffn) */
+    bool fused;          /* attn_qkv in place of attn_q, attn_k, attn_v: the same numbers */
+    bool output_bias;    /* qwen2 only */
+    bool rope_freqs;     /* llama only: rope_freqs.weight */
+    int n_expert;        /* [qwen3moe: 8; others: none] experts in place of the feed-forward */
+    int n_expert_used;   /* [2] */
+    int n_ff_exp;        /* [n_ff / 2] of each expert; qwen3moe only, others have n_ff */
+    bool flat_router;    /* all experts are equally good */
+    bool scales; /* matrices of layers (f32, q8_0, nvfp4) are 4 times as large (an expert's 1 to 4 times),
+                                  * with a tensor that says so: the same model */
     int said_experts, said_used; /* [as it is] what the keys say */
     float yarn_factor;           /* [none] */
     int window;                  /* [6] of architectures that have windows; olmo2: [none] */
@@ -377,6 +379,49 @@ static inline void tm_put(struct test_model_writer *w, const char *name, enum gg
     w->tensors++;
 }
 
+/* Numbers of these types times 2^k, exactly. */
+static inline void tm_times(enum ggml_type type, void *data, size_t bytes, int k)
+{
+    unsigned char *at = data, *end = at + bytes;
+    for (; at < end; at += ggml_type_size(type)) {
+        if (type == GGML_TYPE_F32) {
+            float v;
+            memcpy(&v, at, sizeof v);
+            v = ldexpf(v, k);
+            memcpy(at, &v, sizeof v);
+        } else if (type == GGML_TYPE_Q8_0) {
+            ggml_fp16_t d;
+            memcpy(&d, at, sizeof d);
+            d = ggml_fp32_to_fp16(ldexpf(ggml_fp16_to_fp32(d), k));
+            memcpy(at, &d, sizeof d);
+        } else {
+            PD_ASSERT(type == GGML_TYPE_NVFP4);
+            for (int i = 0; i < 4 * k; i++) /* floats of 8 bits, three of them behind the point */
+                at[i % 4] = (unsigned char)(at[i % 4] < 8 ? 2 * at[i % 4] : at[i % 4] + 8);
+        }
+    }
+}
+
+/* "x.scale" to "x.weight": how much larger the n matrices in `data` are made. */
+static inline void tm_scales(struct test_model_writer *w, const char *name, enum ggml_type type, void *data,
+                             size_t bytes, int64_t n)
+{
+    char scale[64];
+    const char *ending = strstr(name, ".weight");
+    if (!w->o->scales || !ending || strncmp(name, "blk.", 4) != 0)
+        return;
+    float *by = mem_new((size_t)n, sizeof *by);
+    for (int64_t i = 0; i < n; i++) {
+        int k = n > 1 ? (int)(i % 3) : 2;
+        by[i] = ldexpf(1, -k);
+        tm_times(type, (char *)data + bytes / (size_t)n * (size_t)i, bytes / (size_t)n, k);
+    }
+    snprintf(scale, sizeof scale, "%.*s.scale", (int)(ending - name), name);
+    gb_tensor(&w->parts[w->next], scale, GGML_TYPE_F32, 1, (const int64_t[]){n}, by, (size_t)n * sizeof *by);
+    w->tensors++;
+    free(by);
+}
+
 /* n matrices. */
 static inline void tm_stack(struct test_model_writer *w, const char *name, int64_t ne0, int64_t ne1,
                             int64_t n)
@@ -384,6 +429,7 @@ static inline void tm_stack(struct test_model_writer *w, const char *name, int64
     enum ggml_type type;
     size_t bytes;
     void *data = tm_numbers(w->o, name, ne0, ne1 * n, 1.5f / sqrtf((float)ne0), 0, &type, &bytes);
+    tm_scales(w, name, type, data, bytes, n);
     gb_tensor(&w->parts[w->next], name, type, 3, (const int64_t[]){ne0, ne1, n}, data, bytes);
     w->next = (w->next + 1) % w->n_parts;
     w->tensors++;
@@ -396,6 +442,8 @@ static inline void tm_tensor(struct test_model_writer *w, const char *name, int6
     enum ggml_type type;
     size_t bytes;
     void *data = tm_numbers(w->o, name, ne0, ne1, scale, mean, &type, &bytes);
+    if (ne1)
+        tm_scales(w, name, type, data, bytes, 1);
     tm_put(w, name, type, ne0, ne1, data, bytes);
     free(data);
 }
@@ -418,6 +466,8 @@ static inline void tm_fused(struct test_model_writer *w, int layer, const char *
         free(data);
     }
     snprintf(name, sizeof name, "blk.%d.attn_qkv.%s", layer, kind);
+    if (ne0)
+        tm_scales(w, name, type, all.data, all.size, 1);
     tm_put(w, name, type, ne0 ? ne0 : q + 2 * kv, ne0 ? q + 2 * kv : 0, all.data, all.size);
     free(all.data);
 }

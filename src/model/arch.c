@@ -303,6 +303,29 @@ const struct gguf_tensor *arch_weight(const struct arch_params *p, const struct 
     return rows_of(all, is_q ? 0 : is_k ? q : q + kv, is_q ? q : kv, a);
 }
 
+/* "blk.0.attn_q.weight" to "blk.0.attn_q.scale". */
+static void beside(char name[64], const char *weight, const char *ending)
+{
+    const size_t stem = strlen(weight) - strlen(".weight");
+    snprintf(name, 64, "%.*s%s", (int)PD_MIN(stem, (size_t)40), weight, ending);
+}
+
+/* Those that are multiplied with as a whole, so that what comes out can be scaled. */
+static bool may_have_scale(enum arch_tensor_id id)
+{
+    return slots[id].kind > VECTOR && id != ARCH_TOKEN_EMBD && id != ARCH_ATTN_K_B && id != ARCH_ATTN_V_B;
+}
+
+const struct gguf_tensor *arch_scale(const struct gguf *g, enum arch_tensor_id id,
+                                     const struct gguf_tensor *weight)
+{
+    char name[64];
+    if (!may_have_scale(id))
+        return NULL;
+    beside(name, weight->name, ".scale");
+    return gguf_tensor(g, name);
+}
+
 /* Types a matrix may have: those that ggml can turn back into floats, so that it can multiply with them. */
 static bool usable_matrix(int type)
 {
@@ -338,6 +361,17 @@ static enum pd_status check_shape(const struct arch_params *p, const struct gguf
                      (long long)t->ne[3], (long long)d[0], (long long)d[1], (long long)d[2]);
 }
 
+static enum pd_status check_scale(const struct arch_params *p, const struct gguf *g, enum arch_tensor_id id,
+                                  const struct gguf_tensor *weight, struct pd_error *err)
+{
+    const struct gguf_tensor *t = arch_scale(g, id, weight);
+    const int64_t n = arch_tensor_of_experts(id) ? p->n_expert : 1;
+    if (!t || (t->type == GGML_TYPE_F32 && t->ne[0] == n && t->ne[1] == 1 && t->ne[2] == 1 && t->ne[3] == 1))
+        return PD_OK;
+    return error_set(err, PD_ERR_FORMAT, "%s: the tensor '%s' should hold %lld values of type f32",
+                     gguf_path(g), t->name, (long long)n);
+}
+
 static enum pd_status check_tensor(const struct arch_params *p, const struct gguf *g, enum arch_tensor_id id,
                                    int layer, struct pd_error *err)
 {
@@ -368,7 +402,7 @@ static enum pd_status check_tensor(const struct arch_params *p, const struct ggu
                          ggml_type_name((enum ggml_type)t->type),
                          vector ? "; only f32 is supported for norms and biases"
                                 : ", which cannot be multiplied with");
-    return PD_OK;
+    return check_scale(p, g, id, t, err);
 }
 
 /* Is it one of ours, in one of the model's layers? */
@@ -379,7 +413,15 @@ static bool known_name(const struct arch_params *p, const char *name)
     for (int id = 0; id < ARCH_TENSOR_COUNT; id++) {
         char expected[64];
         arch_tensor_name(expected, id, layer);
-        if (slots[id].per_layer == in_layer && strcmp(name, expected) == 0)
+        bool known = strcmp(name, expected) == 0;
+        if (!known && may_have_scale((enum arch_tensor_id)id)) {
+            char scale[64], input[64];
+            beside(scale, expected, ".scale");
+            beside(input, expected,
+                   ".input_scale"); /* for kernels that quantise activations to 4 bits; not ours */
+            known = strcmp(name, scale) == 0 || strcmp(name, input) == 0;
+        }
+        if (slots[id].per_layer == in_layer && known)
             return !in_layer || (layer >= 0 && layer < p->n_layer);
     }
     /* Frequencies that some old converters stored; they follow from the hyperparameters. */

@@ -206,6 +206,10 @@ const struct gguf_tensor *arch_tensor(const struct gguf *g, enum arch_tensor_id 
  * as a tensor of their own taken from `a`, and never a fused one itself. */
 const struct gguf_tensor *arch_weight(const struct arch_params *p, const struct gguf *g,
                                       enum arch_tensor_id id, int layer, struct arena *a);
+/* What everything that this matrix gives is multiplied by (files of NVFP4 have it): f32 [1], of a stack of experts' [n_expert];
+ * or NULL. `weight`: as arch_weight gives it. */
+const struct gguf_tensor *arch_scale(const struct gguf *g, enum arch_tensor_id id,
+                                     const struct gguf_tensor *weight);
 /* 1, 2 or 3: vectors, a matrix, a stack of them; whatever the file writes for dimensions of one element. */
 int arch_tensor_dims(enum arch_tensor_id id);
 /* Has it a part for each expert? */

@@ -195,15 +195,22 @@ struct tile_job {
     const struct run *r;
     int n;
     const struct kernel_matrix *w[4];
-    const float *bias[4];
+    const float *bias[4], *scale[4]; /* or NULL */
     float *out[4];
     int end[4]; /* tiles up to and with this matrix */
 };
 
-static void add_bias(const struct tile_job *j, int k, int from, int to)
+/* Scale and bias of outputs from .. to - 1. */
+static void finish_outputs(const struct tile_job *j, int k, int from, int to)
 {
-    for (int i = 0; i < j->r->n; i++)
-        j->r->e->ops->add(j->out[k] + (size_t)i * (size_t)j->w[k]->rows + from, j->bias[k] + from, to - from);
+    const struct ops *o = j->r->e->ops;
+    for (int i = 0; i < j->r->n && (j->scale[k] || j->bias[k]); i++) {
+        float *out = j->out[k] + (size_t)i * (size_t)j->w[k]->rows + from;
+        if (j->scale[k])
+            o->scale(out, *j->scale[k], to - from);
+        if (j->bias[k])
+            o->add(out, j->bias[k] + from, to - from);
+    }
 }
 
 static void multiply_tiles(void *user, int first, int end, int thread)
@@ -221,8 +228,7 @@ static void multiply_tiles(void *user, int first, int end, int thread)
                                               .out = j->out[k],
                                               .out_stride = (size_t)w->rows},
                        from - begin, to - begin);
-        if (j->bias[k])
-            add_bias(j, k, (from - begin) * KERNEL_TILE, PD_MIN((to - begin) * KERNEL_TILE, w->rows));
+        finish_outputs(j, k, (from - begin) * KERNEL_TILE, PD_MIN((to - begin) * KERNEL_TILE, w->rows));
     }
 }
 
@@ -231,8 +237,12 @@ static bool multiply_other(struct run *r, const struct weight *w, enum reg in, e
                            const float *bias)
 {
     r->status = backend_product(&r->m->exact, w->tensor, r->e->reg[in], r->n, r->e->reg[out], r->err);
-    for (int i = 0; !r->status && bias && i < r->n; i++)
-        r->e->ops->add(exact_row(r, out, i), bias, exact_width(r->m, out));
+    for (int i = 0; !r->status && i < r->n; i++) {
+        if (w->scale)
+            r->e->ops->scale(exact_row(r, out, i), *(const float *)w->scale->data, exact_width(r->m, out));
+        if (bias)
+            r->e->ops->add(exact_row(r, out, i), bias, exact_width(r->m, out));
+    }
     return !r->status;
 }
 
@@ -256,6 +266,7 @@ static bool exact_linear(void *self, int layer, enum reg in, const struct linear
         have[act] = true;
         j.w[j.n] = &w->packed;
         j.bias[j.n] = bias;
+        j.scale[j.n] = w->scale ? w->scale->data : NULL;
         j.out[j.n] = r->e->reg[to[i].out];
         j.end[j.n] = (j.n ? j.end[j.n - 1] : 0) + kernel_tiles(w->packed.rows);
         bytes += kernel_packed_bytes(w->packed.type, w->packed.cols, w->packed.rows);

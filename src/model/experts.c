@@ -197,9 +197,14 @@ static void multiply_experts(void *user, int first, int end, int thread)
                                               .out_rows = t->pairs + at},
                        first - begin, stop - begin);
         const int from = (first - begin) * KERNEL_TILE, to = PD_MIN((stop - begin) * KERNEL_TILE, w.rows);
-        for (int i = at; j->bias[k] && i < t->first[expert + 1]; i++)
-            j->r->e->ops->add(j->out[k] + (size_t)t->pairs[i] * (size_t)w.rows + from,
-                              j->bias[k] + (size_t)expert * (size_t)w.rows + from, to - from);
+        const float *scales = j->w[k]->scale ? j->w[k]->scale->data : NULL;
+        for (int i = at; (scales || j->bias[k]) && i < t->first[expert + 1]; i++) {
+            float *out = j->out[k] + (size_t)t->pairs[i] * (size_t)w.rows + from;
+            if (scales)
+                j->r->e->ops->scale(out, scales[expert], to - from);
+            if (j->bias[k])
+                j->r->e->ops->add(out, j->bias[k] + (size_t)expert * (size_t)w.rows + from, to - from);
+        }
     }
 }
 
@@ -228,12 +233,18 @@ static bool multiply_other(struct run *r, const struct weight *w, const float *i
     return !r->status;
 }
 
-/* Each pair's expert's own, to all its outputs. */
-static void add_biases(const struct run *r, const float *bias, size_t rows, float *out)
+/* Each pair's expert's own scale and bias, to all its outputs. */
+static void finish_experts(const struct run *r, const struct weight *w, const float *bias, float *out)
 {
     const struct routed *t = &r->e->routed;
-    for (int i = 0; bias && i < r->n * r->m->p.n_expert_used; i++)
-        r->e->ops->add(out + (size_t)i * rows, bias + (size_t)t->chosen[i] * rows, (int)rows);
+    const float *scales = w->scale ? w->scale->data : NULL;
+    const size_t rows = (size_t)w->tensor->ne[1];
+    for (int i = 0; (scales || bias) && i < r->n * r->m->p.n_expert_used; i++) {
+        if (scales)
+            r->e->ops->scale(out + (size_t)i * rows, scales[t->chosen[i]], (int)rows);
+        if (bias)
+            r->e->ops->add(out + (size_t)i * rows, bias + (size_t)t->chosen[i] * rows, (int)rows);
+    }
 }
 
 bool exact_experts(void *self, int layer, enum reg in, const struct expert_linear *to, int n)
@@ -251,7 +262,7 @@ bool exact_experts(void *self, int layer, enum reg in, const struct expert_linea
         if (!w->packed.packed) {
             if (!multiply_other(r, w, r->e->reg[in], &j, out))
                 return false;
-            add_biases(r, exact_vector(r, layer, to[i].bias), (size_t)w->tensor->ne[1], out);
+            finish_experts(r, w, exact_vector(r, layer, to[i].bias), out);
             continue;
         }
         const enum kernel_act act = kernel_act_of(w->packed.type);

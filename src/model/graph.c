@@ -188,7 +188,10 @@ static bool build_linear(void *self, int layer, enum reg in, const struct linear
     struct build *b = self;
     for (int i = 0; i < n; i++) {
         struct ggml_tensor *bias = weight(b, layer, to[i].bias);
-        struct ggml_tensor *x = ggml_mul_mat(b->g->ctx, weight(b, layer, to[i].weight), b->reg[in]);
+        const struct weight *w = model_weight(b->m, layer, to[i].weight);
+        struct ggml_tensor *x = ggml_mul_mat(b->g->ctx, w->tensor, b->reg[in]);
+        if (w->scale)
+            x = ggml_mul(b->g->ctx, x, w->scale);
         b->reg[to[i].out] = bias ? ggml_add(b->g->ctx, x, bias) : x;
     }
     return true;
@@ -388,6 +391,17 @@ static bool build_route(void *self, int layer)
     return true;
 }
 
+/* each    [n_expert]
+ * out     [1, n_expert_used, n_rows] of the rows' experts */
+static struct ggml_tensor *of_chosen(struct build *b, struct ggml_tensor *each)
+{
+    struct ggml_context *c = b->g->ctx;
+    const int64_t used = b->chosen->ne[0], n_rows = b->chosen->ne[1];
+    struct ggml_tensor *ids = ggml_reshape_1d(c, ggml_cont(c, b->chosen), used * n_rows);
+    struct ggml_tensor *column = ggml_reshape_2d(c, each, 1, each->ne[0]);
+    return ggml_reshape_3d(c, ggml_get_rows(c, column, ids), 1, used, n_rows);
+}
+
 /* in   [width, n_rows], or [width, n_expert_used, n_rows]
  * out  [rows of an expert's matrix, n_expert_used, n_rows] */
 static bool build_experts(void *self, int layer, enum reg in, const struct expert_linear *to, int n)
@@ -398,7 +412,10 @@ static bool build_experts(void *self, int layer, enum reg in, const struct exper
         x = ggml_reshape_3d(b->g->ctx, x, x->ne[0], 1, x->ne[1]);
     for (int i = 0; i < n; i++) {
         struct ggml_tensor *bias = weight(b, layer, to[i].bias);
-        struct ggml_tensor *y = ggml_mul_mat_id(b->g->ctx, weight(b, layer, to[i].weight), x, b->chosen);
+        const struct weight *w = model_weight(b->m, layer, to[i].weight);
+        struct ggml_tensor *y = ggml_mul_mat_id(b->g->ctx, w->tensor, x, b->chosen);
+        if (w->scale)
+            y = ggml_mul(b->g->ctx, y, of_chosen(b, w->scale));
         b->reg[to[i].out] = bias ? ggml_add_id(b->g->ctx, y, bias, b->chosen) : y;
     }
     return true;

@@ -20,18 +20,28 @@ struct placed { /* a tensor that this stage needs */
     bool embedding; /* read by rows, on the CPU */
 };
 
+static struct ggml_tensor *header(struct model *m, const struct gguf_tensor *t)
+{
+    struct ggml_tensor *out = ggml_new_tensor(m->weights, (enum ggml_type)t->type, t->n_dims, t->ne);
+    ggml_set_name(out, t->name);
+    PD_ASSERT(ggml_nbytes(out) == t->bytes);
+    return out;
+}
+
 static struct placed *collect(struct model *m, const struct gguf *g, struct weight *slot,
                               enum arch_tensor_id id, int layer, struct placed *next)
 {
-    const struct gguf_tensor *t = arch_weight(&m->p, g, id, layer, &m->arena);
+    const struct gguf_tensor *t = arch_weight(&m->p, g, id, layer, &m->arena), *scale;
     if (!t)
         return next;
-    slot->tensor = ggml_new_tensor(m->weights, (enum ggml_type)t->type, t->n_dims, t->ne);
-    ggml_set_name(slot->tensor, t->name);
-    PD_ASSERT(ggml_nbytes(slot->tensor) == t->bytes);
     const bool embedding = id == ARCH_TOKEN_EMBD;
-    *next = (struct placed){slot->tensor, t, arch_tensor_dims(id) == 2 && !embedding, embedding};
-    return next + 1;
+    slot->tensor = header(m, t);
+    *next++ = (struct placed){slot->tensor, t, arch_tensor_dims(id) == 2 && !embedding, embedding};
+    if ((scale = arch_scale(g, id, t))) {
+        slot->scale = header(m, scale);
+        *next++ = (struct placed){slot->scale, scale, false, false};
+    }
+    return next;
 }
 
 static const struct {
@@ -72,8 +82,11 @@ struct needs {
 static void need(struct needs *n, enum arch_tensor_id id, int layer)
 {
     const struct gguf_tensor *t = arch_weight(&n->p, n->g, id, layer, &n->arena);
-    for (size_t i = 0; t && i < gguf_tensor_count(n->g); i++)
-        n->needed[i] |= gguf_tensor_at(n->g, i)->name == t->name; /* rows of a tensor keep its name */
+    const struct gguf_tensor *scale = t ? arch_scale(n->g, id, t) : NULL;
+    for (size_t i = 0; t && i < gguf_tensor_count(n->g); i++) {
+        const char *name = gguf_tensor_at(n->g, i)->name; /* rows of a tensor keep its name */
+        n->needed[i] |= name == t->name || (scale && name == scale->name);
+    }
 }
 
 enum pd_status model_needs(bool *needed, const struct gguf *g, const struct model_options *o,
@@ -192,7 +205,7 @@ static enum pd_status upload_weights(struct model *m, const struct placed *w, co
 
 static enum pd_status load_weights(struct model *m, const struct gguf *g, struct pd_error *err)
 {
-    size_t max = ((size_t)m->o.layer_count + 1) * ARCH_TENSOR_COUNT;
+    size_t max = ((size_t)m->o.layer_count + 1) * 2 * ARCH_TENSOR_COUNT; /* with their scales */
     struct ggml_init_params params = {max * ggml_tensor_overhead(), NULL, true};
     m->weights = ggml_init(params);
     if (!m->weights)

@@ -110,6 +110,7 @@ struct graphs {
 
 struct weight {
     struct ggml_tensor *tensor;  /* in the map; NULL: the model has none */
+    struct ggml_tensor *scale;   /* f32 [1], or one for each expert: its outputs times that; NULL: none */
     struct kernel_matrix packed; /* packed.packed NULL: ggml multiplies with it. The first expert's, */
     size_t expert_bytes;         /* and from one's to the next */
 };

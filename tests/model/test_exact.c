@@ -428,6 +428,38 @@ static void test_fast(void **state)
     }
 }
 
+/* Matrices that are 2^k times as large with a tensor that takes it back: the same bits, by our kernels and as ggml's graph. */
+static void test_scales(void **state)
+{
+    (void)state;
+    static const enum ggml_type types[] = {GGML_TYPE_F32, GGML_TYPE_Q8_0, GGML_TYPE_NVFP4};
+    enum { ROWS = 9 };
+    for (size_t i = 0; i < 6 * PD_COUNT(types); i++) {
+        const enum ggml_type type = types[i / 6];
+        struct test_model_options o = {.type = type, .n_layer = 2, .n_embd = 256, .n_ff = 256};
+        o.head_dim = 64;
+        o.bias = i % 3 < 2;
+        o.fused = i % 3 == 1;
+        const char *arch = i % 3 == 2 ? "qwen3moe" : "llama";
+        static float logits[2][320 * ROWS];
+        int32_t tokens[ROWS];
+        for (int k = 0; k < ROWS; k++)
+            tokens[k] = 3 + 11 * k;
+        for (int scaled = 0; scaled < 2; scaled++) {
+            o.scales = scaled;
+            struct gguf *g = tiny(arch, &o);
+            struct chain c;
+            chain_open(&c, g, 1 + scaled,
+                       (struct model_options){.ctx = 32, .threads = 2, .no_pack = i % 6 > 2});
+            chain_feed(&c, tokens, 0, ROWS, scaled ? 4 : ROWS, logits[scaled]);
+            chain_close(&c);
+            gguf_close(g);
+        }
+        print_message("%s %s\n", arch, ggml_type_name(type));
+        same_bits(logits[1], logits[0], 320 * ROWS, ggml_type_name(type), (int)i);
+    }
+}
+
 static void test_refusals(void **state)
 {
     (void)state;
@@ -477,6 +509,7 @@ int main(void)
     model_init_process();
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(test_stop),
+        cmocka_unit_test(test_scales),
         cmocka_unit_test(test_refusals),
         cmocka_unit_test(test_fast),
         cmocka_unit_test(test_trees_tiny),
