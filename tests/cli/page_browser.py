@@ -177,6 +177,101 @@ def hostile(b):
     quiet(b, "hostile")
 
 
+SCHEMA = {"type": "object", "properties": {"river": {"type": "string", "maxLength": 12}, "long": {"type": "boolean"}}, "required": ["river", "long"]}
+
+
+def set_field(b, name, text):
+    b.js("document.querySelector(`[name=${arguments[0]}]`).value = arguments[1]", name, text)
+
+
+def schema(b):
+    """A schema in the settings: checked, sent, and kept to by the answer."""
+    ready(b, settings=SHORT)
+    b.click("#settings-open")
+    b.click("#held-fields summary")
+    for name, text, says in (("schema", "{\"type\": ", "not JSON"), ("schema", "[1]", "an object"), ("tools", "{}", "a list"), ("tools", "[{}]", "a list")):
+        set_field(b, "schema", "")
+        set_field(b, "tools", "")
+        set_field(b, name, text)
+        b.click("#settings-form button[value=ok]")
+        said = b.js("return document.getElementById(arguments[0] + '-error').textContent", name)
+        check(f"{name} {text}: is refused", says in said and b.js("return document.querySelector('#settings').open"), said)
+        check(f"{name} {text}: the field is pointed at", b.js("return document.activeElement.name") == name and b.js("return document.activeElement.getAttribute('aria-invalid')") == "true")
+    accessible(b, "settings with an error")
+    b.shot(f"{shots}/schema-settings.png")
+    set_field(b, "tools", "")
+    set_field(b, "schema", json.dumps(SCHEMA))
+    b.click("#settings-form button[value=ok]")
+    check("it is said that a schema holds", b.js("return document.querySelector('#held').textContent").startswith("Replies keep to a schema."))
+    b.type("#text", "Name a river.\n")
+    idle(b)
+    b.wait("return document.querySelector('.assistant .body pre')")
+    value = json.loads(answer_of(b))
+    check("the answer keeps to the schema", list(value) == ["river", "long"] and isinstance(value["long"], bool) and len(value["river"]) <= 12, value)
+    check("it is drawn as JSON", json.loads(b.js("return document.querySelector('.assistant .body pre').textContent")) == value)
+    b.shot(f"{shots}/schema.png")
+    accessible(b, "schema")
+    b.reload()
+    check("a reload keeps the schema", b.js("return !document.querySelector('#held').hidden && document.querySelector('.assistant .body pre') !== null"))
+    b.click("#settings-open")
+    set_field(b, "schema", '{"type": "object", "not": {}}')
+    b.click("#settings-form button[value=ok]")
+    b.type("#text", "Again.\n")
+    said = b.wait("return document.querySelector('.msg:last-child .error')?.textContent")
+    check("what the server cannot keep to is said with its place", "/not" in said, said)
+    b.click("#held-off")
+    check("one can turn it off", b.js("return document.querySelector('#held').hidden && JSON.parse(localStorage.getItem('pipedec.settings')).schema === ''"))
+    b.console() # the refused request
+
+
+CALLS = """
+const real = window.fetch;
+window.asked = [];
+window.fetch = (path, ...more) => {
+  if (!String(path).includes('chat/completions')) return real(path, ...more);
+  const body = JSON.parse(more[0].body), call = (index, id, name, args) => ({ tool_calls: [{ index, ...(id && { id, type: 'function' }), function: { ...(name && { name }), arguments: args } }] });
+  window.asked.push(body);
+  const first = body.messages.at(-1).role === 'user', deltas = first ?
+    [{ role: 'assistant', content: null }, { reasoning_content: 'Two ' }, { reasoning_content: 'cities <b>.' }, call(0, 'c1', 'weather', ''), call(0, '', '', '{"city": "Par'), call(0, '', '', 'is"}'),
+     call(1, 'c2', 'weather', '{"city": "```<img src=x onerror=window.pwned=1>"}')] : [{ role: 'assistant', content: 'It is warm in ' }, { content: 'both.' }];
+  const text = deltas.map(delta => 'data: ' + JSON.stringify({ choices: [{ delta }] }) + '\\n\\n').join('') +
+    'data: ' + JSON.stringify({ choices: [{ delta: {}, finish_reason: first ? 'tool_calls' : 'stop' }] }) + '\\n\\ndata: [DONE]\\n\\n';
+  return Promise.resolve(new Response(new Blob([text]).stream()));
+};"""
+TOOLS = [{"type": "function", "function": {"name": "weather", "parameters": {"type": "object", "properties": {"city": {"type": "string"}}}}}]
+
+
+def calls(b, name):
+    """A stream with calls of tools, as the server sends it; then their results."""
+    ready(b, settings={**SHORT, "tools": json.dumps(TOOLS)})
+    b.js(CALLS)
+    b.type("#text", "How warm is it?\n")
+    idle(b)
+    b.wait("return document.querySelectorAll('.call').length === 2")
+    check(f"{name}: tools are sent", b.js("return window.asked[0].tools") == TOOLS)
+    card = "document.querySelectorAll('.call')[arguments[0]]"
+    check(f"{name}: a call's name", b.js(f"return {card}.querySelector('.name').textContent", 0) == "Calls weather")
+    check(f"{name}: its arguments", json.loads(b.js(f"return {card}.querySelector('pre').textContent", 0)) == {"city": "Paris"})
+    check(f"{name}: hostile arguments are text", "onerror" in b.js(f"return {card}.querySelector('pre').textContent", 1))
+    check(f"{name}: thoughts", b.js("return document.querySelector('.thought p').textContent") == "Two cities <b>.")
+    safe(b, f"{name}: calls")
+    accessible(b, f"{name}: calls")
+    b.shot(f"{shots}/{name}-calls.png")
+    b.reload()
+    b.js(CALLS)
+    for i, text in enumerate(("20 degrees", "25 degrees")):
+        b.type(".call .result textarea", text)
+        b.click(".call .result + button")
+        check(f"{name}: result {i} is shown", b.js("return [...document.querySelectorAll('.msg.tool .body')].at(-1).textContent") == text)
+    idle(b)
+    b.wait("return document.querySelector('.msg:last-child .body').textContent === 'It is warm in both.'")
+    sent = b.js("return window.asked.map(a => a.messages)")
+    check(f"{name}: one request with both results", len(sent) == 1 and [m["role"] for m in sent[0]] == ["user", "assistant", "tool", "tool"], sent)
+    check(f"{name}: the calls go back", [c["id"] for c in sent[0][1]["tool_calls"]] == ["c1", "c2"] and sent[0][3] == {"role": "tool", "tool_call_id": "c2", "name": "weather", "content": "25 degrees"}, sent)
+    b.shot(f"{shots}/{name}-results.png")
+    quiet(b, f"{name}: calls")
+
+
 def open_file(b, path):
     b.call("POST", f"/element/{b.find('#open')}/value", {"text": path})
 
@@ -212,7 +307,7 @@ def replay(b):
             with open(path, "w") as f:
                 f.write(text)
             open_file(b, path)
-            words = b.wait("const w = document.querySelector('#words').textContent, n = arguments[0]; return (w.includes(n) || w.includes('busy')) && w", 20, name)
+            words = b.wait("const w = document.querySelector('#words').textContent, n = arguments[0]; return (w.includes(n) || (n !== 'none.json' && w.includes('busy'))) && w", 20, name)
             check(f"{name} is read, or refused", ("not a trace" in words) == (name == "none.json"), words)
     check("a hostile trace runs nothing", b.js("return window.pwned === undefined"))
     b.click("#now")
@@ -286,6 +381,8 @@ with Browser(1440, 900) as browser:
     accessible(browser, "light")
     stopping(browser)
     comparing(browser)
+    schema(browser)
+    calls(browser, "wide")
     hostile(browser)
     replay(browser)
     stillness(browser)
@@ -294,6 +391,8 @@ with Browser(1440, 900) as browser:
 with Browser(390, 844) as browser:
     small(browser, "phone")
     accessible(browser, "phone")
+    calls(browser, "phone")
 with Browser(1440, 900, dark=True, still=True) as browser:
     dark(browser)
+    calls(browser, "dark")
 sys.exit(1 if failures else 0)

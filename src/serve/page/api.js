@@ -43,7 +43,7 @@ export async function openEvents(path, signal) {
   return events(response);
 }
 
-/* A reply: yields { text } and { timings, finish }. */
+/* A reply: yields { text }, { thought }, { call } (its index; id and name at first, then pieces of its arguments), { finish }, { timings }. */
 export async function* complete(body, signal) {
   const response = await fetch("v1/chat/completions", { method: "POST", signal, headers: headers({ "Content-Type": "application/json" }),
     body: JSON.stringify({ ...body, stream: true, stream_options: { include_usage: true } }) });
@@ -51,6 +51,8 @@ export async function* complete(body, signal) {
   for await (const e of events(response)) {
     if (e.error) throw new Error(e.error.message);
     const choice = e.choices?.[0];
+    if (choice?.delta?.reasoning_content) yield { thought: choice.delta.reasoning_content };
+    for (const c of choice?.delta?.tool_calls ?? []) yield { call: { index: c.index, id: c.id, name: c.function?.name, arguments: c.function?.arguments ?? "" } };
     if (choice?.delta?.content) yield { text: choice.delta.content };
     if (choice?.finish_reason) yield { finish: choice.finish_reason };
     if (e.timings) yield { timings: e.timings };

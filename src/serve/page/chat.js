@@ -1,6 +1,7 @@
-/* The conversation: streaming, stop, regenerate, edit, copy. */
+/* The conversation: streaming, stop, regenerate, edit, copy; calls of tools and their results. */
 import { complete } from "./api.js";
 import { copyButton, render } from "./markdown.js";
+import { parsed } from "./settings.js";
 
 const $ = id => document.getElementById(id);
 const make = (tag, kind, text) => { const e = document.createElement(tag); if (kind) e.className = kind; if (text) e.textContent = text; return e; };
@@ -8,6 +9,10 @@ const IDEAS = ["Write a C function that reverses a singly linked list.", "Why is
 
 const words = t => `${t.predicted_n} tokens · ${t.predicted_per_second.toFixed(1)} tokens/s · first after ${(t.prompt_ms / 1000).toFixed(2)} s` +
   (t.speedup ? ` · ${t.speedup.toFixed(1)}× over plain pipeline` : "") + (t.cache_n ? ` · ${t.cache_n} prompt tokens kept` : "");
+
+const json = text => { try { return JSON.stringify(JSON.parse(text), null, 2); } catch { return text; } };
+/* Text as a block of code, whatever is in it. */
+const block = text => { const fence = "`".repeat(3 + Math.max(0, ...(text.match(/`+/g) ?? []).map(x => x.length))); return `${fence}json\n${text}\n${fence}`; };
 
 /* Says what is new to screen readers, a sentence at a time. */
 class Speaker {
@@ -56,12 +61,60 @@ export class Chat {
   }
   message(m, i) {
     const box = make("article", "msg " + m.role), body = make("div", "body"), tools = make("div", "tools");
-    box.setAttribute("aria-label", m.role === "user" ? "You" : "Answer");
+    box.setAttribute("aria-label", m.role === "user" ? "You" : m.role === "tool" ? `Result of ${m.name}` : "Answer");
     box.append(body, tools);
     body.dir = "auto";
-    if (m.role === "user") body.textContent = m.content; else render(body, m.content);
+    if (m.role === "assistant") this.fill(box, m); else body.textContent = m.content;
+    if (m.role === "tool") box.prepend(make("p", "fine", `Result of ${m.name}`));
     this.tools(tools, m, i);
+    if (m.calls && !this.running) this.answers(box, m, i);
     return box;
+  }
+  /* What an answer has so far: thoughts, text, calls of tools. */
+  fill(box, m) {
+    const body = box.querySelector(".body");
+    let thought = box.querySelector(".thought"), calls = box.querySelector(".calls");
+    if (m.thought && !thought) {
+      thought = make("details", "thought");
+      thought.append(make("summary", "", "Thoughts"), make("p"));
+      body.before(thought);
+    }
+    if (m.thought) thought.lastChild.textContent = m.thought;
+    render(body, m.json && m.content ? block(json(m.content)) : m.content);
+    if (m.calls && !calls) { calls = make("div", "calls"); body.after(calls); }
+    (m.calls ?? []).forEach((c, i) => {
+      let card = calls.children[i];
+      if (!card) {
+        card = make("div", "call");
+        card.setAttribute("role", "group");
+        card.append(make("p", "name"), make("div", "body"));
+        calls.append(card);
+      }
+      card.setAttribute("aria-label", `Call of ${c.name}`);
+      card.firstChild.textContent = `Calls ${c.name}`;
+      render(card.querySelector(".body"), block(json(c.arguments)));
+    });
+  }
+  /* Boxes for the results of the newest answer's calls. */
+  answers(box, m, at) {
+    const given = this.messages.slice(at + 1);
+    if (!given.every(r => r.role === "tool")) return;
+    m.calls.forEach((c, i) => {
+      if (given.some(r => r.id === c.id)) return;
+      const label = make("label", "result", `Result of ${c.name}`), area = make("textarea"), ok = make("button", "main", "Send result");
+      area.rows = 2;
+      ok.type = "button";
+      ok.onclick = () => { if (!this.running && area.value.trim()) this.result(m, at, { role: "tool", id: c.id, name: c.name, content: area.value }); };
+      label.append(area);
+      box.querySelector(".calls").children[i].append(label, ok);
+    });
+  }
+  result(m, at, r) {
+    this.messages.push(r);
+    const all = m.calls.every(c => this.messages.slice(at + 1).some(x => x.id === c.id));
+    this.store.touch();
+    this.draw();
+    return all ? this.reply() : undefined;
   }
   tools(to, m, i) {
     const last = i === this.messages.length - 1;
@@ -112,8 +165,14 @@ export class Chat {
   }
   request() {
     const s = this.store.settings, system = s.system.trim();
-    const messages = this.messages.filter(m => m.content).map(({ role, content }) => ({ role, content }));
-    return { ...s.sampling, messages: system ? [{ role: "system", content: system }, ...messages] : messages };
+    const messages = this.messages.filter(m => m.content || m.calls).map(m => {
+      if (m.role === "tool") return { role: m.role, tool_call_id: m.id, name: m.name, content: m.content };
+      if (!m.calls) return { role: m.role, content: m.content };
+      return { role: m.role, content: m.content || null, tool_calls: m.calls.map(c => ({ id: c.id, type: "function", function: { name: c.name, arguments: c.arguments } })) };
+    });
+    const schema = parsed(s.schema), tools = parsed(s.tools);
+    return { ...s.sampling, ...(schema && { response_format: { type: "json_schema", json_schema: { name: "reply", schema } } }), ...(tools && { tools }),
+      messages: system ? [{ role: "system", content: system }, ...messages] : messages };
   }
 
   /* ---- a reply ---- */
@@ -125,12 +184,13 @@ export class Chat {
   }
   async reply() {
     const request = this.request(), chat = this.store.current, m = { role: "assistant", content: "" }, at = this.messages.push(m) - 1;
-    const box = this.message(m, at), body = box.firstChild, talk = $("talk");
+    if (request.response_format) m.json = true;
+    const box = this.message(m, at), body = box.querySelector(".body"), talk = $("talk");
     let drawn = 0, finish = "";
     const paint = () => {
       drawn = 0;
       const down = talk.scrollHeight - talk.scrollTop - talk.clientHeight < 60;
-      render(body, m.content);
+      this.fill(box, m);
       if (down) talk.scrollTop = talk.scrollHeight;
     };
     body.classList.add("waits");
@@ -144,6 +204,17 @@ export class Chat {
     try {
       for await (const e of complete(request, running.signal)) {
         if (e.text) { m.content += e.text; this.speaker.add(e.text); drawn ||= requestAnimationFrame(paint); this.store.saveSoon(); }
+        if (e.thought) { m.thought = (m.thought ?? "") + e.thought; drawn ||= requestAnimationFrame(paint); }
+        if (e.call) {
+          const calls = m.calls ??= [], { index, id, name } = e.call;
+          while (calls.length <= Math.min(index, 127)) calls.push({ id: "", name: "", arguments: "" });
+          const c = calls[Math.min(index, 127)];
+          if (id) c.id = id;
+          if (name) { c.name = name; this.speaker.add(`Calls ${name}. `); }
+          c.arguments += e.call.arguments;
+          drawn ||= requestAnimationFrame(paint);
+          this.store.saveSoon();
+        }
         if (e.timings) m.timings = e.timings;
         if (e.finish) finish = e.finish;
       }
@@ -156,9 +227,9 @@ export class Chat {
     body.classList.remove("waits");
     paint();
     this.speaker.end();
-    if (chat === this.store.current) { this.tools(box.lastChild, m, at); if (talk.scrollHeight - talk.scrollTop - talk.clientHeight < 120) talk.scrollTop = talk.scrollHeight; }
+    if (chat === this.store.current) { this.tools(box.lastChild, m, at); if (m.calls) this.answers(box, m, at); if (talk.scrollHeight - talk.scrollTop - talk.clientHeight < 120) talk.scrollTop = talk.scrollHeight; }
     this.store.save();
     this.on.changed();
-    if (m.timings && !m.stopped && !m.error) this.on.reply(request, m.content, m.timings, finish);
+    if (m.timings && !m.stopped && !m.error && !m.calls) this.on.reply(request, m.content, m.timings, finish);
   }
 }

@@ -9,7 +9,9 @@ function write(name, value) {
   try { localStorage.setItem(name, JSON.stringify(value)); return true; } catch { return false; }
 }
 
-const isMessage = m => m && (m.role === "user" || m.role === "assistant") && typeof m.content === "string";
+const isCall = c => c && ["id", "name", "arguments"].every(k => typeof c[k] === "string");
+const isMessage = m => m && ["user", "assistant", "tool"].includes(m.role) && typeof m.content === "string" &&
+  (m.calls === undefined || (Array.isArray(m.calls) && m.calls.every(isCall)));
 const isChat = c => c && typeof c.id === "string" && Array.isArray(c.messages) && c.messages.every(isMessage);
 
 export class Store {
@@ -17,7 +19,8 @@ export class Store {
     const saved = read(CHATS, {});
     this.chats = Array.isArray(saved.chats) ? saved.chats.filter(isChat) : [];
     this.current = this.chats.find(c => c.id === saved.current) || null;
-    this.settings = { sampling: {}, system: "", theme: "", ...read(SETTINGS, {}) };
+    this.settings = { sampling: {}, system: "", theme: "", schema: "", tools: "", ...read(SETTINGS, {}) };
+    for (const name of ["schema", "tools"]) if (typeof this.settings[name] !== "string") this.settings[name] = "";
     if (!this.current) this.begin();
     addEventListener("pagehide", () => this.save());
   }
