@@ -1,12 +1,13 @@
 /* A command's engine: here, or over the ranks of an MPI job. */
 #include "cli/cli.h"
 #include "engine/engine.h"
-#include "host/mpi.h"
+#include "host/mpi_supply.h"
 #include "host/verify.h"
 
 #include <inttypes.h>
 #include <stdio.h>
 #include <stdlib.h>
+#include <string.h>
 #include <sys/sysinfo.h>
 
 static struct mpi *job; /* NULL: not under MPI */
@@ -113,15 +114,74 @@ static enum pd_status digest_part(struct mpi_digest *out, const struct cli_commo
     return status;
 }
 
+/* ---- weights for hosts that lack the file ---- */
+
+static void show_supply(void *user, const struct mpi_supply_report *r)
+{
+    const struct cli_common *c = user;
+    char how[80];
+    /* That what is in a cache is good again is no news; that a host has another model is. */
+    if (c->quiet || (!r->sent && !c->stats && strncmp(r->text, "has no ", 7) == 0 && !r->memory))
+        return;
+    cli_progress_end();
+    if (r->sent)
+        snprintf(how, sizeof how, "%.1f of its %.1f MB of weights sent in %.1f s, %.0f MB/s",
+                 (double)r->sent / 1e6, (double)r->bytes / 1e6, r->seconds,
+                 (double)r->sent / 1e6 / PD_MAX(r->seconds, 1e-3));
+    else
+        snprintf(how, sizeof how, "its %.1f MB of weights are in its cache", (double)r->bytes / 1e6);
+    fprintf(stderr, "pipedec: rank %d on host %s %s: %s\n", r->rank, mpi_host(job, r->rank), r->text, how);
+}
+
+static enum pd_status send_weights(struct cli_common *c, struct pd_error *err)
+{
+    struct gguf *g;
+    enum pd_status status = gguf_open(&g, c->engine.model, err);
+    if (status)
+        return status;
+    const struct mpi_supply_options o = {
+        .file = g, .on_progress = c->quiet ? NULL : cli_progress, .on_rank = show_supply, .user = c};
+    status = mpi_supply(job, &o, err);
+    cli_progress_end();
+    gguf_close(g);
+    return status;
+}
+
+static enum pd_status stage_tensors(void *user, const struct gguf *g, bool *wanted, struct pd_error *err)
+{
+    const struct cli_common *c = user;
+    return engine_part_needs(wanted, g, &c->engine, c->engine.stages, role_stage(mpi_rank(job) - 1), err);
+}
+
+/* The file, or what this rank needs of it; `before`: what has gone wrong so far. Until the process ends. */
+static enum pd_status get_weights(struct cli_common *c, enum pd_status before, struct pd_error *err)
+{
+    static struct store_held *held; /* and locked */
+    struct mpi_needs n = {.path = c->engine.model, .wanted = stage_tensors, .user = c};
+    enum pd_status status = before ? before : store_limit(&n.limit, err);
+    if (status) {
+        mpi_unsuppliable(job, err);
+        return status;
+    }
+    char *dir = store_dir();
+    n.dir = dir;
+    status = mpi_supplied(&held, job, &n, err);
+    if (!status && held)
+        c->engine.model = held->path;
+    free(dir);
+    return status;
+}
+
 /* A rank with a stage. The job's exit code is the first rank's. */
 static _Noreturn void serve(struct cli_common *c)
 {
     struct pd_error err = {0};
     struct engine_part *part = NULL;
-    enum pd_status status = check_job(c, &err);
-    if (!status)
-        status = engine_part_new(&part, &c->engine, c->engine.stages, role_stage(mpi_rank(job) - 1), &err);
     struct mpi_digest digest = {0};
+    enum pd_status status = get_weights(c, check_job(c, &err), &err);
+    if (status)
+        exit(mpi_end(job, status));
+    status = engine_part_new(&part, &c->engine, c->engine.stages, role_stage(mpi_rank(job) - 1), &err);
     if (!status)
         status = digest_part(&digest, c, part, &err);
     if (status) {
@@ -184,7 +244,7 @@ enum pd_status cli_engine_new(struct pd_engine **out, struct cli_common *c, stru
         serve(c);
     struct engine_hooks hooks = {
         .only_role = ROLE_DRAFTER, .make_driver = make_driver, .user = c, .wire = c->wire};
-    if (!(status = check_job(c, err)))
+    if (!(status = check_job(c, err)) && !(status = send_weights(c, err)))
         status = engine_new_with(out, &c->engine, &hooks, err);
     if (!status && c->stats)
         show_variants();

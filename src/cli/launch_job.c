@@ -108,7 +108,7 @@ static void add_hosts(const struct launch *l, const char **argv, int *n, const c
 static const char **arguments(const struct launch *l, const char *list)
 {
     static char ranks[16];
-    size_t words = 32 + (size_t)l->n_options;
+    size_t words = 40 + (size_t)l->n_options;
     for (char **a = l->command; *a; a++)
         words++;
     const char **argv = mem_new(words, sizeof *argv);
@@ -132,6 +132,13 @@ static const char **arguments(const struct launch *l, const char *list)
         argv[n++] = "-x";
         argv[n++] = exported[i];
     }
+    /* Where hosts keep the weights that they are sent, if the user says so here. */
+    static const char *const optional[] = {"PIPEDEC_CACHE", "PIPEDEC_CACHE_LIMIT"};
+    for (size_t i = 0; i < PD_COUNT(optional); i++)
+        if (getenv(optional[i])) {
+            argv[n++] = "-x";
+            argv[n++] = optional[i];
+        }
     argv[n++] = l->self;
     argv[n++] = LAUNCH_RANK;
     for (char **a = l->command; *a; a++)

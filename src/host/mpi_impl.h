@@ -11,7 +11,7 @@
 
 /* On MPI_COMM_WORLD: no communicator is duplicated, because that is a collective, which hangs where two hosts are cut
  * from each other. */
-enum { TAG_DATA = 1, TAG_CONTROL, TAG_BEAT, TAG_CARD, TAG_TABLE, TAG_MEASURE };
+enum { TAG_DATA = 1, TAG_CONTROL, TAG_BEAT, TAG_CARD, TAG_TABLE, TAG_MEASURE, TAG_ASK, TAG_ANSWER };
 
 enum { CARD_ADDRESSES = 6 };
 /* What every rank says of itself before anything else; its first 128 bytes are the same in every version. */
@@ -74,6 +74,8 @@ bool mpi_alive(void *user, struct pd_error *err); /* rank_options.alive */
 bool mpi_cancelled(void *user);
 /* With the job's secret; 0 without one. */
 uint64_t mpi_proof(const struct mpi *m, const void *data, size_t size);
+/* Until a message has gone or come. `st` may be NULL; eager: with short sleeps only. */
+enum pd_status mpi_finish(struct mpi *m, MPI_Request *r, MPI_Status *st, bool eager, struct pd_error *err);
 bool mpi_same_machine(const struct mpi *m, int a, int b);
 
 /* Open the socket for heartbeats over UDP: into own->port and own->address. */

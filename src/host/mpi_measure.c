@@ -33,21 +33,20 @@ enum {
     ORDER_DONE = -1
 };
 
-/* Until a message has gone or come. */
-static enum pd_status finish(struct mpi *m, MPI_Request *r, bool timed, struct pd_error *err)
+enum pd_status mpi_finish(struct mpi *m, MPI_Request *r, MPI_Status *st, bool eager, struct pd_error *err)
 {
     const int64_t begin = link_clock();
     int64_t asked = begin;
     for (int done = 0;;) {
         if (watch_lock(m)) {
-            MPI_Test(r, &done, MPI_STATUS_IGNORE);
+            MPI_Test(r, &done, st ? st : MPI_STATUS_IGNORE);
             pthread_mutex_unlock(&m->lock);
         }
         if (done)
             return PD_OK;
         const int64_t now = link_clock();
         if (now - begin > SPIN_NS)
-            nanosleep(&(struct timespec){.tv_nsec = timed ? NAP_NS : LONG_NAP_NS}, NULL);
+            nanosleep(&(struct timespec){.tv_nsec = eager ? NAP_NS : LONG_NAP_NS}, NULL);
         if (now - asked > ALIVE_NS) {
             asked = now;
             if (!mpi_alive(m, err))
@@ -64,7 +63,7 @@ static enum pd_status give(struct mpi *m, int to, void *data, size_t size, struc
             return err->status;
     MPI_Isend(data, (int)size, MPI_BYTE, to, TAG_MEASURE, MPI_COMM_WORLD, &r);
     pthread_mutex_unlock(&m->lock);
-    return finish(m, &r, true, err);
+    return mpi_finish(m, &r, NULL, true, err);
 }
 
 static enum pd_status take(struct mpi *m, int from, void *data, size_t size, bool timed, struct pd_error *err)
@@ -75,7 +74,7 @@ static enum pd_status take(struct mpi *m, int from, void *data, size_t size, boo
             return err->status;
     MPI_Irecv(data, (int)size, MPI_BYTE, from, TAG_MEASURE, MPI_COMM_WORLD, &r);
     pthread_mutex_unlock(&m->lock);
-    return finish(m, &r, timed, err);
+    return mpi_finish(m, &r, NULL, timed, err);
 }
 
 /* ---- collecting ---- */

@@ -15,7 +15,7 @@
 
 #include "role/role.h"
 
-enum { WIRE_VERSION = 6, WIRE_HEADER_BYTES = 36, WIRE_ROW_BYTES = 20, WIRE_Q8_BLOCK = 32 };
+enum { WIRE_VERSION = 7, WIRE_HEADER_BYTES = 36, WIRE_ROW_BYTES = 20, WIRE_Q8_BLOCK = 32 };
 
 /* How hidden states travel. Only f32 keeps the output's bits; decoding gives f32 always. */
 enum wire_hidden { WIRE_F32, WIRE_F16, WIRE_Q8, WIRE_HIDDEN_COUNT };
