@@ -1,13 +1,11 @@
 /* A command's engine: here, or over the ranks of an MPI job. */
-#include "cli/cli.h"
+#include "cli/weights.h"
 #include "engine/engine.h"
-#include "host/mpi_supply.h"
 #include "host/verify.h"
 
 #include <inttypes.h>
 #include <stdio.h>
 #include <stdlib.h>
-#include <string.h>
 #include <sys/sysinfo.h>
 
 static struct mpi *job; /* NULL: not under MPI */
@@ -116,33 +114,14 @@ static enum pd_status digest_part(struct mpi_digest *out, const struct cli_commo
 
 /* ---- weights for hosts that lack the file ---- */
 
-static void show_supply(void *user, const struct mpi_supply_report *r)
-{
-    const struct cli_common *c = user;
-    char how[80];
-    /* That what is in a cache is good again is no news; that a host has another model is. */
-    if (c->quiet || (!r->sent && !c->stats && strncmp(r->text, "has no ", 7) == 0 && !r->memory))
-        return;
-    cli_progress_end();
-    if (r->sent)
-        snprintf(how, sizeof how, "%.1f of its %.1f MB of weights sent in %.1f s, %.0f MB/s",
-                 (double)r->sent / 1e6, (double)r->bytes / 1e6, r->seconds,
-                 (double)r->sent / 1e6 / PD_MAX(r->seconds, 1e-3));
-    else
-        snprintf(how, sizeof how, "its %.1f MB of weights are in its cache", (double)r->bytes / 1e6);
-    fprintf(stderr, "pipedec: rank %d on host %s %s: %s\n", r->rank, mpi_host(job, r->rank), r->text, how);
-}
-
-static enum pd_status send_weights(struct cli_common *c, struct pd_error *err)
+static enum pd_status send_weights(const struct cli_common *c, struct pd_error *err)
 {
     struct gguf *g;
     enum pd_status status = gguf_open(&g, c->engine.model, err);
     if (status)
         return status;
-    const struct mpi_supply_options o = {
-        .file = g, .on_progress = c->quiet ? NULL : cli_progress, .on_rank = show_supply, .user = c};
-    status = mpi_supply(job, &o, err);
-    cli_progress_end();
+    const struct weights_options o = {.job = job, .quiet = c->quiet, .stats = c->stats};
+    status = weights_send(&o, g, err);
     gguf_close(g);
     return status;
 }
@@ -153,23 +132,15 @@ static enum pd_status stage_tensors(void *user, const struct gguf *g, bool *want
     return engine_part_needs(wanted, g, &c->engine, c->engine.stages, role_stage(mpi_rank(job) - 1), err);
 }
 
-/* The file, or what this rank needs of it; `before`: what has gone wrong so far. Until the process ends. */
+/* The file, or what this rank needs of it; `before`: what has gone wrong so far. */
 static enum pd_status get_weights(struct cli_common *c, enum pd_status before, struct pd_error *err)
 {
-    static struct store_held *held; /* and locked */
-    struct mpi_needs n = {.path = c->engine.model, .wanted = stage_tensors, .user = c};
-    enum pd_status status = before ? before : store_limit(&n.limit, err);
-    if (status) {
+    const struct weights_options o = {.job = job, .wanted = stage_tensors, .user = c};
+    if (before) {
         mpi_unsuppliable(job, err);
-        return status;
+        return before;
     }
-    char *dir = store_dir();
-    n.dir = dir;
-    status = mpi_supplied(&held, job, &n, err);
-    if (!status && held)
-        c->engine.model = held->path;
-    free(dir);
-    return status;
+    return weights_get(&o, &c->engine.model, err);
 }
 
 /* A rank with a stage. The job's exit code is the first rank's. */

@@ -15,12 +15,15 @@ struct doctor_args {
     bool json;
     struct hosts hosts;
     struct probe *probe; /* [hosts.n] */
-    char (*wrong)[200];  /* [hosts.n] what is wrong, and what to do; "": nothing */
+    char (*wrong)[300];  /* [hosts.n] what is wrong, and what to do; "": nothing */
+    char (*note)[300];   /* [hosts.n] what will be done about it; "": nothing */
+    uint64_t digest;     /* the first host's target; 0: none */
+    double model_gb;
 };
 
 static const struct argp_option options[] = {
     {"hosts", KEY_HOSTS, "FILE", 0, "the hosts of FILE (mpirun's hostfile); this machine is the first", 1},
-    {"model", 'm', "FILE", 0, "is this target there, and the same everywhere?", 1},
+    {"model", 'm', "FILE", 0, "the target: where is it, and where will it be sent?", 1},
     {"draft", 'd', "FILE", 0, "the draft; only the first host needs it", 1},
     {"agent", KEY_AGENT, "PROGRAM", 0, "instead of ssh", 1},
     {"program", KEY_PROGRAM, "PATH", 0, "pipedec on the hosts (this program's own path)", 1},
@@ -71,8 +74,21 @@ static error_t parse(int key, char *arg, struct argp_state *state)
 
 /* ---- asking ---- */
 
+/* Of the first host's file. */
+static void look_at_model(struct doctor_args *a)
+{
+    struct gguf *g;
+    struct pd_error err;
+    if (!a->target || gguf_open(&g, a->target, &err))
+        return;
+    a->digest = gguf_digest(g);
+    a->model_gb = (double)gguf_file_bytes(g) / 1e9;
+    gguf_close(g);
+}
+
 static void ask(struct doctor_args *a)
 {
+    look_at_model(a);
     char self[4096], *names = a->hosts.n <= PROBE_REACH ? hosts_names(&a->hosts, "") : NULL;
     ssize_t n = readlink("/proc/self/exe", self, sizeof self - 1);
     self[n > 0 ? n : 0] = 0;
@@ -81,6 +97,7 @@ static void ask(struct doctor_args *a)
                                     .program = a->program ? a->program : self,
                                     .target = a->target,
                                     .draft = a->draft,
+                                    .digest = a->digest,
                                     .reach = names,
                                     .timeout_ms = 15000};
     for (int i = 0; i < a->hosts.n; i++) {
@@ -103,13 +120,34 @@ PD_PRINTF(3, 4) static void say(struct doctor_args *a, int i, const char *fmt, .
     va_end(args);
 }
 
+/* A host that lacks the model is sent its layers. How many they will be the plan says; here, an even share. */
+static void judge_weights(struct doctor_args *a, int i)
+{
+    const struct probe *p = &a->probe[i];
+    const double share = a->model_gb / a->hosts.n;
+    const char *why = p->target[0] ? "another model than on the first host" : "not there";
+    if (p->kept_gb + p->room_gb < share && p->memory_gb < 2 * share)
+        say(a, i,
+            "%s is %s, and there is no room to keep its weights: an even share is %.1f MB, %.1f MB are free",
+            a->target, why, share * 1e3, p->room_gb * 1e3);
+    else if (p->kept_gb > 0)
+        snprintf(a->note[i], sizeof a->note[i],
+                 "%s is %s: %.1f MB of it are in the cache, what is missing will be sent", a->target, why,
+                 p->kept_gb * 1e3);
+    else
+        snprintf(a->note[i], sizeof a->note[i],
+                 "%s is %s: its layers will be sent at the first start, %.1f MB if the share is even (%.1f "
+                 "GB are free)",
+                 a->target, why, share * 1e3, p->room_gb);
+}
+
 static void judge_models(struct doctor_args *a, int i)
 {
     const struct probe *p = &a->probe[i], *first = &a->probe[0];
-    if (a->target && !p->target[0])
-        say(a, i, "%s is not there or is no model: copy it from the first host", a->target);
+    if (a->target && !first->target[0] && i == 0)
+        say(a, i, "%s is not there or is no model", a->target);
     else if (a->target && first->target[0] && strcmp(p->target, first->target) != 0)
-        say(a, i, "%s is another model than on the first host: copy that one", a->target);
+        judge_weights(a, i);
     if (a->draft && i == 0 && !p->draft[0])
         say(a, i, "%s is not there or is no model", a->draft);
 }
@@ -202,6 +240,8 @@ static void print_host(const struct doctor_args *a, int i)
            p->state == PROBE_OK ? p->kernels : "-", trip);
     if (a->wrong[i][0])
         printf("%s  %s: %s%s\n", color ? "\033[31m" : "", p->host, a->wrong[i], color ? "\033[0m" : "");
+    else if (a->note[i][0])
+        printf("  %s: %s\n", p->host, a->note[i]);
 }
 
 static void print_text(const struct doctor_args *a)
@@ -225,6 +265,7 @@ static void json_host(yyjson_mut_doc *d, yyjson_mut_val *list, const struct doct
     yyjson_mut_obj_add_str(d, o, "host", p->host);
     yyjson_mut_obj_add_bool(d, o, "answers", p->state != PROBE_SILENT);
     yyjson_mut_obj_add_str(d, o, "wrong", a->wrong[i]);
+    yyjson_mut_obj_add_str(d, o, "note", a->note[i]);
     if (p->state != PROBE_OK)
         return;
     yyjson_mut_obj_add_str(d, o, "version", p->version);
@@ -233,6 +274,8 @@ static void json_host(yyjson_mut_doc *d, yyjson_mut_val *list, const struct doct
     yyjson_mut_obj_add_str(d, o, "target", p->target);
     yyjson_mut_obj_add_str(d, o, "draft", p->draft);
     yyjson_mut_obj_add_real(d, o, "memory_gb", p->memory_gb);
+    yyjson_mut_obj_add_real(d, o, "weights_kept_gb", p->kept_gb);
+    yyjson_mut_obj_add_real(d, o, "weights_room_gb", p->room_gb);
     yyjson_mut_obj_add_int(d, o, "cores", p->cores);
     yyjson_mut_obj_add_str(d, o, "kernels", p->kernels);
     yyjson_mut_obj_add_str(d, o, "networks", p->networks);
@@ -265,6 +308,7 @@ static int doctor(struct doctor_args *a)
     int wrong = 0;
     a->probe = mem_new((size_t)PD_MAX(a->hosts.n, 1), sizeof *a->probe);
     a->wrong = mem_new((size_t)PD_MAX(a->hosts.n, 1), sizeof *a->wrong);
+    a->note = mem_new((size_t)PD_MAX(a->hosts.n, 1), sizeof *a->note);
     ask(a);
     for (int i = 0; i < a->hosts.n; i++) {
         judge(a, i);
@@ -276,6 +320,7 @@ static int doctor(struct doctor_args *a)
         print_text(a);
     free(a->probe);
     free(a->wrong);
+    free(a->note);
     if (fflush(stdout) || ferror(stdout))
         return cli_fail_with(PD_ERR_FILE, "cannot write to standard output");
     return wrong ? PD_ERR_PEER : PD_OK;

@@ -1,6 +1,7 @@
 /* Asking hosts, and the answer: pipedec facts. */
 #include "cli/probe.h"
 #include "compute/measure.h"
+#include "gguf/store.h"
 
 #include <arpa/inet.h>
 #include <errno.h>
@@ -73,6 +74,8 @@ static char *command_of(const struct probe_options *o)
         fputs(" -d", f);
         quote(f, o->draft);
     }
+    if (o->digest)
+        fprintf(f, " -k %016" PRIx64, o->digest);
     if (o->reach) {
         fputs(" -r", f);
         quote(f, o->reach);
@@ -168,6 +171,8 @@ static void read_answer(struct probe *p, const char *text, size_t size)
         p->mpi = yyjson_get_bool(yyjson_obj_get(o, "mpi"));
         p->cores = (int)yyjson_get_int(yyjson_obj_get(o, "cores"));
         p->memory_gb = yyjson_get_num(yyjson_obj_get(o, "memory_gb"));
+        p->kept_gb = yyjson_get_num(yyjson_obj_get(o, "kept_gb"));
+        p->room_gb = yyjson_get_num(yyjson_obj_get(o, "room_gb"));
     }
     yyjson_doc_free(d);
 }
@@ -240,12 +245,14 @@ void probe_all(struct probe *list, int n, const struct probe_options *o, bool (*
 /* ---- answering ---- */
 
 struct facts_args {
-    const char *target, *draft, *reach;
+    const char *target, *draft, *reach, *kept;
 };
-static const struct argp_option options[] = {{"model", 'm', "FILE", 0, "a target", 1},
-                                             {"draft", 'd', "FILE", 0, "a draft", 1},
-                                             {"reach", 'r', "A,B,...", 0, "hosts to try", 1},
-                                             {0}};
+static const struct argp_option options[] = {
+    {"model", 'm', "FILE", 0, "a target", 1},
+    {"draft", 'd', "FILE", 0, "a draft", 1},
+    {"kept", 'k', "DIGEST", 0, "what the cache has of that model", 1},
+    {"reach", 'r', "A,B,...", 0, "hosts to try", 1},
+    {0}};
 
 static error_t parse(int key, char *arg, struct argp_state *state)
 {
@@ -254,6 +261,8 @@ static error_t parse(int key, char *arg, struct argp_state *state)
         a->target = arg;
     else if (key == 'd')
         a->draft = arg;
+    else if (key == 'k')
+        a->kept = arg;
     else if (key == 'r')
         a->reach = arg;
     else
@@ -271,6 +280,17 @@ static void add_digest(yyjson_mut_doc *d, yyjson_mut_val *o, const char *key, co
     snprintf(digest, sizeof digest, "%016" PRIx64, gguf_digest(g));
     yyjson_mut_obj_add_strcpy(d, o, key, digest);
     gguf_close(g);
+}
+
+static void add_kept(yyjson_mut_doc *d, yyjson_mut_val *o, const char *digest)
+{
+    uint64_t kept = 0, room = 0;
+    char *dir = store_dir();
+    if (digest)
+        store_look(dir, strtoull(digest, NULL, 16), &kept, &room);
+    free(dir);
+    yyjson_mut_obj_add_real(d, o, "kept_gb", (double)kept / 1e9);
+    yyjson_mut_obj_add_real(d, o, "room_gb", (double)room / 1e9);
 }
 
 /* Networks of the interfaces that are up: "10.0.0.0/24 192.168.1.0/24". */
@@ -372,6 +392,7 @@ int cmd_facts(int argc, char **argv)
 #endif
     add_digest(d, o, "target", a.target);
     add_digest(d, o, "draft", a.draft);
+    add_kept(d, o, a.kept);
     add_networks(d, o);
     add_reach(d, o, a.reach);
     char *text = yyjson_mut_write(d, 0, NULL);

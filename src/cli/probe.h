@@ -15,6 +15,7 @@ struct probe_options {
     const char *agent;          /* "ssh", with words of its own perhaps */
     const char *program;        /* pipedec's path on the hosts */
     const char *target, *draft; /* their paths; NULL: not asked */
+    uint64_t digest;            /* of the target: what is kept of it there; 0: not asked */
     const char *reach;          /* "A,B,...": names that each host is to try; NULL: none */
     int timeout_ms;             /* 0: 8 s */
 };
@@ -31,7 +32,8 @@ struct probe {
     bool mpi;
     int cores;
     double memory_gb;
-    double trip_ms; /* from asking to the answer, the program's start included */
+    double kept_gb, room_gb; /* of the target's weights in the cache; free there */
+    double trip_ms;          /* from asking to the answer, the program's start included */
 };
 /* A handler of signals may end it early: `stop` is asked; may be NULL. */
 void probe_all(struct probe *list, int n, const struct probe_options *o, bool (*stop)(void));

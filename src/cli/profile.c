@@ -1,6 +1,7 @@
 /* pipedec profile: what the machines of a cluster take for a model, and the links between them; by mpirun if there are
  * several, with a rank a host. The file is a device profile that names its hosts (profile/cluster.h). */
 #include "cli/launch.h"
+#include "cli/weights.h"
 #include "compute/measure.h"
 #include "host/mpi_measure.h"
 
@@ -18,7 +19,8 @@ struct profile_args {
     const char *option[LAUNCH_WORDS]; /* for mpirun */
     int n_options;
     bool quiet;
-    struct mpi *job; /* NULL: this machine alone */
+    struct mpi *job;         /* NULL: this machine alone */
+    struct pd_error trouble; /* of a rank that cannot measure: to be told to the first */
     struct cluster *cluster;
 };
 
@@ -178,6 +180,8 @@ static enum pd_status measure_here(void *user, void *out, struct pd_error *err)
     struct profile_args *a = user;
     struct cluster_host *h = out;
     *h = (struct cluster_host){0};
+    if (a->trouble.status)
+        return error_set(err, a->trouble.status, "%s", a->trouble.text);
     return measure_host(h, &a->measure, err);
 }
 
@@ -268,8 +272,13 @@ static enum pd_status open_models(struct profile_args *a, struct pd_error *err)
     struct arena arena = {0};
     struct model_info info;
     enum pd_status status = gguf_open(&a->measure.target, a->target, err);
-    if (!status && a->draft)
-        status = gguf_open(&a->measure.draft, a->draft, err);
+    if (!status && a->draft) {
+        /* A plan has the draft on the first host; others are timed too where they have it. */
+        struct pd_error ignored;
+        const bool first = cli_is_first_rank();
+        enum pd_status draft = gguf_open(&a->measure.draft, a->draft, first ? err : &ignored);
+        status = first ? draft : PD_OK;
+    }
     if (!status && !(status = model_describe(&info, a->measure.target, &arena, err))) {
         a->cluster->n_layer = info.n_layer;
         a->cluster->n_embd = info.n_embd;
@@ -280,18 +289,43 @@ static enum pd_status open_models(struct profile_args *a, struct pd_error *err)
     return status;
 }
 
-static enum pd_status profile(struct profile_args *a, struct pd_error *err)
+static enum pd_status measured_tensors(void *user, const struct gguf *g, bool *wanted, struct pd_error *err)
 {
-    enum pd_status status = open_models(a, err);
+    (void)user;
+    return measure_needs(wanted, g, err);
+}
+
+/* The models, on a host without the target's file what is measured of it. */
+static enum pd_status open_everywhere(struct profile_args *a, struct pd_error *err)
+{
+    const struct weights_options o = {.job = a->job, .quiet = a->quiet, .wanted = measured_tensors};
+    enum pd_status status = mpi_rank(a->job) ? weights_get(&o, &a->target, err) : open_models(a, err);
+    if (!status && mpi_rank(a->job))
+        open_models(a, &a->trouble);
+    return status || mpi_rank(a->job) ? status : weights_send(&o, a->measure.target, err);
+}
+
+static enum pd_status measure_job(struct profile_args *a, struct pd_error *err)
+{
+    enum pd_status status = mpi_start(&a->job, err);
     if (status)
         return status;
-    if (cli_check_ranks() >= 0)
-        cli_check_passed(&(struct cli_common){0});
-    if (!mpi_launched()) {
-        status = measure_alone(a, err);
-    } else if (!(status = mpi_start(&a->job, err))) {
-        cli_sign_joined();
-        status = measure_ranks(a, err);
+    cli_sign_joined();
+    status = open_everywhere(a, err);
+    return status ? status : measure_ranks(a, err);
+}
+
+static enum pd_status profile(struct profile_args *a, struct pd_error *err)
+{
+    enum pd_status status;
+    if (mpi_launched()) {
+        status = measure_job(a, err);
+    } else {
+        status = open_models(a, err);
+        if (!status && cli_check_ranks() >= 0)
+            cli_check_passed(&(struct cli_common){0});
+        if (!status)
+            status = measure_alone(a, err);
     }
     cli_progress_end();
     return status || !cli_is_first_rank() ? status : write_file(a, err);

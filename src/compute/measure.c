@@ -141,6 +141,30 @@ static int choose_layers(const struct model_info *info, int *first, double *weig
     return n;
 }
 
+static struct model_options head_options(const struct model_info *info)
+{
+    return (struct model_options){
+        .layer_first = info->n_layer - 1, .layer_count = 1, .head = true, .ctx = CONTEXT};
+}
+
+enum pd_status measure_needs(bool *needed, const struct gguf *target, struct pd_error *err)
+{
+    struct arena arena = {0};
+    struct model_info info;
+    enum pd_status status = model_describe(&info, target, &arena, err);
+    if (!status) {
+        const struct model_options head = head_options(&info);
+        struct model_options layers = {0};
+        double weight;
+        layers.layer_count = choose_layers(&info, &layers.layer_first, &weight);
+        status = model_needs(needed, target, &layers, err);
+        if (!status)
+            status = model_needs(needed, target, &head, err);
+    }
+    arena_free(&arena);
+    return status;
+}
+
 static enum pd_status measure_layers(struct cluster_host *out, const struct measure_options *o, int threads,
                                      const struct model_info *info, struct pd_error *err)
 {
@@ -169,9 +193,9 @@ static enum pd_status measure_layers(struct cluster_host *out, const struct meas
 static enum pd_status measure_head(struct cluster_host *out, const struct measure_options *o, int threads,
                                    const struct model_info *info, struct pd_error *err)
 {
-    struct model_options mo = {
-        .layer_first = info->n_layer - 1, .layer_count = 1, .head = true, .threads = threads, .ctx = CONTEXT};
+    struct model_options mo = head_options(info);
     struct subject s = {.what = "head", .run = run_head, .n_embd = info->n_embd};
+    mo.threads = threads;
     enum pd_status status = model_load(&s.model, o->target, &mo, err);
     s.hidden = mem_new((size_t)ROWS_MAX * (size_t)info->n_embd, sizeof *s.hidden);
     s.logits = mem_try((size_t)ROWS_MAX * (size_t)info->n_vocab, sizeof *s.logits);

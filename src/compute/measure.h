@@ -26,6 +26,8 @@ struct measure_options {
 enum pd_status measure_host(struct cluster_host *out, const struct measure_options *o, struct pd_error *err);
 /* Hidden states to measure with: no two rows are alike, so that each chooses experts of its own, as rows of texts do. */
 void measure_states(float *x, size_t n);
+/* needed[index] becomes true for the target's tensors that measure_host reads. Errors: model_describe's. */
+enum pd_status measure_needs(bool *needed, const struct gguf *target, struct pd_error *err);
 /* Memory that this machine can give, and its processors; without measuring. */
 void measure_quick(struct cluster_host *out);
 

@@ -73,6 +73,10 @@ struct store_held {
 enum pd_status store_get(struct store_held **out, const struct store_options *o, struct pd_error *err);
 void store_free(struct store_held *h);
 
+/* Bytes of the disk that are taken by what the folder keeps of the model with that gguf_digest, and bytes that are free
+ * there (or where it would be made). For people: nothing is checked. */
+void store_look(const char *dir, uint64_t digest, uint64_t *kept, uint64_t *room);
+
 /* The folder to use: $PIPEDEC_CACHE, else pipedec/weights in $XDG_CACHE_HOME or ~/.cache. malloc'ed. */
 char *store_dir(void);
 /* $PIPEDEC_CACHE_LIMIT in GB as bytes; 0: not given. PD_ERR_USAGE if it is no number. */

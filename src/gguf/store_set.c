@@ -4,6 +4,7 @@
 #include <dirent.h>
 #include <errno.h>
 #include <fcntl.h>
+#include <inttypes.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
@@ -475,6 +476,25 @@ static int list_sets(const char *dir, struct old_set *list, int max)
     if (d)
         closedir(d);
     return n;
+}
+
+void store_look(const char *dir, uint64_t digest, uint64_t *kept, uint64_t *room)
+{
+    enum { MAX = 1024 };
+    struct old_set *list = mem_new(MAX, sizeof *list);
+    char entry[24], *path = mem_strdup(dir);
+    uint64_t all;
+    const int n = list_sets(dir, list, MAX);
+    snprintf(entry, sizeof entry, "/%016" PRIx64 "/", digest);
+    *kept = *room = 0;
+    for (int i = 0; i < n; i++) {
+        *kept += strstr(list[i].path, entry) ? list[i].bytes : 0;
+        free(list[i].path);
+    }
+    free(list);
+    while (!store_room(path, room, &all) && strrchr(path, '/') > path)
+        *strrchr(path, '/') = 0;
+    free(path);
 }
 
 void store_evict(const char *dir, uint64_t limit, uint64_t room)

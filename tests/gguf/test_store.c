@@ -251,6 +251,16 @@ static void test_once(void **state)
     assert_in_range(disk_bytes(), 2 * BYTES, 2 * BYTES + 100000); /* its own tensors only */
     assert_int_equal(got(0x6, NULL, NULL), 0);
     assert_int_equal(got(0x2, NULL, NULL), 0); /* fewer */
+    struct origin o;
+    uint64_t kept, room;
+    origin_open(&o, model, 7);
+    store_look(cache, o.source.card.digest, &kept, &room);
+    assert_in_range(kept, 2 * BYTES, 2 * BYTES + 100000);
+    assert_true(room > 0);
+    store_look("/tmp/not/there", o.source.card.digest, &kept, &room);
+    assert_int_equal(kept, 0);
+    assert_true(room > 0);
+    gguf_close(o.g);
 }
 
 /* Another cut: only what is missing comes, into the same set. */

@@ -409,7 +409,7 @@ static void other_versions(void **state)
     uint8_t *data = encode(&m, WIRE_F32, &size);
     data[4]++;
     assert_int_equal(wire_decode(&out, &room, data, size, &limits, &err), PD_ERR_PEER);
-    assert_non_null(strstr(err.text, "version 7, ours is 6"));
+    assert_non_null(strstr(err.text, "version 8, ours is 7"));
     data[0]++;
     assert_int_equal(wire_decode(&out, &room, data, size, &limits, &err), PD_ERR_PEER);
     free(data);
