@@ -1,5 +1,6 @@
 /* pipedec info: what a GGUF file holds, and how it would be cut into stages. Reads the header only. */
 #include "cli/cli.h"
+#include "engine/engine.h"
 #include "jinja/jinja.h"
 #include "kernel/kernel.h"
 #include "model/arch.h"
@@ -15,6 +16,8 @@
 struct info_args {
     const char *path;
     int stages; /* 0: no cut */
+    int ctx;    /* of lanes; 0: as engines have it */
+    enum pd_kv_type kv_type;
     bool json;
 };
 
@@ -39,14 +42,19 @@ struct facts {
     const char *template; /* family; "unknown": a text that is no known family's; NULL: none */
     uint64_t kv_bytes;    /* a position's K and V in all layers, f16 */
     int stages, *first;   /* [stages + 1] */
+    int ctx;              /* of a lane */
+    enum pd_kv_type kv_type;
     struct arena arena;
 };
 
-enum { KEY_STAGES = CLI_KEY_OWN, KEY_JSON };
+enum { KEY_STAGES = CLI_KEY_OWN, KEY_JSON, KEY_CTX, KEY_KV };
 enum { INFO_CTX = 4096 };
 
 static const struct argp_option options[] = {
     {"stages", KEY_STAGES, "N", 0, "show how the layers would be cut into N stages", 0},
+    {"ctx", KEY_CTX, "N", 0,
+     "with --stages: positions of a lane, a request's K/V cache (the model's, at most 4096)", 0},
+    {"kv", KEY_KV, "TYPE", 0, "with --stages: type of the lanes' numbers: f16 (default), f32, q8_0", 0},
     {"json", KEY_JSON, NULL, 0, "one JSON object instead of tables", 0},
     {0},
 };
@@ -57,6 +65,7 @@ static const char doc[] =
     "Examples:\n"
     "  pipedec info model.gguf\n"
     "  pipedec info --stages 14 model.gguf\n"
+    "  pipedec info --stages 14 --ctx 32768 --kv q8_0 model.gguf\n"
     "  pipedec info --json model.gguf | jq .layer_bytes";
 
 static error_t parse_option(int key, char *arg, struct argp_state *state)
@@ -65,6 +74,12 @@ static error_t parse_option(int key, char *arg, struct argp_state *state)
     switch (key) {
     case KEY_STAGES:
         a->stages = (int)cli_int(state, "--stages", arg, 1, 1024);
+        return 0;
+    case KEY_CTX:
+        a->ctx = (int)cli_int(state, "--ctx", arg, 1, 1 << 26);
+        return 0;
+    case KEY_KV:
+        a->kv_type = cli_kv_type(state, arg);
         return 0;
     case KEY_JSON:
         a->json = true;
@@ -114,7 +129,8 @@ static bool is_program(const char *template)
     return parsed;
 }
 
-static enum pd_status gather(struct facts *f, const struct gguf *g, int stages, struct pd_error *err)
+static enum pd_status gather(struct facts *f, const struct gguf *g, const struct info_args *a,
+                             struct pd_error *err)
 {
     enum chat_family family;
     f->g = g;
@@ -131,13 +147,15 @@ static enum pd_status gather(struct facts *f, const struct gguf *g, int stages, 
         f->template = template_detect(&family, template, NULL) == PD_OK ? template_name(family)
                       : is_program(template)                            ? "jinja"
                                                                         : "unknown";
+    f->ctx = a->ctx ? a->ctx : f->model.ctx_train > 0 ? PD_MIN(f->model.ctx_train, INFO_CTX) : INFO_CTX;
+    f->kv_type = a->kv_type;
     f->kv_bytes = 2ull * (uint64_t)f->model.n_layer * (uint64_t)f->model.n_head_kv *
                   (uint64_t)(f->model.head_dim + f->model.v_dim);
-    if (!stages)
+    if (!a->stages)
         return PD_OK;
-    f->stages = stages;
-    f->first = arena_take(&f->arena, ((size_t)stages + 1) * sizeof *f->first);
-    return model_cut(&f->model, stages, f->first, err);
+    f->stages = a->stages;
+    f->first = arena_take(&f->arena, ((size_t)a->stages + 1) * sizeof *f->first);
+    return model_cut(&f->model, a->stages, f->first, err);
 }
 
 /* What a token reads of a stage: what its time goes by. */
@@ -155,6 +173,19 @@ static uint64_t stage_bytes(const struct facts *f, int stage)
     for (int i = f->first[stage]; i < f->first[stage + 1]; i++)
         sum += f->model.layer_bytes[i];
     return sum;
+}
+
+/* K and V of one request in a stage, tree rows included; with --window-lanes or without. */
+static uint64_t lane_bytes(const struct facts *f, int stage, bool windows)
+{
+    const struct place_need n = {.target = &f->model,
+                                 .first = f->first,
+                                 .n_stages = f->stages,
+                                 .ctx = f->ctx,
+                                 .tree_rows = ENGINE_LIVE_ROWS,
+                                 .kv_type = f->kv_type,
+                                 .window_back = windows ? ENGINE_WINDOW_BACK : 0};
+    return (uint64_t)(place_bytes(&n, stage).kv + 0.5);
 }
 
 /* ---- as tables ---- */
@@ -274,15 +305,19 @@ static void print_cut(const struct facts *f)
         largest = PD_MAX(largest, stage_load(f, s));
         all += stage_load(f, s);
     }
-    printf("\n%-6s %-10s %10s %8s\n", "stage", "layers", "bytes", "load");
+    printf("\n%-6s %-10s %10s %8s %10s", "stage", "layers", "bytes", "load", "lane");
+    printf(f->model.window ? " %10s\n" : "\n", "windowed");
     for (int s = 0; s < f->stages; s++) {
         char span[32];
         snprintf(span, sizeof span, f->first[s + 1] - f->first[s] > 1 ? "%d-%d" : "%d", f->first[s],
                  f->first[s + 1] - 1);
-        printf("%-6d %-10s %10s %7.0f%%%s%s\n", s, span, human(stage_bytes(f, s), "B"),
-               100.0 * (double)stage_load(f, s) / (double)largest, s == 0 ? "  + embedding" : "",
-               s == f->stages - 1 ? "  with the head" : "");
+        printf("%-6d %-10s %10s %7.0f%% %10s", s, span, human(stage_bytes(f, s), "B"),
+               100.0 * (double)stage_load(f, s) / (double)largest, human(lane_bytes(f, s, false), "B"));
+        printf(f->model.window ? " %10s%s%s\n" : "%.0s%s%s\n", human(lane_bytes(f, s, true), "B"),
+               s == 0 ? "  + embedding" : "", s == f->stages - 1 ? "  with the head" : "");
     }
+    printf("A lane is the K/V cache of one request, here of %d positions and %d rows of a tree%s.\n", f->ctx,
+           (int)ENGINE_LIVE_ROWS, f->model.window ? "; windowed: with --window-lanes" : "");
     printf("The largest stage sets the step: %s a token, %.2f times the mean.\n", human(largest, "B"),
            (double)largest * f->stages / (double)all);
 }
@@ -390,6 +425,8 @@ static void json_lists(yyjson_mut_doc *d, yyjson_mut_val *o, const struct facts 
         yyjson_mut_obj_add_int(d, e, "layer_count", f->first[s + 1] - f->first[s]);
         yyjson_mut_obj_add_uint(d, e, "bytes", stage_bytes(f, s));
         yyjson_mut_obj_add_uint(d, e, "bytes_per_token", stage_load(f, s));
+        yyjson_mut_obj_add_uint(d, e, "lane_bytes", lane_bytes(f, s, false));
+        yyjson_mut_obj_add_uint(d, e, "window_lane_bytes", lane_bytes(f, s, true));
     }
 }
 
@@ -437,7 +474,7 @@ int cmd_info(int argc, char **argv)
     enum pd_status st = gguf_open(&g, args.path, &err);
     if (st)
         return cli_fail(&err);
-    st = gather(&facts, g, args.stages, &err);
+    st = gather(&facts, g, &args, &err);
     if (!st)
         st = report(&args, &facts, &err);
     if (!st && (fflush(stdout) || ferror(stdout)))

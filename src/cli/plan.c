@@ -223,6 +223,33 @@ static void print_table(const struct planning *p, const struct scored *s)
         printf("%-16.16s only drafts: with a stage beside, both would be slower\n", p->cluster->host[0].name);
 }
 
+static double layers_gb(const struct planning *p, const struct plan *plan, int stage)
+{
+    double bytes = 0;
+    for (int l = plan->first[stage]; l < plan->first[stage + 1]; l++)
+        bytes += (double)p->info.layer_bytes[l];
+    return bytes / 1e9;
+}
+
+static double read_gb(const struct planning *p, const struct plan *plan, int stage, double rows)
+{
+    return model_rows_bytes(&p->info, plan->first[stage], plan->first[stage + 1], rows) / 1e9;
+}
+
+/* All stages read what their rows take. */
+static void print_experts(const struct planning *p, const struct scored *s)
+{
+    const struct model_info *i = &p->info;
+    if (!i->n_expert)
+        return;
+    printf("experts: of %.2f GB in the layers a token reads %.2f",
+           layers_gb(p, &(struct plan){.first = {0, i->n_layer}}, 0),
+           model_rows_bytes(i, 0, i->n_layer, 1) / 1e9);
+    if (p->model.have_draft)
+        printf(", a step of %.1f rows some %.2f", s->rows, model_rows_bytes(i, 0, i->n_layer, s->rows) / 1e9);
+    printf("\n");
+}
+
 static void print_expected(const struct planning *p, const struct scored *s, const char *name)
 {
     printf("%s: ", name);
@@ -247,6 +274,7 @@ static void print_text(const struct planning *p)
         print_expected(p, &p->even, "an even cut over all hosts");
     else if (!p->even.plan.n)
         printf("an even cut over all hosts does not fit their memory\n");
+    print_experts(p, s);
     printf("bound by: %s\n", bound);
     if (w.machine_ms > 0)
         printf("with one more machine like %s: %.1f ms\n", p->cluster->host[w.like].name, w.machine_ms);
@@ -291,6 +319,9 @@ static void json_plan(yyjson_mut_doc *d, yyjson_mut_val *o, const struct plannin
         yyjson_mut_obj_add_int(d, e, "layer_first", s->plan.first[i]);
         yyjson_mut_obj_add_int(d, e, "layer_count", s->plan.first[i + 1] - s->plan.first[i]);
         yyjson_mut_obj_add_real(d, e, "gb", plan_stage_gb(&s->plan, &p->model, i));
+        yyjson_mut_obj_add_real(d, e, "layers_gb", layers_gb(p, &s->plan, i));
+        yyjson_mut_obj_add_real(d, e, "token_reads_gb", read_gb(p, &s->plan, i, 1));
+        yyjson_mut_obj_add_real(d, e, "step_reads_gb", read_gb(p, &s->plan, i, PD_MAX(s->rows, 1)));
         yyjson_mut_obj_add_real(d, e, "memory_gb", h->memory_gb);
         yyjson_mut_obj_add_real(d, e, "ms", plan_stage_ms(&s->plan, p->cluster, &p->model, i, rows));
         yyjson_mut_obj_add_real(d, e, "busy", s->busy[i]);

@@ -24,7 +24,7 @@ enum { MANY_HOSTS = 9 };            /* with more, fewer kinds of plans are tried
 static double kv_gb(const struct model_info *i, enum pd_kv_type type, int positions)
 {
     const double element = type == PD_KV_F32 ? 4 : type == PD_KV_Q8_0 ? 34.0 / 32 : 2;
-    return 2.0 * i->n_head_kv * i->head_dim * element * positions / 1e9;
+    return (double)i->n_head_kv * (i->head_dim + i->v_dim) * element * positions / 1e9;
 }
 
 static void describe(struct planning *p)

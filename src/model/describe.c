@@ -2,6 +2,7 @@
 #include "model/arch.h"
 #include "model/model.h"
 
+#include <math.h>
 #include <stdlib.h>
 #include <string.h>
 
@@ -105,6 +106,17 @@ double model_experts_share(const struct model_info *info)
     }
     const int rest = info->n_expert - info->n_expert_used;
     return rest > 0 && read > 0 ? idle * info->n_expert_used / rest / read : 0;
+}
+
+double model_rows_bytes(const struct model_info *info, int first, int end, double rows)
+{
+    const double part = info->n_expert ? (double)info->n_expert_used / info->n_expert : 1;
+    double bytes = 0;
+    for (int l = first; l < end; l++) {
+        const double idle = (double)(info->layer_bytes[l] - info->layer_read_bytes[l]);
+        bytes += (double)info->layer_bytes[l] - (part < 1 ? idle * pow(1 - part, rows) / (1 - part) : idle);
+    }
+    return bytes;
 }
 
 /* What layer i costs; the head goes wherever the last layer goes. */

@@ -45,6 +45,9 @@ struct model_info {
 };
 /* Of the bytes that a token reads of the layers, how much are experts': what grows with the rows of a batch. */
 double model_experts_share(const struct model_info *info);
+/* What a batch of so many rows reads of the layers from `first` to before `end`, if its rows choose experts independently:
+ * of E experts, of which a row takes k, E x (1 - (1 - k / E)^rows). */
+double model_rows_bytes(const struct model_info *info, int first, int end, double rows);
 /* Check that the file holds a model we can compute, all tensors with the right shapes; fill `info`. */
 enum pd_status model_describe(struct model_info *info, const struct gguf *g, struct arena *a,
                               struct pd_error *err);

@@ -104,5 +104,17 @@ has '"n_expert": 8'
 awk '/"bytes_per_token"/ { gsub(/[^0-9]/, ""); if (!n++) want = $0; else got += $0 }
      END { exit !(want > 0 && got == want && n == 3) }' "$tmp/out" || fail "the loads do not add up"
 
+# Lanes: what a request's K/V cache takes of each stage, at any context and type; less where windows are kept alone.
+"$PD_BUILD_DIR/cli_prog_tiny" gemma3 "$tmp/windows.gguf" || fail "no tiny model"
+"$PIPEDEC" info --stages 4 --ctx 8192 "$tmp/windows.gguf" >"$tmp/out" || fail "lanes: exit code $?"
+has '^0 +0 .* 1\.18 MB +337 kB  \+ embedding$'
+has '^A lane is .* of 8192 positions and 1024 rows of a tree; windowed: with --window-lanes\.$'
+"$PIPEDEC" info --stages 4 --ctx 8192 --kv f32 --json "$tmp/windows.gguf" >"$tmp/out" || fail "lanes, --json: exit code $?"
+has '"lane_bytes": 2359296'
+awk '/"lane_bytes"/ { gsub(/[^0-9]/, ""); all += $0 } /"window_lane_bytes"/ { gsub(/[^0-9]/, ""); some += $0 }
+     END { exit !(some > 0 && some < all / 2) }' "$tmp/out" || fail "windows save nothing"
+"$PIPEDEC" info --stages 2 "$tmp/tiny.gguf" >"$tmp/out"
+grep -q 'windowed' "$tmp/out" && fail "windows where there are none"
+
 [ $failures -eq 0 ] && echo "ok"
 exit $((failures > 0))

@@ -44,6 +44,15 @@ refuse_all <<EOF
 9 | give 2 numbers | run -m $model --layers 4,25 -n 1 -p x
 9 | give 3 numbers | run -m $model --layers 4,,26 -n 1 -p x
 EOF
+# Experts: what is read, of a token and of a step, beside what is held.
+"$PD_BUILD_DIR/cli_prog_tiny" qwen3moe "$tmp/moe.gguf" || fail "no model of experts"
+sed 's/layers = 30/layers = 4/; s/width = 576/width = 64/' "$tmp/c.ini" >"$tmp/moe.ini"
+"$PIPEDEC" plan --profile "$tmp/moe.ini" -m "$tmp/moe.gguf" -d "$tmp/moe.gguf" --ctx 512 >"$tmp/out" 2>"$tmp/err" || fail "experts: $(cat "$tmp/err")"
+grep -q '^experts: of 0.00 GB in the layers a token reads 0.00, a step of [0-9.]* rows some 0.00$' "$tmp/out" || fail "experts: $(cat "$tmp/out")"
+"$PIPEDEC" plan --profile "$tmp/moe.ini" -m "$tmp/moe.gguf" -d "$tmp/moe.gguf" --ctx 512 --json >"$tmp/json" || fail "experts, --json"
+awk '/"layers_gb"/ { sub(/.*: /, ""); all += $0 } /"token_reads_gb"/ { sub(/.*: /, ""); token += $0 }
+     /"step_reads_gb"/ { sub(/.*: /, ""); step += $0 }
+     END { exit !(token > 0 && token < 0.5 * all && step >= token && step < all) }' "$tmp/json" || fail "experts: $(cat "$tmp/json")"
 # What has too little memory is told with the numbers; another model's profile is refused.
 sed 's/memory_gb = 4/memory_gb = 0.2/' "$tmp/c.ini" >"$tmp/small.ini"
 refuse_all <<EOF

@@ -1,7 +1,8 @@
 /* needs: model text gguf kernel base */
-/* prog_speed [--quick | --smoke] [--peer PROGRAM]: what the kernels and the models reach on this machine, two threads:
+/* prog_speed [--quick | --smoke] [--peer PROGRAM] [--model FILE]: what the kernels and the models reach on this machine, two threads:
  * a JSON line a figure, medians of rounds in which the sides take turns (ours, ggml's by PD_KERNELS=ggml, and llama.cpp's
- * bench where --peer names the program that starts its tools). ./dev speed makes a table of it. */
+ * bench where --peer names the program that starts its tools). --model: of that one alone, without perplexity; for
+ * synthetic ones. ./dev speed makes a table of it. */
 #include "model/speed.h"
 #include "models.h"
 #include "text/text.h"
@@ -15,8 +16,8 @@ enum { THREADS = SPEED_THREADS, CHUNK = 64, PAST = 64, PROMPT_MAX = 512 };
 static struct {
     int rounds;
     bool smoke, quick;
-    const char *peer;
-} opt = {5, false, false, NULL};
+    const char *peer, *model;
+} opt = {5, false, false, NULL, NULL};
 
 static _Noreturn void die(const char *what, const struct pd_error *err)
 {
@@ -178,8 +179,12 @@ static double pack_again(const struct model *m)
             const struct weight *w = &m->layers[l].w[id];
             if (!w->packed.packed)
                 continue;
-            struct pack_job j = {&w->packed, w->tensor->data};
-            team_for(team, kernel_tiles(w->packed.rows), 4, pack_tiles, &j);
+            for (int64_t e = 0; e < w->tensor->ne[2]; e++) { /* experts, or the one matrix that there is */
+                struct kernel_matrix one = w->packed;
+                one.packed = (const char *)one.packed + (size_t)e * w->expert_bytes;
+                struct pack_job j = {&one, (const char *)w->tensor->data + (size_t)e * w->tensor->nb[2]};
+                team_for(team, kernel_tiles(one.rows), 4, pack_tiles, &j);
+            }
             bytes += (double)ggml_nbytes(w->tensor);
         }
     team_return(team);
@@ -458,6 +463,28 @@ static void measure_model(const char *file, const char *name)
     free(path);
 }
 
+/* The file's name without folder and ending. */
+static void measure_file(const char *path)
+{
+    char name[64];
+    const char *slash = strrchr(path, '/');
+    snprintf(name, sizeof name, "%.63s", slash ? slash + 1 : path);
+    name[strcspn(name, ".")] = '\0';
+    struct measured x = {.name = name, .path = path};
+    struct gguf *g;
+    fprintf(stderr, "speed: %s\n", name);
+    MUST(gguf_open(&g, path, &err));
+    open_ours(&x.ours, g, name);
+    side_open(&x.ggml, g, "ggml", false);
+    measure_decode(&x, opt.smoke ? 2 : 64);
+    for (int n = 64; n <= (opt.smoke ? 64 : PROMPT_MAX); n *= n == 64 ? 4 : 2)
+        measure_prefill(&x, n, opt.rounds);
+    measure_batches(&x);
+    side_close(&x.ours);
+    side_close(&x.ggml);
+    gguf_close(g);
+}
+
 int main(int argc, char **argv)
 {
     for (int i = 1; i < argc; i++) {
@@ -467,14 +494,21 @@ int main(int argc, char **argv)
             opt.smoke = opt.quick = true, opt.rounds = 1;
         else if (!strcmp(argv[i], "--peer") && i + 1 < argc)
             opt.peer = argv[++i];
+        else if (!strcmp(argv[i], "--model") && i + 1 < argc)
+            opt.model = argv[++i];
         else {
-            fprintf(stderr, "usage: %s [--quick | --smoke] [--peer PROGRAM]\n", argv[0]);
+            fprintf(stderr, "usage: %s [--quick | --smoke] [--peer PROGRAM] [--model FILE]\n", argv[0]);
             return 2;
         }
     }
-    if (opt.smoke && !test_model(MODEL_SMALL))
+    if (opt.smoke && !opt.model && !test_model(MODEL_SMALL))
         return 77;
     model_init_process();
+    if (opt.model) {
+        measure_file(opt.model);
+        team_pool_free();
+        return 0;
+    }
     const struct kernel *k;
     MUST(model_kernels(&k, &err));
     if (k)

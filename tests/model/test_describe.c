@@ -294,6 +294,13 @@ static void test_experts(void **state)
             read += info.layer_read_bytes[l];
         }
         assert_int_equal(info.read_bytes, read);
+        /* One row reads what a token reads, two rows 4.5 of the 6 experts, very many all. */
+        const double all = 3.0 * (double)info.layer_bytes[0], one = 3.0 * (double)info.layer_read_bytes[0];
+        const double dense = 2 * one - all;
+        assert_true(fabs(model_rows_bytes(&info, 0, 3, 1) / one - 1) < 1e-9);
+        assert_true(fabs(model_rows_bytes(&info, 0, 3, 2) / (dense + 0.75 * 2 * (all - one)) - 1) < 1e-9);
+        assert_true(fabs(model_rows_bytes(&info, 0, 3, 64) / all - 1) < 1e-9);
+        assert_true(fabs(model_experts_share(&info) - (all - one) / one) < 1e-9); /* half of them idle */
         arena_free(&a);
     }
 }
