@@ -1,6 +1,6 @@
 #!/bin/bash
 # Deaths under a server: the engine killed in the middle of eight streams, twice; the front killed, and started again with its
-# journal. Every text is that of an undisturbed run.
+# journal. Every text is that of an undisturbed run. Half of the requests are held to a schema: theirs is valid, too.
 . tests/cli/common.sh
 . tests/cli/serving.sh
 need_model
@@ -8,7 +8,12 @@ N=8 TOKENS=60
 
 # The engine's process: the server's child.
 engine() { pgrep -P "$server" | head -1; }
-body() { printf '{"prompt":"Story %d: Once upon a time","max_tokens":%d,"temperature":0.8,"seed":%d,"stream":%s,"ignore_eos":true}' "$1" $TOKENS "$1" "$2"; }
+schema='{"type":"array","minItems":2,"maxItems":2,"items":{"type":"object","properties":{"hero":{"type":"string","minLength":3,"maxLength":12},"age":{"type":"integer","minimum":0,"maximum":120},"alive":{"type":"boolean"}},"required":["hero","age","alive"],"additionalProperties":false}}'
+body() {
+    local more='"ignore_eos":true'
+    [ $(($1 % 2)) = 0 ] || more="\"json_schema\":$schema"
+    printf '{"prompt":"Story %d: Once upon a time","max_tokens":%d,"temperature":0.8,"seed":%d,"stream":%s,%s}' "$1" $TOKENS "$1" "$2" "$more"
+}
 text_of() {
     python3 -c '
 import json, sys
@@ -20,14 +25,21 @@ for line in sys.stdin:
         text += "".join(c["text"] for c in e.get("choices", []))
 print(text, end="")'
 }
-for ((i = 0; i < N; i++)); do
-    printf '{"prompt":"Story %d: Once upon a time","max_tokens":%d,"temperature":0.8,"seed":%d}\n' "$i" $TOKENS "$i"
-done >"$tmp/prompts"
-"$PIPEDEC" run -m "$model" --ctx 512 -t 2 --ignore-end --parallel $N --prompts "$tmp/prompts" --json 2>/dev/null |
-    python3 -c 'import json, sys
+for half in 0 1; do # the free ones, those with a schema
+    option=(--ignore-end)
+    [ $half = 0 ] || option=(--json-schema "$schema")
+    for ((i = half; i < N; i += 2)); do
+        printf '{"prompt":"Story %d: Once upon a time","max_tokens":%d,"temperature":0.8,"seed":%d}\n' "$i" $TOKENS "$i"
+    done >"$tmp/prompts"
+    "$PIPEDEC" run -m "$model" --ctx 512 -t 2 "${option[@]}" --parallel $N --prompts "$tmp/prompts" --json 2>"$tmp/err" |
+        python3 -c 'import json, sys
 for line in sys.stdin:
     r = json.loads(line)
-    open(sys.argv[1] + "/want.%d" % r["index"], "w").write(r["text"])' "$tmp"
+    open(sys.argv[1] + "/want.%d" % (2 * r["index"] + int(sys.argv[2])), "w").write(r["text"])
+    if sys.argv[2] == "1":
+        assert [list(x) for x in json.loads(r["text"])] == [["hero", "age", "alive"]] * 2, r["text"]' "$tmp" $half ||
+        fail "undisturbed: $(cat "$tmp/err")"
+done
 
 # streams_begin: N streams, each with some text at least
 streams_begin() {

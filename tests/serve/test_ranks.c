@@ -6,6 +6,9 @@ enum { STREAMS = 4, TOKENS = 40, KILLS = 2 };
 
 static const char *const prompts[STREAMS] = {"Once upon a time", "The capital of France is",
                                              "def fibonacci(n):", "In 1969 the first"};
+/* The first stream's: its place in the middle is had again from the tokens. */
+static const char list[] = "root ::= \" [\" item (\", \" item){11} \"]\"\n"
+                           "item ::= \"{\\\"name\\\": \\\"\" [a-z]{3,9} \"\\\"}\"\n";
 static struct reply plain[STREAMS], again[STREAMS];
 
 static void run_all(struct backend *b, struct reply *replies, int *count)
@@ -13,7 +16,8 @@ static void run_all(struct backend *b, struct reply *replies, int *count)
     for (int i = 0; i < STREAMS; i++) {
         struct pd_error err = {0};
         struct backend_request q = text_request(prompts[i], TOKENS);
-        q.ignore_end = true;
+        q.ignore_end = i > 0;
+        q.grammar = i > 0 ? NULL : list;
         reply_init(&replies[i], count);
         const struct backend_sink sink = reply_sink(&replies[i]);
         assert_true(backend_submit(b, &q, &sink, &err));
@@ -90,6 +94,7 @@ static void test_rank_killed(void **state)
         assert_int_equal(again[i].err.status, 0);
         assert_int_equal(again[i].n, plain[i].n);
         assert_string_equal(again[i].text, plain[i].text);
+        assert_true(i > 0 || strncmp(again[i].text, " [{\"name\": \"", 12) == 0);
     }
 }
 
