@@ -260,6 +260,30 @@ static void print_expected(const struct planning *p, const struct scored *s, con
         printf("%.1f ms between tokens (pp)\n", s->pp_ms);
 }
 
+/* Of the file, what a stage holds. */
+static double stage_weights_gb(const struct planning *p, const struct plan *plan, int stage)
+{
+    uint64_t bytes = stage == 0 ? p->info.embed_bytes : 0;
+    for (int l = plan->first[stage]; l < plan->first[stage + 1]; l++)
+        bytes += p->info.layer_bytes[l];
+    if (stage == plan->n - 1 && !(stage == 0 && p->info.tied_head))
+        bytes += p->info.head_bytes;
+    return (double)bytes / 1e9;
+}
+
+static void print_weights(const struct planning *p, const struct plan *plan)
+{
+    const char *gap = "weights of hosts that lack the model, sent once: ";
+    for (int i = 0; i < plan->n; i++) {
+        if (plan->host[i] == 0)
+            continue;
+        printf("%s%.2f GB to %s", gap, stage_weights_gb(p, plan, i), p->cluster->host[plan->host[i]].name);
+        gap = ", ";
+    }
+    if (*gap == ',')
+        printf("\n");
+}
+
 static void print_text(const struct planning *p)
 {
     const struct scored *s = &p->best;
@@ -280,6 +304,7 @@ static void print_text(const struct planning *p)
         printf("with one more machine like %s: %.1f ms\n", p->cluster->host[w.like].name, w.machine_ms);
     if (w.links_ms > 0)
         printf("with links ten times as fast: %.1f ms\n", w.links_ms);
+    print_weights(p, &s->plan);
     if (p->model.have_draft)
         printf("the draft's hits: oracle %s\n", p->oracle);
     if (!s->plan.exact)
@@ -318,6 +343,7 @@ static void json_plan(yyjson_mut_doc *d, yyjson_mut_val *o, const struct plannin
         yyjson_mut_obj_add_strcpy(d, e, "host", h->name);
         yyjson_mut_obj_add_int(d, e, "layer_first", s->plan.first[i]);
         yyjson_mut_obj_add_int(d, e, "layer_count", s->plan.first[i + 1] - s->plan.first[i]);
+        yyjson_mut_obj_add_real(d, e, "weights_gb", stage_weights_gb(p, &s->plan, i));
         yyjson_mut_obj_add_real(d, e, "gb", plan_stage_gb(&s->plan, &p->model, i));
         yyjson_mut_obj_add_real(d, e, "layers_gb", layers_gb(p, &s->plan, i));
         yyjson_mut_obj_add_real(d, e, "token_reads_gb", read_gb(p, &s->plan, i, 1));

@@ -547,23 +547,61 @@ static enum pd_status take_offer(struct client *c, struct pd_error *err)
     return PD_OK;
 }
 
+/* The first of the wanted tensors whose samples are not rank 0's; NULL: none. */
+static enum pd_status find_other(struct client *c, const struct gguf *g, const struct gguf_tensor **other,
+                                 struct pd_error *err)
+{
+    const size_t n = gguf_tensor_count(g);
+    bool *wanted = mem_new(PD_MAX(n, (size_t)1), sizeof *wanted);
+    uint32_t *list = mem_new(PD_MAX(n, (size_t)1), sizeof *list);
+    uint64_t *theirs = mem_new(PD_MAX(n, (size_t)1), sizeof *theirs), own = 0;
+    size_t count = 0;
+    enum pd_status status = PD_OK;
+    struct pd_error later; /* what is wrong with the model or the cut the loader says */
+    const bool known = !c->needs->wanted(c->needs->user, g, wanted, &later);
+    for (size_t i = 0; i < n && known; i++)
+        if (wanted[i])
+            list[count++] = (uint32_t)i;
+    if (count)
+        status = digests(c, false, list, count, theirs, err);
+    *other = NULL;
+    for (size_t i = 0; i < count && !status && !*other; i++) {
+        const struct gguf_tensor *t = gguf_tensor_at(g, list[i]);
+        struct pd_error unreadable;
+        if (gguf_tensor_digest(g, t, gguf_sample_stride(g), c->source.seed, &own, &unreadable) ||
+            own != theirs[i])
+            *other = t;
+    }
+    free(wanted);
+    free(list);
+    free(theirs);
+    return status;
+}
+
 /* Is the rank's own file the one? Else why not. */
-static bool own_file(const struct client *c, char *why, size_t room)
+static enum pd_status own_file(struct client *c, bool *good, char *why, size_t room, struct pd_error *err)
 {
     struct gguf *g;
-    struct pd_error err;
-    if (gguf_open(&g, c->needs->path, &err)) {
-        if (err.status == PD_ERR_FILE)
+    struct pd_error trouble;
+    const struct gguf_tensor *other = NULL;
+    enum pd_status status = PD_OK;
+    *good = false;
+    if (gguf_open(&g, c->needs->path, &trouble)) {
+        if (trouble.status == PD_ERR_FILE)
             snprintf(why, room, "has no %.200s", c->needs->path);
         else
-            snprintf(why, room, "can't use its file: %.200s", err.text);
-        return false;
+            snprintf(why, room, "can't use its file: %.200s", trouble.text);
+        return PD_OK;
     }
-    const bool same = gguf_digest(g) == c->source.card.digest;
-    if (!same)
+    if (gguf_digest(g) != c->source.card.digest)
         snprintf(why, room, "has another model at %.200s", c->needs->path);
+    else if (!(status = find_other(c, g, &other, err)) && other)
+        snprintf(why, room, "has other bytes in tensor '%.60s' of %.200s, which is damaged or out of date",
+                 other->name, c->needs->path);
+    else
+        *good = !status;
     gguf_close(g);
-    return same;
+    return status;
 }
 
 static void describe(char *out, size_t room, const char *why, const struct store_held *h, const char *dir)
@@ -586,7 +624,10 @@ static enum pd_status supplied(struct store_held **held, struct client *c, struc
                                     .source = &c->source,
                                     .wanted = c->needs->wanted,
                                     .user = c->needs->user};
-    if (!status && !own_file(c, why, sizeof why))
+    bool good = false;
+    if (!status)
+        status = own_file(c, &good, why, sizeof why, err);
+    if (!status && !good)
         status = store_get(held, &o, err);
     if (status == PD_ERR_PEER && !mpi_alive(c->m, err))
         return status; /* nobody hears it */

@@ -38,7 +38,7 @@ struct mpi_needs {
     enum pd_status (*wanted)(void *user, const struct gguf *g, bool *wanted, struct pd_error *err);
     void *user;
 };
-/* Other ranks. *held NULL: the file at `path` is rank 0's, as far as its header tells. */
+/* Other ranks. *held NULL: the file at `path` is rank 0's, as far as its header and samples of the wanted tensors tell. */
 enum pd_status mpi_supplied(struct store_held **held, struct mpi *m, const struct mpi_needs *n,
                             struct pd_error *err);
 /* Other ranks, in place of mpi_supplied: this one cannot take part. */

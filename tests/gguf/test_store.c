@@ -464,6 +464,38 @@ static void test_disk_full(void **state)
     assert_true(disk);
 }
 
+/* A split model can't be held in memory: the numbers are told. */
+static void test_no_room(void **state)
+{
+    (void)state;
+    struct origin o;
+    struct store_held *held;
+    struct pd_error err = {0};
+    unsigned mask = 0xfff;
+    char second[96], command[200];
+    snprintf(command, sizeof command, "mkdir -p '%s'", cache);
+    assert_int_equal(system(command), 0);
+    if (mount("none", cache, "tmpfs", 0, "size=400k")) {
+        print_message("skipped: no small disk can be mounted here\n");
+        return;
+    }
+    snprintf(model, sizeof model, "%s/a-00001-of-00002.gguf", dir);
+    snprintf(second, sizeof second, "%s/a-00002-of-00002.gguf", dir);
+    write_model(model, 1, 0, 2);
+    write_model(second, 2, 1, 2);
+    origin_open(&o, model, 7);
+    enum pd_status status = store_get(
+        &held, &(struct store_options){.dir = cache, .source = &o.source, .wanted = wanted, .user = &mask},
+        &err);
+    umount(cache);
+    assert_int_equal(status, PD_ERR_FILE);
+    assert_null(held);
+    assert_true(o.sent < 100000); /* told before anything big was sent */
+    assert_non_null(strstr(err.text, "needs 2.0 MB for its layers' weights"));
+    assert_non_null(strstr(err.text, "PIPEDEC_CACHE"));
+    gguf_close(o.g);
+}
+
 static void test_no_folder(void **state)
 {
     (void)state;
@@ -509,9 +541,10 @@ int main(void)
 {
     const struct CMUnitTest tests[] = {
 #define TEST(name) cmocka_unit_test_setup_teardown(name, setup, teardown)
-        TEST(test_once),          TEST(test_another_cut),   TEST(test_in_use),    TEST(test_damage),
-        TEST(test_changed_model), TEST(test_another_model), TEST(test_cut_off),   TEST(test_hostile),
-        TEST(test_split),         TEST(test_disk_full),     TEST(test_no_folder), TEST(test_environment),
+        TEST(test_once),          TEST(test_another_cut),   TEST(test_in_use),  TEST(test_damage),
+        TEST(test_changed_model), TEST(test_another_model), TEST(test_cut_off), TEST(test_hostile),
+        TEST(test_split),         TEST(test_disk_full),     TEST(test_no_room), TEST(test_no_folder),
+        TEST(test_environment),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
 }
