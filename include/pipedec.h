@@ -327,6 +327,17 @@ struct pd_request {
 void pd_request_init(struct pd_request *r); /* greedy, no limit, nothing asked */
 void pd_sampling_init(struct pd_sampling *s);
 
+/* What a stage did while the request that ended last was running, from its start to its last token, as shares of that time.
+ * Sending and computing may overlap. */
+struct pd_stage_stats {
+    double computing;       /* batches, heads too */
+    double sending;         /* something was on its way to others; within a process nothing is */
+    double waiting;         /* neither */
+    uint64_t batches, rows; /* computed: of trees; of trees and prompts */
+};
+/* The first n stages' into out; returns how many stages there are, or 0 before any request has ended. */
+int pd_engine_stages(struct pd_engine *e, struct pd_stage_stats *out, int n);
+
 /* Run a request to its end, with events on the way, called on this thread. `reply` (may be NULL) gets the whole text; free
  * it with pd_reply_free. A cancelled request is a success with that reason. On PD_ERR_PEER and other failures after
  * the start, the text so far has been delivered and is in the reply. A field that makes no sense (NULL in a list, a

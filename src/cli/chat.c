@@ -145,6 +145,8 @@ static enum pd_status answer(struct chat *c, struct pd_error *err)
         status = cli_print_json(c->engine, -1, &reply, NULL, err);
     if (reply.text && !c->common.quiet && (c->common.stats || stopped || cli_on_terminal()))
         cli_print_stats(&reply.stats, reply.reason);
+    if (reply.text && !c->common.quiet && c->common.stats)
+        cli_print_stages(c->engine);
     if (!status)
         say(c, "assistant", reply.text);
     pd_reply_free(&reply);

@@ -122,6 +122,7 @@ bool cli_lines_terminated(void);  /* the conversation */
 
 /* The line of statistics, on standard error. */
 void cli_print_stats(const struct pd_stats *s, enum pd_reason reason);
+void cli_print_stages(struct pd_engine *e); /* of the request that ended last: a line each */
 /* Log-probabilities of a reply's tokens as they come, for the JSON (probs.c). Zero-initialise; then on or not. */
 struct cli_probs {
     bool on; /* --logprobs */
@@ -137,7 +138,7 @@ void cli_probs_json(const struct cli_probs *p, const struct pd_engine *e, struct
                     struct yyjson_mut_val *root);
 /* Text, tokens, reason, statistics and models as one JSON object in a line of standard output. index: which of many
  * prompts; below 0: there is one. probs: NULL: none. */
-enum pd_status cli_print_json(const struct pd_engine *e, int64_t index, const struct pd_reply *reply,
+enum pd_status cli_print_json(struct pd_engine *e, int64_t index, const struct pd_reply *reply,
                               const struct cli_probs *probs, struct pd_error *err);
 /* Standard output, for streamed text: flushed at once. On failure `e` is cancelled, and cli_write_failed tells. */
 void cli_write(struct pd_engine *e, const char *text, size_t size);

@@ -174,7 +174,10 @@ static const struct argp_option options[] = {
 
     {NULL, 0, NULL, 0, "Output:", GROUP_OUTPUT},
     {"json", KEY_JSON, NULL, 0, "one JSON object instead of text", GROUP_OUTPUT},
-    {"stats", KEY_STATS, NULL, 0, "a line of statistics (default on a terminal)", GROUP_OUTPUT},
+    {"stats", KEY_STATS, NULL, 0,
+     "a line of statistics (default on a terminal), and what share of the time each stage computed, sent, "
+     "waited",
+     GROUP_OUTPUT},
     {"quiet", KEY_QUIET, NULL, 0, "no progress, no statistics", GROUP_OUTPUT},
     {0},
 };

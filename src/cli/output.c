@@ -188,6 +188,12 @@ bool cli_interrupted(void)
 
 /* ---- statistics ---- */
 
+static double planned_ms(void) /* launch's plan; 0: there is none */
+{
+    const char *planned = getenv("PIPEDEC_PLAN_MS");
+    return planned ? PD_MAX(atof(planned), 0) : 0;
+}
+
 void cli_print_stats(const struct pd_stats *s, enum pd_reason reason)
 {
     cli_progress_end();
@@ -210,10 +216,9 @@ void cli_print_stats(const struct pd_stats *s, enum pd_reason reason)
         fprintf(stderr, ", first after %.2f s", s->first_token_s);
     if (s->token_s > 0)
         fprintf(stderr, ", %.1f tokens/s, %.1f ms a token", s->tokens_per_s, s->token_s * 1e3);
-    const char *planned = getenv("PIPEDEC_PLAN_MS"); /* launch's plan */
-    if (planned && atof(planned) > 0 && s->token_s > 0)
-        fprintf(stderr, " (planned: %.1f ms, so %+.0f %%)", atof(planned),
-                100 * (s->token_s * 1e3 / atof(planned) - 1));
+    const double planned = planned_ms();
+    if (planned > 0 && s->token_s > 0)
+        fprintf(stderr, " (planned: %.1f ms, so %+.0f %%)", planned, 100 * (s->token_s * 1e3 / planned - 1));
     if (s->hits + s->late_hits > 0)
         fprintf(stderr, ", %d hits, %d late, %d misses", s->hits, s->late_hits, s->misses);
     if (s->given)
@@ -221,7 +226,34 @@ void cli_print_stats(const struct pd_stats *s, enum pd_reason reason)
     fprintf(stderr, "; %s\n", pd_reason_name(reason));
 }
 
-static void add_stats(yyjson_mut_doc *doc, yyjson_mut_val *root, const struct pd_stats *s)
+void cli_print_stages(struct pd_engine *e)
+{
+    struct pd_stage_stats s[STAGES_MAX];
+    const int n = pd_engine_stages(e, s, STAGES_MAX);
+    for (int i = 0; i < n; i++)
+        fprintf(stderr,
+                "pipedec: stage %d: computing %.0f %%, sending %.0f %%, waiting %.0f %% of the time; "
+                "%llu batches, %llu rows\n",
+                i, 100 * s[i].computing, 100 * s[i].sending, 100 * s[i].waiting,
+                (unsigned long long)s[i].batches, (unsigned long long)s[i].rows);
+}
+
+static void add_stages(yyjson_mut_doc *doc, yyjson_mut_val *stats, struct pd_engine *e)
+{
+    struct pd_stage_stats s[STAGES_MAX];
+    const int n = pd_engine_stages(e, s, STAGES_MAX);
+    yyjson_mut_val *list = yyjson_mut_obj_add_arr(doc, stats, "stages");
+    for (int i = 0; i < n; i++) {
+        yyjson_mut_val *o = yyjson_mut_arr_add_obj(doc, list);
+        yyjson_mut_obj_add_real(doc, o, "computing", s[i].computing);
+        yyjson_mut_obj_add_real(doc, o, "sending", s[i].sending);
+        yyjson_mut_obj_add_real(doc, o, "waiting", s[i].waiting);
+        yyjson_mut_obj_add_uint(doc, o, "batches", s[i].batches);
+        yyjson_mut_obj_add_uint(doc, o, "rows", s[i].rows);
+    }
+}
+
+static yyjson_mut_val *add_stats(yyjson_mut_doc *doc, yyjson_mut_val *root, const struct pd_stats *s)
 {
     const struct {
         const char *name;
@@ -262,13 +294,16 @@ static void add_stats(yyjson_mut_doc *doc, yyjson_mut_val *root, const struct pd
             yyjson_mut_obj_add_int(doc, stats, all[i].name, (int64_t)all[i].value);
         else
             yyjson_mut_obj_add_real(doc, stats, all[i].name, all[i].value);
+    if (planned_ms() > 0)
+        yyjson_mut_obj_add_real(doc, stats, "planned_s", planned_ms() / 1e3);
     uint64_t now, peak;
     compute_rss(&now, &peak);
     yyjson_mut_obj_add_uint(doc, stats, "resident_bytes", now);
     yyjson_mut_obj_add_uint(doc, stats, "resident_peak_bytes", peak);
+    return stats;
 }
 
-enum pd_status cli_print_json(const struct pd_engine *e, int64_t index, const struct pd_reply *reply,
+enum pd_status cli_print_json(struct pd_engine *e, int64_t index, const struct pd_reply *reply,
                               const struct cli_probs *probs, struct pd_error *err)
 {
     struct pd_engine_info info = {.struct_size = sizeof info};
@@ -294,7 +329,9 @@ enum pd_status cli_print_json(const struct pd_engine *e, int64_t index, const st
     yyjson_mut_obj_add_int(doc, root, "stages", info.stages);
     yyjson_mut_obj_add_int(doc, root, "threads", info.threads);
     yyjson_mut_obj_add_int(doc, root, "ctx", info.ctx);
-    add_stats(doc, root, &reply->stats);
+    yyjson_mut_val *stats = add_stats(doc, root, &reply->stats);
+    if (index < 0) /* else others have run at the same time */
+        add_stages(doc, stats, e);
     yyjson_mut_obj_add_str(doc, root, "version", PD_VERSION);
     size_t size;
     char *text = yyjson_mut_write(doc, YYJSON_WRITE_NOFLAG, &size);

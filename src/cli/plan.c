@@ -1,5 +1,6 @@
 /* pipedec plan: which hosts of a measured cluster are to hold which layers, and what to expect of it. */
 #include "cli/cli.h"
+#include "cli/explain.h"
 #include "cli/planning.h"
 
 #include <errno.h>
@@ -16,12 +17,13 @@ enum {
     KEY_ORACLE,
     KEY_JSON,
     KEY_WRITE,
-    KEY_WRITE_EVEN
+    KEY_WRITE_EVEN,
+    KEY_EXPLAIN
 };
 
 struct plan_args {
     struct planning p;
-    const char *profile, *write, *write_even;
+    const char *profile, *write, *write_even, *explain;
     bool json;
 };
 
@@ -35,6 +37,9 @@ static const struct argp_option options[] = {
     {"oracle", KEY_ORACLE, "SPEC", 0,
      "how good the draft is: top=P1,P2,..., or a FILE written by bench --record-acceptance (the demo pair's)",
      1},
+    {"explain", KEY_EXPLAIN, "TRACE", 0,
+     "instead of all that: what a run was bound by and what would help, from the file that its --trace wrote",
+     1},
     {"json", KEY_JSON, NULL, 0, "one JSON object instead of text", 2},
     {"write", KEY_WRITE, "FILE", 0, "write the plan's chain as a device profile, for --profile and --emulate",
      2},
@@ -47,7 +52,8 @@ static const char doc[] =
     "drafts.\v"
     "Examples:\n"
     "  pipedec plan --profile hosts.ini -m big.gguf -d small.gguf\n"
-    "  pipedec plan --profile hosts.ini -m big.gguf -d small.gguf --oracle acceptance.jsonl --json\n";
+    "  pipedec plan --profile hosts.ini -m big.gguf -d small.gguf --oracle acceptance.jsonl --json\n"
+    "  pipedec run ... --trace run.json && pipedec plan --explain run.json\n";
 
 static error_t parse(int key, char *arg, struct argp_state *state)
 {
@@ -74,6 +80,9 @@ static error_t parse(int key, char *arg, struct argp_state *state)
     case KEY_ORACLE:
         a->p.oracle = arg;
         return 0;
+    case KEY_EXPLAIN:
+        a->explain = arg;
+        return 0;
     case KEY_JSON:
         a->json = true;
         return 0;
@@ -87,9 +96,11 @@ static error_t parse(int key, char *arg, struct argp_state *state)
         argp_error(state, "'%s': plan takes options only", arg);
         return 0;
     case ARGP_KEY_END:
-        if (!a->p.target)
+        if (a->explain && (a->p.target || a->p.draft || a->profile || a->write || a->write_even))
+            argp_error(state, "--explain looks at the trace alone: of the other options it takes --json");
+        if (!a->explain && !a->p.target)
             argp_error(state, "which model? give -m FILE");
-        if (!a->profile)
+        if (!a->explain && !a->profile)
             argp_error(state,
                        "which cluster? give --profile FILE; 'pipedec profile --hosts HOSTS' writes it");
         return 0;
@@ -440,13 +451,29 @@ static enum pd_status plan(struct plan_args *a, struct pd_error *err)
     return status;
 }
 
+static enum pd_status explain(const struct plan_args *a, struct pd_error *err)
+{
+    struct explained *x;
+    enum pd_status status = explain_trace(&x, a->explain, err);
+    if (status)
+        return status;
+    if (a->json)
+        status = explain_json(x, err);
+    else
+        explain_print(x);
+    free(x);
+    if (!status && (fflush(stdout) || ferror(stdout)))
+        status = error_set(err, PD_ERR_FILE, "cannot write to standard output");
+    return status;
+}
+
 int cmd_plan(int argc, char **argv)
 {
     static const struct argp argp = {options, parse, "", doc, NULL, NULL, NULL};
     struct plan_args a = {.p.oracle = PLANNING_ORACLE};
     struct pd_error err = {0};
     cli_parse(&argp, argc, argv, &a);
-    enum pd_status status = plan(&a, &err);
+    enum pd_status status = a.explain ? explain(&a, &err) : plan(&a, &err);
     planning_free(&a.p);
     return status ? cli_fail(&err) : PD_OK;
 }

@@ -280,6 +280,8 @@ static enum pd_status conclude(struct run_args *a, const struct pd_reply *reply,
     const bool cancelled = reply->reason == PD_REASON_CANCELLED && !cli_write_failed(&gone);
     if (reply->text && !c->quiet && (c->stats || cancelled || cli_on_terminal()))
         cli_print_stats(&reply->stats, reply->reason);
+    if (reply->text && !c->quiet && c->stats)
+        cli_print_stages(a->engine);
     return status;
 }
 

@@ -423,6 +423,7 @@ enum pd_status engine_close(struct pd_engine *e, struct pd_error *err)
     pthread_mutex_destroy(&e->lock);
     pthread_cond_destroy(&e->changed);
     arena_free(&e->arena);
+    free(e->stages);
     free(e);
     return status;
 }

@@ -73,6 +73,7 @@ struct pd_engine {
     struct pd_engine_stats totals;
     struct pipeline_counts seen; /* a copy, for pd_engine_get_stats */
     int64_t seen_ns;
+    struct pd_stage_stats *stages;  /* [n_stages] of the request that ended last; NULL: none has */
     struct engine_found found;      /* of ended requests, and ... */
     struct engine_found found_live; /* ... with those that run, as seen */
 };
@@ -132,6 +133,8 @@ enum pd_reason reply_token(struct pd_stream *s, const struct token_event *t);
 void reply_finish(struct pd_stream *s, int64_t now_ns);
 bool reply_is_end(const struct pd_stream *s, int32_t token);
 void reply_stats(const struct pd_engine *e, const struct result *res, struct pd_stats *out);
+void reply_stages(const struct pd_engine *e, const struct result *res,
+                  struct pd_stage_stats *out); /* [n_stages] */
 
 /* engine_stream.c */
 void stream_event(struct pd_stream *s, const struct pd_event *event);

@@ -220,6 +220,11 @@ static void end_begun(struct loop *l, struct pd_stream *s)
     if (s->reason == PD_REASON_LENGTH && !s->r.max_tokens)
         s->reason = PD_REASON_CONTEXT;
     reply_stats(l->e, &s->result, &s->stats);
+    pthread_mutex_lock(&l->e->lock);
+    if (!l->e->stages)
+        l->e->stages = mem_new((size_t)l->e->n_stages, sizeof *l->e->stages);
+    reply_stages(l->e, &s->result, l->e->stages);
+    pthread_mutex_unlock(&l->e->lock);
     remember(l->e, s);
 }
 
@@ -368,6 +373,16 @@ void pd_engine_get_stats(struct pd_engine *e, struct pd_engine_stats *out)
     }
     pthread_mutex_unlock(&e->lock);
     memcpy(out, &all, size);
+}
+
+int pd_engine_stages(struct pd_engine *e, struct pd_stage_stats *out, int n)
+{
+    pthread_mutex_lock(&e->lock);
+    const int have = e->stages ? e->n_stages : 0;
+    for (int i = 0; i < PD_MIN(n, have); i++)
+        out[i] = e->stages[i];
+    pthread_mutex_unlock(&e->lock);
+    return have;
 }
 
 struct engine_found engine_tokens_found(struct pd_engine *e)

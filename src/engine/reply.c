@@ -84,6 +84,21 @@ enum pd_reason reply_token(struct pd_stream *s, const struct token_event *t)
     return give_text(s, t) ? PD_REASON_STOP : PD_REASON_NONE;
 }
 
+void reply_stages(const struct pd_engine *e, const struct result *res, struct pd_stage_stats *out)
+{
+    for (int i = 0; i < e->n_stages; i++) {
+        const struct stage_load *l = &res->load[i];
+        const double span_ns = (double)PD_MAX(res->span_ns, 1);
+        const double computing = PD_MIN((double)(l->busy_ns + l->prompt_ns) / span_ns, 1);
+        const double sending = PD_MIN((double)l->sending_ns / span_ns, 1);
+        out[i] = (struct pd_stage_stats){.computing = computing,
+                                         .sending = sending,
+                                         .waiting = PD_MAX(1 - computing - sending, 0),
+                                         .batches = (uint64_t)l->batches,
+                                         .rows = (uint64_t)(l->rows + l->prompt_rows)};
+    }
+}
+
 void reply_finish(struct pd_stream *s, int64_t now_ns)
 {
     const struct token_event none = {.token = -1, .pos = s->pos, .now_ns = now_ns};

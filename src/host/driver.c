@@ -5,9 +5,12 @@
 
 static struct stage_load load_since(const struct stage_load *now, const struct stage_load *then)
 {
-    return (struct stage_load){now->busy_ns - then->busy_ns, now->batches - then->batches,
-                               now->rows - then->rows, now->prompt_ns - then->prompt_ns,
-                               now->prompt_rows - then->prompt_rows};
+    return (struct stage_load){now->busy_ns - then->busy_ns,
+                               now->batches - then->batches,
+                               now->rows - then->rows,
+                               now->prompt_ns - then->prompt_ns,
+                               now->prompt_rows - then->prompt_rows,
+                               now->sending_ns - then->sending_ns};
 }
 
 void tally_begin(struct tally *t, struct driver *d, const struct request *r)
@@ -55,6 +58,7 @@ void tally_result(const struct tally *t, struct result *out)
     }
     out->load[last].busy_ns += heads_ns;
     out->draft_busy_ns = now->draft_busy_ns - then->draft_busy_ns;
+    out->span_ns = t->d->now(t->d) - t->stats.begin_ns;
     out->modelled_ns = now->modelled_ns - then->modelled_ns;
     out->late_ns = now->late_ns - then->late_ns;
     out->machine_ns = now->machine_ns - then->machine_ns;

@@ -77,6 +77,8 @@ struct stage_load {
     int64_t busy_ns;
     int64_t batches, rows;
     int64_t prompt_ns, prompt_rows; /* of batches of prompts alone, which the others are without */
+    int64_t
+        sending_ns; /* something of the stage's was on its way out; of a modelled link what it took by the profile */
 };
 struct link_load { /* bytes between ranks */
     int64_t sent, received;
@@ -168,6 +170,7 @@ struct result {
     /* Of the pipeline, from the request's submission to its end: */
     struct stage_load load[STAGES_MAX]; /* tree batches by stage, heads included */
     int64_t draft_busy_ns;
+    int64_t span_ns;              /* how long that was */
     int64_t modelled_ns, late_ns; /* pipeline_counts' */
     int64_t step_ns; /* the slowest stage's mean tree batch after the first token, head included; 0: none */
     int64_t machine_ns, machine_steps; /* wall time spent in the roles' own code, and tree submissions */

@@ -350,6 +350,7 @@ static void learn_load(struct host *h, const struct msg *m)
     if (m->type != MSG_REPORT)
         return;
     h->counts.link[in->stage + 1] = (struct link_load){in->sent, in->received};
+    h->counts.load[in->stage].sending_ns = in->sending_ns;
     if (!in->rows)
         return;
     if (p)

@@ -13,6 +13,7 @@ struct rank {
     struct host *host;
     bool stop;                                                        /* what is in hand is dead */
     struct parcel *held;                                              /* emulated links: by due_ns */
+    int64_t sending_ns;                                               /* emulated links: what they took */
     int64_t link_free_ns, last_due_ns[LINK_CHANNELS][STAGES_MAX + 2]; /* emulated links: by role */
     int64_t event_ns; /* emulation: the modelled time of what is being handled, by link_clock */
     int64_t timer_ns; /* the machines' clock; -1: none */
@@ -116,7 +117,9 @@ static int64_t due_ns(struct rank *r, const struct parcel *parcel)
     bool chain = msg_on_chain(m);
     if (chain) {
         r->link_free_ns = PD_MAX(now, r->link_free_ns);
-        r->link_free_ns += (int64_t)profile_wire_ns(p, r->o.driver->n_embd, parcel->from, m);
+        const int64_t wire_ns = (int64_t)profile_wire_ns(p, r->o.driver->n_embd, parcel->from, m);
+        r->link_free_ns += wire_ns;
+        r->sending_ns += wire_ns;
         at = r->link_free_ns + (int64_t)(1e3 * profile_hop_us(p, parcel->from));
     }
     int64_t *last = &r->last_due_ns[chain ? LINK_DATA : LINK_CONTROL][parcel->to];
@@ -141,6 +144,7 @@ static void world_send(void *self, struct parcel *p)
     if (p->msg.type == MSG_REPORT) {
         p->msg.report.sent = r->o.link->sent;
         p->msg.report.received = r->o.link->received;
+        p->msg.report.sending_ns = r->o.driver->profile ? r->sending_ns : r->o.link->sending_ns;
     }
     enum pd_status status = r->o.link->send(r->o.link, to, channel, p, &err);
     if (status)

@@ -33,6 +33,7 @@ struct node { /* a rank and its device */
     bool stopped;
     int64_t begin_ns;
     int64_t link_free_ns; /* the chain's hop that leaves here */
+    int64_t sending_ns;   /* what it has taken so far */
 };
 
 struct sim {
@@ -211,6 +212,7 @@ static int64_t arrival(struct sim *s, const struct parcel *p)
         struct node *from = &s->nodes[rank_of(p->from, s->n)];
         int64_t begin = PD_MAX(at, from->link_free_ns);
         from->link_free_ns = begin + (int64_t)disturbed(s, profile_wire_ns(f, s->o.n_embd, p->from, m), 1);
+        from->sending_ns += from->link_free_ns - begin;
         at = from->link_free_ns + (int64_t)disturbed(s, 1e3 * profile_hop_us(f, p->from), 2);
         if (m->type == MSG_ROWS && s->o.observer)
             s->o.observer->see(s->o.observer->user, &(struct observation){.type = OBS_LINK,
@@ -423,6 +425,7 @@ static const struct pipeline_counts *sim_counts(struct driver *driver)
     for (int i = 0; i < s->n; i++) {
         const struct pipeline_counts *own = host_counts(s->nodes[i + 1].host);
         s->counts.load[i] = own->load[i];
+        s->counts.load[i].sending_ns = s->nodes[i + 1].sending_ns;
         s->counts.machine_ns += own->machine_ns;
     }
     s->counts.head_busy_ns = host_counts(s->nodes[s->n].host)->head_busy_ns;

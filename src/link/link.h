@@ -55,6 +55,7 @@ struct link {
     struct pd_error error;  /* a peer's rubbish, or the transport's failure; status PD_OK: none */
     int error_rank;         /* whose */
     int64_t sent, received; /* bytes so far: for the rank's thread */
+    int64_t sending_ns;     /* the time so far in which something was on its way out; within a process 0 */
     /* Never blocks; takes `p`, also on an error. */
     enum pd_status (*send)(struct link *l, int to_rank, enum link_channel channel, struct parcel *p,
                            struct pd_error *err);

@@ -41,6 +41,7 @@ struct link_mpi {
     struct link link;
     struct link_mpi_options o;
     struct buffer *sending, *spare;
+    int64_t sending_since_ns; /* 0: nothing is on its way out */
     struct inflow in[LINK_CHANNELS];
     atomic_bool woken;
     bool active;
@@ -162,6 +163,10 @@ static void reap(struct link_mpi *l)
         *at = b->next;
         buffer_give(l, b);
     }
+    if (!l->sending && l->sending_since_ns) {
+        l->link.sending_ns += link_clock() - l->sending_since_ns;
+        l->sending_since_ns = 0;
+    }
 }
 
 static enum pd_status hangs(struct link_mpi *l, struct pd_error *err)
@@ -198,6 +203,8 @@ static enum pd_status send_parcel(struct link *link, int to_rank, enum link_chan
     struct wire_envelope e = {p->from, p->to, p->due_ns};
     size_t size = p->note ? note_size(p->note) : wire_size(&p->msg, l->o.limits.n_embd, l->o.hidden);
     struct buffer *b = buffer_take(l, size);
+    if (!l->sending_since_ns)
+        l->sending_since_ns = link_clock();
     if (p->note)
         note_encode(b->bytes, b->room, &e, p->note);
     else

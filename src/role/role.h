@@ -116,6 +116,7 @@ struct msg_report {
     int64_t busy_ns;    /* the batch's duration */
     int64_t sent,
         received; /* bytes that the stage's rank has sent and got so far; filled by wall-clock drivers */
+    int64_t sending_ns; /* the time so far in which something of the rank's was on its way out; the same */
 };
 struct msg_ended {
     uint32_t heads;  /* head rows computed */

@@ -14,7 +14,7 @@ enum {
     ADVANCE_PROBS =
         13, /* where it stands whether there are log-probabilities: 0, or 1 + the number of most probable tokens */
     ADVANCE_BYTES = 14,
-    REPORT_BYTES = 7 * 4 + 3 * 8
+    REPORT_BYTES = 7 * 4 + 4 * 8
 };
 
 /* ---- sizes ---- */
@@ -172,7 +172,8 @@ static uint8_t *put_report(uint8_t *p, const struct msg_report *r)
     p = put32(p, (uint32_t)r->prompt_pos);
     p = put64(p, (uint64_t)r->busy_ns);
     p = put64(p, (uint64_t)r->sent);
-    return put64(p, (uint64_t)r->received);
+    p = put64(p, (uint64_t)r->received);
+    return put64(p, (uint64_t)r->sending_ns);
 }
 
 static uint8_t *put_payload(uint8_t *p, const struct msg *m, int n_embd, enum wire_hidden h)
@@ -314,6 +315,7 @@ static void get_report(struct reader *r, struct msg_report *m)
     m->busy_ns = take_time(r, "report.busy_ns");
     m->sent = take_time(r, "report.sent");
     m->received = take_time(r, "report.received");
+    m->sending_ns = take_time(r, "report.sending_ns");
 }
 
 static void get_advance(struct reader *r, struct msg_advance *a)

@@ -105,6 +105,9 @@ grep -q "8 tokens, .* tokens/s.*; length" "$tmp/err" || fail "no statistics: $(c
 run -p "$prompt" -n 8 --stats --stages 4 -d "$model" --profile uniform14 --width 4 --trace "$tmp/trace.json" \
     --dump-tree="$tmp/tree.txt" >/dev/null || fail "a profile: exit code $?: $(cat "$tmp/err")"
 grep -q "tokens a step (.*x pp).*hits.*late.*misses" "$tmp/err" || fail "no hits: $(cat "$tmp/err")"
+[ "$(grep -c '^pipedec: stage [0-3]: computing [1-9][0-9]* %, sending [0-9]* %, waiting [0-9]* % of the time' "$tmp/err")" -eq 4 ] ||
+    fail "no shares of stages: $(cat "$tmp/err")"
+"$PIPEDEC" plan --explain "$tmp/trace.json" | grep -q '^bound by: ' || fail "the trace is not explained"
 [ -s "$tmp/tree.txt" ] || fail "no tree was dumped"
 
 # JSON: one object, the same text.
@@ -116,6 +119,9 @@ o = json.load(open(sys.argv[1]))
 assert o["text"].rstrip("\n") == os.environ["TEXT"], o["text"]
 assert len(o["tokens"]) == 24 == o["stats"]["tokens"] and o["reason"] == "length"
 assert o["stats"]["resident_bytes"] > 0 and o["version"]
+stages = o["stats"]["stages"]
+assert len(stages) == o["stages"] and all(abs(s["computing"] + s["sending"] + s["waiting"] - 1) < 1e-6 for s in stages)
+assert stages[0]["computing"] > 0 and stages[0]["rows"] >= 24
 assert json.load(open(sys.argv[2]))
 PY
 fi

@@ -137,6 +137,7 @@ static struct msg random_msg(uint64_t seed)
         m.report.busy_ns = (int64_t)(rng_u64(seed, 7, 0, 0) >> 1);
         m.report.sent = (int64_t)(rng_u64(seed, 9, 0, 0) >> 1);
         m.report.received = (int64_t)(rng_u64(seed, 10, 0, 0) >> 1);
+        m.report.sending_ns = (int64_t)(rng_u64(seed, 11, 0, 0) >> 1);
     }
     if (m.type == MSG_ENDED) {
         m.ended.heads = pick(seed, 1, 1u << 31);
