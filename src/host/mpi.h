@@ -9,7 +9,7 @@
  *     }
  *
  * Faults: ranks that talk to each other exchange heartbeats, over MPI and over UDP, from the first moment on. A rank that
- * is silent for MPI_SILENCE_MS (MPI_START_MS if it has never been heard), or two that do not hear each other, end the
+ * is silent for longer than patience.h says (about 2 s; 10 s while ranks load or measure), or two that do not hear each other, end the
  * engine: rank 0's generate returns PD_ERR_PEER with the rank and its host, and mpi_end aborts the job with that status,
  * so that no rank is left. If rank 0 falls silent the others abort the job. If the launcher ends the job, as it does
  * after Ctrl-C, the request ends as cancelled.
@@ -21,10 +21,9 @@
 #define PD_HOST_MPI_H
 
 #include "host/driver.h"
+#include "host/patience.h"
 #include "model/model.h"
 #include "wire/wire.h"
-
-enum { MPI_SILENCE_MS = 1600, MPI_START_MS = 10000 };
 
 struct mpi;
 

@@ -405,6 +405,7 @@ enum pd_status mpi_new(struct driver **out, struct mpi *m, const struct driver_o
     }
     struct rank_options ro = rank_options_of(m, link, &d->o, c);
     rank_new(&d->rank, &ro);
+    atomic_store(&m->set_up, true);
     *out = &d->driver;
     return PD_OK;
 }
@@ -478,6 +479,7 @@ enum pd_status mpi_serve(struct mpi *m, const struct driver_options *options, co
     struct rank_options ro = rank_options_of(m, link, &o, c);
     rank_new(&rank, &ro);
     say_hello(m, link, digest);
+    atomic_store(&m->set_up, true);
     status = rank_serve(rank, err);
     if (status) {
         link_mpi_flush(link, 1000000000); /* rank 0 has to hear of it */

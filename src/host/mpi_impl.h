@@ -28,14 +28,16 @@ struct card {
     uint64_t proof; /* of the rest, with the job's secret; 0: there is none */
 };
 
-struct peer {               /* what is known of another rank; written by the threads of mpi_watch.c */
-    atomic_llong mpi_ns;    /* its last heartbeat over MPI; before the first one: the start */
-    atomic_llong udp_ns;    /* over UDP; 0: none has ever come */
-    atomic_int silent_rank; /* which rank it has stopped hearing, plus 1; 0: it hears all */
-    atomic_llong silent_ns; /* since when it says so */
-    atomic_bool met;        /* it has been heard over MPI */
-    atomic_uint address;    /* where its datagrams come from; 0: unknown */
-    MPI_Request beat;       /* to it */
+struct peer {                 /* what is known of another rank; written by the threads of mpi_watch.c */
+    atomic_llong mpi_ns;      /* its last heartbeat over MPI; before the first one: the start */
+    atomic_llong udp_ns;      /* over UDP; 0: none has ever come */
+    atomic_int silent_rank;   /* which rank it has stopped hearing, plus 1; 0: it hears all */
+    atomic_llong silent_ns;   /* since when it says so */
+    atomic_bool met;          /* it has been heard over MPI */
+    atomic_uint address;      /* where its datagrams come from; 0: unknown */
+    atomic_int asked_ms;      /* how long it says that it may be silent; 0: it has not said */
+    struct patience patience; /* the watch's */
+    MPI_Request beat;         /* to it */
 };
 
 struct mpi {                      /* members by size, what belongs together as far as that allows */
@@ -55,9 +57,10 @@ struct mpi {                      /* members by size, what belongs together as f
     bool has_secret;
     int rank, n_ranks;
     int socket;            /* UDP; -1: none */
-    int32_t beat_word;     /* being sent: the rank that this one has stopped hearing, plus 1 */
+    int32_t beat_word;     /* being sent: word_of */
     atomic_int silent;     /* the same, as the watch has it */
     atomic_bool addressed; /* everybody's addresses are known */
+    atomic_bool set_up;    /* this rank has loaded what it needs, and serves; rank 0: so do all */
     atomic_bool closing;   /* silence means nothing any more */
     atomic_bool ending;    /* not rank 0: rank 0 ends the job, and has said why */
     atomic_bool told;      /* the caller has been given the fault */

@@ -27,13 +27,15 @@ enum {
     RESCUE_MS = 150, /* after a fault: who has not taken it up by then hangs in MPI */
     /* The patience with MPI's heartbeats while those over UDP come: their thread waits its turn. */
     MUFFLED_MS = 8000,
-    BEAT_MAGIC = 0x50444232,
+    BEAT_MAGIC = 0x50444233,
+    ASKED_SHIFT = 16, /* of a word: in its lower bits the rank that is no longer heard, plus 1 */
+    ASKED_UNIT_MS = 100,
     FAREWELL = -1 /* in a beat's place: rank 0 ends the job */
 };
 
 struct datagram {
     uint32_t magic;
-    int32_t rank, silent;
+    int32_t rank, word;
     uint32_t reserved;
     uint64_t job;
     uint64_t proof; /* of the rest, with the job's secret */
@@ -145,6 +147,17 @@ static bool talks(const struct mpi *m, int a, int b)
 
 /* ---- heartbeats over MPI ---- */
 
+/* What this rank says: whom it does not hear, and how long it may itself be silent. */
+static int own_patience_ms(struct mpi *m)
+{
+    return atomic_load(&m->set_up) ? PATIENCE_MS : PATIENCE_STARTING_MS;
+}
+
+static int32_t word_of(struct mpi *m)
+{
+    return atomic_load(&m->silent) | (own_patience_ms(m) / ASKED_UNIT_MS) << ASKED_SHIFT;
+}
+
 static void beat_send(struct mpi *m, int to)
 {
     int done = 1;
@@ -160,7 +173,11 @@ static void heard_word(struct mpi *m, int from, int32_t word)
     struct peer *p = &m->peers[from];
     if (word == FAREWELL && from == 0)
         atomic_store(&m->ending, true);
-    if (word < 0 || word > m->n_ranks)
+    if (word < 0)
+        return;
+    atomic_store(&p->asked_ms, (word >> ASKED_SHIFT) * ASKED_UNIT_MS);
+    word &= (1 << ASKED_SHIFT) - 1;
+    if (word > m->n_ranks)
         return;
     if (word && atomic_load(&p->silent_rank) != word)
         atomic_store(&p->silent_ns, link_clock());
@@ -200,7 +217,7 @@ static void *beat_thread(void *arg)
     while (!atomic_load(&m->closing) && !atomic_load(&m->fault_ns)) {
         bool silent = hangs(m);
         if (watch_lock(m)) {
-            m->beat_word = atomic_load(&m->silent);
+            m->beat_word = word_of(m);
             for (int i = 0; i < m->n_ranks && !silent; i++)
                 if (talks(m, m->rank, i))
                     beat_send(m, i);
@@ -293,7 +310,7 @@ static void datagrams_receive(struct mpi *m)
             continue;
         atomic_store(&m->peers[d.rank].udp_ns, link_clock());
         atomic_store(&m->peers[d.rank].address, from.sin_addr.s_addr);
-        heard_word(m, d.rank, d.silent);
+        heard_word(m, d.rank, d.word);
     }
 }
 
@@ -316,8 +333,8 @@ static int64_t silence_ns(struct mpi *m, int rank, int64_t now)
     int64_t udp_ns = atomic_load(&p->udp_ns), turn_ns = atomic_load(&m->turn_ns);
     int64_t mpi = PD_MIN(now, turn_ns) - atomic_load(&p->mpi_ns);
     if (!udp_ns) /* nothing better is known */
-        return now - turn_ns > (int64_t)MPI_SILENCE_MS * 1000000 ? now - atomic_load(&p->mpi_ns)
-                                                                 : PD_MAX(mpi, 0);
+        return now - turn_ns > (int64_t)PATIENCE_MS * 1000000 ? now - atomic_load(&p->mpi_ns)
+                                                              : PD_MAX(mpi, 0);
     /* A rank whose calls hang because another one died is heard over UDP: it is not the one to name. Nor is one on a
      * crowded machine, whose two threads wait for each other. */
     mpi -= (int64_t)MUFFLED_MS * 1000000;
@@ -336,18 +353,19 @@ static bool outlived(struct mpi *m, int rank, int64_t hint_ns)
 static int64_t limit_ns(struct mpi *m, int rank, int64_t now)
 {
     const int64_t beat = (int64_t)BEAT_MS * 1000000;
-    int64_t limit = (int64_t)MPI_SILENCE_MS * 1000000, hint_ns = atomic_load(&continued_ns);
+    const int64_t usual = (int64_t)PATIENCE_MS * 1000000;
+    int64_t limit = patience_ns(&m->peers[rank].patience, now), hint_ns = atomic_load(&continued_ns);
     int64_t back_ns = atomic_load(&resumed_ns);
     if (!atomic_load(&m->peers[rank].met))
-        return (int64_t)MPI_START_MS * 1000000;
+        return (int64_t)PATIENCE_STARTING_MS * 1000000;
     if (back_ns &&
-        now - back_ns < 2 * limit) /* the job ends because this rank was silent: the others were right */
-        return 2 * limit;
+        now - back_ns < 2 * usual) /* the job ends because this rank was silent: the others were right */
+        return PD_MAX(2 * usual, limit);
     if (hint_ns && outlived(m, rank, hint_ns))
         return limit;
     if (atomic_load(&terminated)) /* the launcher has known of a death for a while, or there is none */
         return 3 * beat;
-    if (hint_ns && now - hint_ns < 2 * limit)
+    if (hint_ns && now - hint_ns < 2 * usual)
         return 4 * beat;
     return m->rank ? limit + limit / 4 : limit; /* rank 0 notices first */
 }
@@ -412,8 +430,23 @@ static void judge_reports(struct mpi *m, int64_t now)
     }
 }
 
+/* Over UDP, where that is to be had: MPI's thread waits its turn. */
+static void see_peers(struct mpi *m, int64_t now)
+{
+    const int rank0_ms = m->rank ? atomic_load(&m->peers[0].asked_ms) : 0;
+    const int others_ms = PD_MAX(own_patience_ms(m), rank0_ms);
+    for (int i = 0; i < m->n_ranks; i++) {
+        struct peer *p = &m->peers[i];
+        const int64_t udp_ns = atomic_load(&p->udp_ns);
+        if (udp_ns || atomic_load(&p->met))
+            patience_see(&p->patience, udp_ns ? udp_ns : atomic_load(&p->mpi_ns),
+                         PD_MAX(atomic_load(&p->asked_ms), others_ms), now);
+    }
+}
+
 static void judge(struct mpi *m, int64_t now)
 {
+    see_peers(m, now);
     int rank = m->rank ? most_silent(m, now, 0, 1, 0) : most_silent(m, now, 1, m->n_ranks, 0);
     if (rank >= 0)
         name_silent(m, rank, silence_ns(m, rank, now));
@@ -454,6 +487,7 @@ static void forgive(struct mpi *m, int64_t ns)
         atomic_fetch_add(&m->peers[i].mpi_ns, ns);
         if (atomic_load(&m->peers[i].udp_ns))
             atomic_fetch_add(&m->peers[i].udp_ns, ns);
+        patience_forgive(&m->peers[i].patience, ns);
     }
 }
 
@@ -467,7 +501,7 @@ static void watch_udp(struct mpi *m)
     bool silent = hangs(m);
     for (int i = 0; i < m->n_ranks && !silent; i++)
         if (talks(m, m->rank, i) && m->cards[i].port)
-            datagram_send(m, i, atomic_load(&m->silent));
+            datagram_send(m, i, word_of(m));
     datagrams_receive(m);
 }
 
