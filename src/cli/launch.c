@@ -221,6 +221,7 @@ int cmd_launch(int argc, char **argv)
     guard_dismiss(&l);
     if (l.input.spool >= 0)
         close(l.input.spool);
+    hosts_forget(&l);
     launch_plan_free(&l);
     hosts_free(&l.table);
     free(l.dir);

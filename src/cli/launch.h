@@ -54,8 +54,8 @@ void input_move(struct input *in, struct reader *r, const struct pollfd p[2]);
 struct host {
     char *name; /* as given */
     int slots;
-    bool gone;
-    bool tried; /* it was asked whether it is there */
+    bool gone;   /* it did not answer when it was last asked */
+    bool missed; /* and that has been said */
 };
 struct hosts {
     struct host host[LAUNCH_HOSTS], spare[LAUNCH_HOSTS];
@@ -63,7 +63,8 @@ struct hosts {
 };
 
 struct launch {
-    int ranks; /* 0: as many as the hosts have slots */
+    int ranks;  /* 0: as many as the hosts have slots */
+    int wanted; /* as it was before hosts went; 0: none has */
     int restarts, patience_s;
     const char *hosts, *hostfile, *spare, *agent, *mpirun;
     bool allow_fewer;
@@ -78,18 +79,27 @@ struct launch {
     int guard;      /* pipe to the guard; -1: none */
     size_t passed;  /* bytes given to standard output */
     struct input input;
-    struct hosts table;       /* n 0: mpirun reads --host and --hostfile itself */
-    const char *cluster;      /* a measured profile; NULL: HOSTFILE.ini, if it is there */
-    bool no_plan;             /* even cuts */
-    struct launch_plan *plan; /* NULL: none was made */
-    const char *planned;      /* its hosts, "A:2,B:1" */
-    double planned_ms;        /* what it expects of a token */
+    struct questions *questions; /* to hosts, under way; NULL: none are */
+    struct hosts table;          /* n 0: mpirun reads --host and --hostfile itself */
+    const char *cluster;         /* a measured profile; NULL: HOSTFILE.ini, if it is there */
+    bool no_plan;                /* even cuts */
+    struct launch_plan *plan;    /* NULL: none was made */
+    const char *planned;         /* its hosts, "A:2,B:1" */
+    double planned_ms;           /* what it expects of a token */
 };
 
 /* "A:1,B:2", or a hostfile; both NULL: none. hosts_free follows, also after an error. */
 enum pd_status hosts_parse(struct hosts *h, const char *list, const char *file, struct pd_error *err);
 enum pd_status hosts_read(struct launch *l, struct pd_error *err);
-/* Before a start that follows a fault: hosts that do not answer are left out, spare ones take their places. Says so.
+/* Begin to ask the hosts whether they are there, if there are any that launch knows: as soon as there is a fault, while the job
+ * still ends. hosts_forget: the answers are not wanted. */
+void hosts_ask(struct launch *l);
+void hosts_forget(struct launch *l);
+/* While they are asked: 1 if one of those in use has not answered in time, with its name; 0: all have answered, or none is
+ * asked; -1: not known yet. */
+int hosts_dead(struct launch *l, char *name, size_t room);
+/* Before a start that follows a fault: hosts that do not answer are left out, those that are back take part again, spare ones take
+ * the places of others. Says so. Waits for answers, asking first if need be.
  * PD_ERR_PEER if too few are left; l->ranks is set to what is possible. */
 enum pd_status hosts_renew(struct launch *l, struct pd_error *err);
 /* "A:1,B:2" for mpirun, of the hosts that are there; free() it. */

@@ -12,7 +12,11 @@
 #include <sys/wait.h>
 #include <unistd.h>
 
-enum { ASK_MS = 8000, FILE_MAX = 1 << 20 };
+enum {
+    ASK_MS = 5000,
+    BACK_MS = 1500, /* for those that were away already: they may be back */
+    FILE_MAX = 1 << 20
+};
 
 /* ---- reading ---- */
 
@@ -174,58 +178,96 @@ static _Noreturn void become_agent(const char *agent, const char *host)
 struct question {
     struct host *host;
     pid_t pid; /* 0: answered */
+    bool was_gone;
+};
+struct questions {
+    struct question q[2 * LAUNCH_HOSTS];
+    int n;
+    int64_t begun_ms;
 };
 
-/* One look at all that are still asked; how many there are. */
-static int hear_answers(struct question *q, int n)
+/* All but this machine, at once. */
+void hosts_ask(struct launch *l)
 {
-    int open = 0, state;
-    for (int i = 0; i < n; i++) {
-        if (q[i].pid > 0 && waitpid(q[i].pid, &state, WNOHANG) == q[i].pid) {
-            q[i].host->gone = !WIFEXITED(state) || WEXITSTATUS(state) != 0;
-            q[i].pid = 0;
+    struct hosts *h = &l->table;
+    if (!h->n || l->questions)
+        return;
+    struct questions *all = l->questions = mem_new(1, sizeof *all);
+    all->begun_ms = launch_ms();
+    for (int i = 1; i < h->n; i++)
+        all->q[all->n++].host = &h->host[i];
+    for (int i = 0; i < h->n_spare; i++)
+        all->q[all->n++].host = &h->spare[i];
+    for (int i = 0; i < all->n; i++) {
+        struct question *q = &all->q[i];
+        q->was_gone = q->host->gone;
+        q->pid = fork();
+        if (q->pid == 0)
+            become_agent(launch_agent(l), q->host->name);
+        q->host->gone = true; /* until it says otherwise */
+    }
+}
+
+/* One look at all that are still asked; whether one is that is waited for until the end. */
+static bool hear_answers(struct questions *all)
+{
+    bool open = false;
+    for (int i = 0; i < all->n; i++) {
+        struct question *q = &all->q[i];
+        int state;
+        if (q->pid > 0 && waitpid(q->pid, &state, WNOHANG) == q->pid) {
+            q->host->gone = !WIFEXITED(state) || WEXITSTATUS(state) != 0;
+            q->pid = 0;
         }
-        open += q[i].pid > 0;
+        open |= q->pid > 0 && (!q->was_gone || launch_ms() - all->begun_ms < BACK_MS);
     }
     return open;
 }
 
-/* All but this machine, at once. */
+int hosts_dead(struct launch *l, char *name, size_t room)
+{
+    struct questions *all = l->questions;
+    const bool open = all && hear_answers(all) && launch_ms() < all->begun_ms + ASK_MS;
+    for (int i = 0; all && !open && i < all->n; i++) {
+        const struct host *h = all->q[i].host;
+        if (!h->gone || all->q[i].was_gone || h < l->table.host || h >= l->table.host + l->table.n)
+            continue;
+        snprintf(name, room, "%s", h->name);
+        return 1;
+    }
+    return open ? -1 : 0;
+}
+
+void hosts_forget(struct launch *l)
+{
+    struct questions *all = l->questions;
+    for (int i = 0; all && i < all->n; i++)
+        if (all->q[i].pid > 0) {
+            kill(-all->q[i].pid, SIGKILL);
+            kill(all->q[i].pid, SIGKILL);
+            while (waitpid(all->q[i].pid, NULL, 0) < 0 && errno == EINTR)
+                ;
+        }
+    free(all);
+    l->questions = NULL;
+}
+
 static void ask(struct launch *l)
 {
-    struct hosts *h = &l->table;
-    struct question q[2 * LAUNCH_HOSTS];
-    int n = 0;
-    for (int i = 1; i < h->n; i++)
-        q[n++].host = &h->host[i];
-    for (int i = 0; i < h->n_spare; i++)
-        q[n++].host = &h->spare[i];
-    for (int i = 0; i < n; i++) {
-        const bool known = q[i].host->gone; /* for good */
-        q[i].pid = known ? 0 : fork();
-        if (q[i].pid == 0 && !known)
-            become_agent(launch_agent(l), q[i].host->name);
-    }
-    const int64_t until = launch_ms() + ASK_MS;
-    while (hear_answers(q, n) && launch_ms() < until && !launch_signals)
+    hosts_ask(l);
+    while (hear_answers(l->questions) && launch_ms() < l->questions->begun_ms + ASK_MS && !launch_signals)
         usleep(20000);
-    for (int i = 0; i < n; i++)
-        if (q[i].pid > 0) {
-            kill(-q[i].pid, SIGKILL);
-            kill(q[i].pid, SIGKILL);
-            while (waitpid(q[i].pid, NULL, 0) < 0 && errno == EINTR)
-                ;
-            q[i].host->gone = true;
-        }
+    hosts_forget(l);
 }
 
 /* ---- renewing ---- */
 
-static void leave_out(const bool *before, const struct hosts *h)
+static void tell_changes(const struct hosts *h)
 {
     for (int i = 0; i < h->n; i++)
-        if (h->host[i].gone && !before[i])
-            fprintf(stderr, "pipedec: host %s does not answer: it is left out\n", h->host[i].name);
+        if (h->host[i].gone != h->host[i].missed)
+            fprintf(stderr, "pipedec: host %s %s\n", h->host[i].name,
+                    h->host[i].gone ? "does not answer: it is left out" : "is back: it takes part again");
 }
 
 /* Spare hosts that answer take places until there are enough. */
@@ -244,9 +286,12 @@ static void take_spares(struct hosts *h, int ranks)
 }
 
 /* A number of stages in the command follows that of the ranks. */
-static void fit_stages(struct launch *l)
+static void set_ranks(struct launch *l, int ranks)
 {
     static char word[32];
+    if (l->ranks == ranks)
+        return;
+    l->ranks = ranks;
     snprintf(word, sizeof word, "--stages=%d", l->ranks - 1);
     for (char **a = l->command; *a; a++) {
         if (strncmp(*a, "--stages=", 9) == 0)
@@ -259,25 +304,29 @@ static void fit_stages(struct launch *l)
 enum pd_status hosts_renew(struct launch *l, struct pd_error *err)
 {
     struct hosts *h = &l->table;
-    bool before[LAUNCH_HOSTS] = {0};
     if (!h->n)
         return PD_OK;
-    for (int i = 0; i < h->n; i++)
-        before[i] = h->host[i].gone;
+    l->wanted = l->wanted ? l->wanted : l->ranks;
     ask(l);
-    leave_out(before, h);
+    tell_changes(h);
+    for (int i = 0; i < h->n; i++)
+        h->host[i].missed = h->host[i].gone;
     if (l->plan)
         return launch_plan_again(l, err);
-    take_spares(h, l->ranks);
+    take_spares(h, l->wanted);
     int slots = slots_of(h);
-    if (slots >= l->ranks)
+    if (slots >= l->wanted) {
+        if (l->ranks != l->wanted)
+            fprintf(stderr, "pipedec: going on with %d ranks again\n", l->wanted);
+        set_ranks(l, l->wanted);
         return PD_OK;
+    }
     if (!l->allow_fewer || slots < 2)
-        return error_set(err, PD_ERR_PEER, "%d of %d ranks have a host left%s", slots, l->ranks,
+        return error_set(err, PD_ERR_PEER, "%d of %d ranks have a host left%s", slots, l->wanted,
                          l->allow_fewer ? ", and 2 are the least"
                                         : ": give more --spare hosts, or --allow-fewer");
-    fprintf(stderr, "pipedec: going on with %d ranks instead of %d\n", slots, l->ranks);
-    l->ranks = slots;
-    fit_stages(l);
+    if (l->ranks != slots)
+        fprintf(stderr, "pipedec: going on with %d ranks instead of %d\n", slots, l->ranks);
+    set_ranks(l, slots);
     return PD_OK;
 }

@@ -18,9 +18,10 @@ enum {
     SPEAK_MS = 1000,   /* a rank has ended at the start: time for rank 0 to say why */
     SILENT_MS = 10000, /* a rank that has shown up and then gives no sign */
     CALM_MS = 10000,   /* a rank was killed, and rank 0 still has not noticed */
+    ABSENT_MS = 3000,  /* some ranks have shown up, and no other since: are the hosts there? */
     PART_MS = 8000,    /* rank 0 has ended: time for the others */
-    FAULT_MS = 3000,   /* the same after a fault: mpirun may wait for a host that is cut off */
-    TERM_MS = 2000,    /* from SIGTERM to SIGKILL */
+    FAULT_MS = 1000,   /* the same after a fault: mpirun may wait for a host that is cut off */
+    TERM_MS = 1000,    /* from SIGTERM to SIGKILL */
     LATE_MS = 2000,    /* mpirun has ended: time for rank 0's end to be told */
     LOOKUP_MS = 1500   /* no rank yet: is it for want of a name? */
 };
@@ -42,6 +43,7 @@ struct job {
     struct launch *l;
     struct outcome *out;
     char *dir; /* the start's own */
+    int number;
     pid_t pid; /* mpirun, and its process group */
     int fd[STREAMS];
     struct reader reader;
@@ -56,6 +58,7 @@ struct job {
     /* When: rank 0 said "ends"; the start; the last rank showed up; mpirun ended; it is to be ended. 0: not yet. */
     int64_t told_ms, begun_ms, moved_ms, ended_ms, term_ms;
     bool termed, killed;
+    bool probed; /* all hosts have answered */
     int signals_seen, state;
     size_t skip; /* bytes of standard output that were passed on before */
     pid_t lookup;
@@ -295,6 +298,8 @@ static void noise(struct job *j, const char *line, size_t size)
         sign(j, mark);
         return;
     }
+    if (j->termed) /* of mpirun's end, which we have asked for */
+        return;
     const bool rule = size > 60 && strspn(line, "-") >= size - 2;
     if (rule)
         j->in_block = !j->in_block;
@@ -483,6 +488,21 @@ static void absent_hosts(const struct job *j, char *text, size_t room)
     }
 }
 
+/* A host that was cut off before its ranks' first sign: mpirun would notice in half a minute. */
+static void ask_for_absent(struct job *j, int64_t now)
+{
+    char name[64];
+    if (j->out->text[0] || j->probed || now - j->moved_ms < ABSENT_MS)
+        return;
+    hosts_ask(j->l);
+    const int dead = hosts_dead(j->l, name, sizeof name);
+    if (dead > 0)
+        fail(j, "host %s does not answer, and nothing has started there", name);
+    j->probed = dead == 0;
+    if (j->probed)
+        hosts_forget(j->l);
+}
+
 static void watch_absent(struct job *j, int64_t now)
 {
     char hosts[256] = "";
@@ -492,6 +512,8 @@ static void watch_absent(struct job *j, int64_t now)
             missing++;
             first = i;
         }
+    if (missing)
+        ask_for_absent(j, now);
     if ((j->n_ranks && !missing) || now - j->moved_ms < (int64_t)j->l->patience_s * 1000)
         return;
     absent_hosts(j, hosts, sizeof hosts);
@@ -529,7 +551,7 @@ static void watch_signals(struct job *j, int64_t now)
     else
         end_by(j, now);
     if (launch_signal != SIGINT)
-        end_by(j, now + FAULT_MS);
+        end_by(j, now + LATE_MS + FAULT_MS);
     else if (again && !j->l->talks)
         end_by(j, now + SPEAK_MS);
 }
@@ -592,6 +614,8 @@ static void attend(struct job *j)
             watch_lookup(j, now);
         }
         watch_end(j, now);
+        if ((j->out->text[0] || (j->told_ms && j->told_code == PD_ERR_PEER)) && j->number < j->l->restarts)
+            hosts_ask(j->l); /* hosts may take as long to answer as the job to end */
     }
 }
 
@@ -716,6 +740,7 @@ void launch_start(struct launch *l, int number, struct outcome *out)
     j->out = out;
     j->reader.fd = -1;
     j->n_ranks = l->ranks;
+    j->number = number;
     j->told_code = -1;
     j->skip = l->passed;
     j->begun_ms = j->moved_ms = launch_ms();
