@@ -154,6 +154,7 @@ bool cli_journal_kept(void); /* there is one */
  * about to end the job with this exit code. */
 void cli_sign_joined(void);
 void cli_sign_ends(int code);
+void cli_sign_blames(const struct pd_error *err); /* if its text names a rank beside this one */
 
 /* launch has the command itself check its arguments, in a process that goes no further than to the engine. There:
  * standard input is about to be read (may end the process); the ranks that launch knows of (0: not known; -1: this is

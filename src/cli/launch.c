@@ -166,8 +166,12 @@ static int supervise(struct launch *l, struct pd_error *err)
             return o.code ? PD_ERR_CANCELLED : PD_OK;
         if (!o.fault || attempt >= l->restarts)
             return o.code;
-        if (hosts_renew(l, err))
-            return (int)err->status;
+        if (!hosts_blame(l, &o) && o.surely) /* nobody to go on with */
+            return o.code;
+        if (hosts_renew(l, err)) {
+            err->status = o.surely ? PD_OK : err->status; /* what is wrong has been said */
+            return o.surely ? o.code : (int)err->status;
+        }
         fprintf(stderr, "pipedec: the run failed (exit code %d): starting again, %d of %d\n", o.code,
                 attempt + 1, l->restarts);
         back_off(l, &passed, &fruitless);

@@ -15,7 +15,7 @@
  * command reads it, and `signs`. A sign is a line "@pipedec DIR/N RANK RANKS HOST PID WORD NUMBER", written to that pipe
  * or, on other machines, to standard error, where mpirun passes it on. Words: `here` and `alive` (not joined yet),
  * `stopped`, `joined` (the ranks' own heartbeats watch from now on), `ends` (rank 0's exit code, before it ends the job),
- * `code` and `signal` (how the process has ended), `elsewhere` (rank 0 is on another machine than launch).
+ * `code` and `signal` (how the process has ended), `blames` (rank 0's error is that rank's), `elsewhere` (rank 0 is on another machine than launch).
  */
 #ifndef PD_CLI_LAUNCH_H
 #define PD_CLI_LAUNCH_H
@@ -54,14 +54,17 @@ void input_move(struct input *in, struct reader *r, const struct pollfd p[2]);
 struct host {
     char *name; /* as given */
     int slots;
-    bool gone;   /* it did not answer when it was last asked */
-    bool missed; /* and that has been said */
+    bool gone;    /* it did not answer when it was last asked */
+    bool missed;  /* and that has been said */
+    bool spoiled; /* it answers, but cannot do its part: it is not asked any more */
+    int blamed;   /* starts that failed by it */
 };
 struct hosts {
     struct host host[LAUNCH_HOSTS], spare[LAUNCH_HOSTS];
     int n, n_spare;
 };
 
+struct outcome;
 struct launch {
     int ranks;  /* 0: as many as the hosts have slots */
     int wanted; /* as it was before hosts went; 0: none has */
@@ -95,6 +98,9 @@ enum pd_status hosts_read(struct launch *l, struct pd_error *err);
  * still ends. hosts_forget: the answers are not wanted. */
 void hosts_ask(struct launch *l);
 void hosts_forget(struct launch *l);
+/* A start has failed by this host, surely or maybe; then twice is enough to leave it out, and that is told. False: launch does not
+ * know it, or it is this machine. */
+bool hosts_blame(struct launch *l, const struct outcome *o);
 /* While they are asked: 1 if one of those in use has not answered in time, with its name; 0: all have answered, or none is
  * asked; -1: not known yet. */
 int hosts_dead(struct launch *l, char *name, size_t room);
@@ -128,9 +134,11 @@ void launch_become(const struct launch *l);
 /* ---- one start (launch_job.c) ---- */
 
 struct outcome {
-    int code;       /* the program's exit code if this was the last start */
-    bool fault;     /* starting again may help */
-    char text[512]; /* what to say of it; "": rank 0 has said it, or there is nothing to say */
+    int code;        /* the program's exit code if this was the last start */
+    bool fault;      /* starting again may help */
+    char blamed[64]; /* the host that it was for; "": none */
+    bool surely;     /* it will be so again: its files, its memory */
+    char text[512];  /* what to say of it; "": rank 0 has said it, or there is nothing to say */
 };
 void launch_start(struct launch *l, int number, struct outcome *out);
 

@@ -195,7 +195,8 @@ void hosts_ask(struct launch *l)
     struct questions *all = l->questions = mem_new(1, sizeof *all);
     all->begun_ms = launch_ms();
     for (int i = 1; i < h->n; i++)
-        all->q[all->n++].host = &h->host[i];
+        if (!h->host[i].spoiled)
+            all->q[all->n++].host = &h->host[i];
     for (int i = 0; i < h->n_spare; i++)
         all->q[all->n++].host = &h->spare[i];
     for (int i = 0; i < all->n; i++) {
@@ -261,6 +262,23 @@ static void ask(struct launch *l)
 }
 
 /* ---- renewing ---- */
+
+bool hosts_blame(struct launch *l, const struct outcome *o)
+{
+    struct hosts *h = &l->table;
+    int i = 1;
+    while (i < h->n && strcmp(h->host[i].name, o->blamed) != 0)
+        i++;
+    if (!o->blamed[0] || i >= h->n)
+        return false;
+    struct host *host = &h->host[i];
+    host->blamed += o->surely ? 2 : 1;
+    if (host->blamed >= 2 && !host->spoiled) {
+        host->spoiled = host->gone = host->missed = true;
+        fprintf(stderr, "pipedec: host %s is left out\n", host->name);
+    }
+    return true;
+}
 
 static void tell_changes(const struct hosts *h)
 {

@@ -58,6 +58,7 @@ struct job {
     /* When: rank 0 said "ends"; the start; the last rank showed up; mpirun ended; it is to be ended. 0: not yet. */
     int64_t told_ms, begun_ms, moved_ms, ended_ms, term_ms;
     bool termed, killed;
+    int blamed;  /* the rank that rank 0's error names; 0: none */
     bool probed; /* all hosts have answered */
     int signals_seen, state;
     size_t skip; /* bytes of standard output that were passed on before */
@@ -263,6 +264,8 @@ static void sign(struct job *j, const char *line)
         fail(j, "rank 0 is on host %s, not on this machine: put this one first", host);
         j->told_code = PD_ERR_USAGE;
     }
+    if (strcmp(word, "blames") == 0 && rank == 0 && number > 0 && number <= STAGES_MAX)
+        j->blamed = number;
     if (strcmp(word, "ends") == 0 && rank == 0) {
         j->told_code = number;
         j->told_ms = r->heard_ms;
@@ -457,7 +460,9 @@ static const char *signal_name(int number)
 /* A rank that has ended before all had joined leaves the others waiting: MPI does not tell them. */
 static void watch_start(struct job *j, int64_t now)
 {
-    for (int i = 0; i < j->n_ranks; i++) {
+    const bool well = !j->out->text[0];
+    int i = 0;
+    for (; i < j->n_ranks && (!well || !j->out->text[0]); i++) {
         struct life *r = &j->rank[i];
         if (r->ended && i == 0 && !r->killed) { /* it has said why */
             end_by(j, r->ended_ms + SPEAK_MS);
@@ -472,6 +477,8 @@ static void watch_start(struct job *j, int64_t now)
             fail(j, "rank %d on host %s has given no sign of life for %d s", i, r->host, SILENT_MS / 1000);
         }
     }
+    if (well && j->out->text[0]) /* by the last one looked at */
+        snprintf(j->out->blamed, sizeof j->out->blamed, "%s", j->rank[i - 1].host);
 }
 
 /* The hosts on which nothing has started, as far as names tell. */
@@ -681,6 +688,8 @@ static int own_code(const struct job *j)
     const struct life *r = &j->rank[0];
     if (j->told_code >= 0)
         return j->told_code;
+    if (j->out->text[0]) /* we have ended it */
+        return -1;
     return r->ended && !r->killed && r->state != JOINED ? r->code : -1;
 }
 
@@ -712,6 +721,11 @@ static void judge(struct job *j)
                      mpirun);
     }
     o->fault = o->code == PD_ERR_PEER || o->code == PD_ERR_TIMEOUT;
+    o->surely = j->blamed && (o->code == PD_ERR_FILE || o->code == PD_ERR_FORMAT ||
+                              o->code == PD_ERR_MEMORY || o->code == PD_ERR_MISMATCH);
+    if (o->surely)
+        snprintf(o->blamed, sizeof o->blamed, "%s", j->rank[j->blamed].host);
+    o->fault |= o->surely;
 }
 
 static void finish(struct job *j)

@@ -39,6 +39,15 @@ void cli_sign_joined(void)
     say_word("joined", 0);
 }
 
+/* "stage 1 (rank 2 on host beta): model.gguf: ..." */
+void cli_sign_blames(const struct pd_error *err)
+{
+    const char *at = strstr(err->text, "rank ");
+    int rank = 0;
+    if (at && strstr(at, " on host ") && sscanf(at, "rank %d", &rank) == 1 && rank > 0)
+        say_word("blames", rank);
+}
+
 void cli_sign_ends(int code)
 {
     say_word("ends", code);

@@ -25,6 +25,7 @@ int cli_fail(const struct pd_error *err)
         return err->status ? (int)err->status : PD_ERR_INTERNAL;
     }
     const char *text = err->text[0] ? err->text : pd_status_text(err->status);
+    cli_sign_blames(err);
     fprintf(stderr, "pipedec: %.*s\n", (int)strcspn(text, "\n"), text);
     return err->status ? (int)err->status : PD_ERR_INTERNAL;
 }
