@@ -47,7 +47,7 @@ foreach(source ${script_sources})
     ENVIRONMENT "PIPEDEC=$<TARGET_FILE:pipedec>;PD_TEST_DATA=${CMAKE_SOURCE_DIR}/tests/data;PD_BUILD_DIR=${CMAKE_BINARY_DIR}")
 endforeach()
 # What measures silence or runs a process a stage has the machine to itself.
-foreach(target link_mpi host_mpi host_mpi_hosts host_clocks cli_cluster cli_launch cli_launch_hosts serve_ranks)
+foreach(target link_mpi host_mpi host_mpi_hosts host_clocks cli_cluster cli_launch cli_launch_hosts cli_faults serve_ranks)
   if(TEST ${target})
     set_tests_properties(${target} PROPERTIES RUN_SERIAL ON)
   endif()

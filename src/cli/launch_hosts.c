@@ -217,7 +217,7 @@ static bool hear_answers(struct questions *all)
         struct question *q = &all->q[i];
         int state;
         if (q->pid > 0 && waitpid(q->pid, &state, WNOHANG) == q->pid) {
-            q->host->gone = !WIFEXITED(state) || WEXITSTATUS(state) != 0;
+            q->host->gone = q->host->spoiled || !WIFEXITED(state) || WEXITSTATUS(state) != 0;
             q->pid = 0;
         }
         open |= q->pid > 0 && (!q->was_gone || launch_ms() - all->begun_ms < BACK_MS);
