@@ -24,7 +24,8 @@ enum pd_status head_grammar_mask(struct head_grammars *h, const struct grammar_v
 {
     struct head_grammar *l = &h->lane[row->lane];
     *allowed = NULL;
-    if (l->request != row->request) {
+    const bool first = row->pos + 1 == row->reply_pos; /* ids may come again: a new driver counts from one */
+    if (l->request != row->request || first) {
         if (!row->n_grammar && !l->run)
             return PD_OK;
         enum pd_status status = begin(h, l, v, row, err);

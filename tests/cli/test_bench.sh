@@ -90,7 +90,8 @@ bench --concurrency 2 --requests 4 --modes pp,best --csv >"$tmp/load.csv" || fai
 grep -q '^best,3,0,2,0,4,32,' "$tmp/load.csv" || fail "--concurrency: $(cat "$tmp/load.csv")"
 
 # The same questions with a schema and without: computed in full it is the same, and the grammar gives tokens with one only.
-printf '%s\n' '{"question_id": 81, "ask": "As JSON.", "schema": {"type": "object", "properties": {"island": {"type": "string", "maxLength": 20}, "days": {"type": "integer"}}, "required": ["island", "days"]}}' >"$tmp/schemas"
+printf '%s\n' '{"question_id": 81, "ask": "As JSON.", "schema": {"type": "object", "properties": {"island": {"type": "string", "maxLength": 20}, "days": {"type": "integer"}}, "required": ["island", "days"]}}' \
+    '{"question_id": 91, "schema": {"const": "yes"}}' >"$tmp/schemas"
 schemas() {
     "$PIPEDEC" bench -t 1 -m "$model" -d "$model" --questions "$questions" --schemas "$tmp/schemas" --per-kind 0 -n 16 --stages 3 \
         --modes pp,best "$@" 2>"$tmp/err"
@@ -99,7 +100,10 @@ schemas --verify-full 1 --verify-tokens 16 --out "$tmp/schemas.dir" --no-plots >
 grep -q ' giv% ' "$tmp/text" || fail "no column of what the grammar gives: $(cat "$tmp/text")"
 python3 - "$tmp/schemas.dir/report.json" <<'PYTHON' || fail "--schemas: $(cat "$tmp/text")"
 import json, sys
-cells = {(c["kind"], c["mode"]): c for c in json.load(open(sys.argv[1]))["cells"]}
+report = json.load(open(sys.argv[1]))
+cells = {(c["kind"], c["mode"]): c for c in report["cells"]}
+tokens = {r["question"]: r["tokens"] for r in report["runs"] if r["mode"] == "pp"}
+assert tokens["91"] < 6 and tokens["81"] == tokens["81+"] == tokens["91+"] == 16, tokens # each its own schema, or none
 assert cells["schema", "best"]["given_rate"] > 0.2 and cells["free", "best"]["given_rate"] == 0
 PYTHON
 schemas --concurrency 2 --requests 4 --csv >"$tmp/load.csv" || fail "--schemas --concurrency: $(cat "$tmp/err")"
