@@ -1,6 +1,5 @@
 /* Weights from rank 0: the questions, and the answers. */
-#include "host/mpi_supply.h"
-#include "host/mpi_impl.h"
+#include "host/mpi_supply_impl.h"
 
 #ifndef PD_HAVE_MPI
 
@@ -30,36 +29,7 @@ void mpi_unsuppliable(struct mpi *m, const struct pd_error *why)
 #include <string.h>
 #include <time.h>
 
-enum {
-    CHUNK = 1 << 20, /* of data in an answer */
-    WINDOW = 4,      /* questions that a rank has open */
-    FLIGHT = 8,      /* answers that rank 0 has under way: signs of life must not wait long behind them */
-    LIST_MAX = 1024, /* tensors in a question */
-    SPIN_NS = 50000,
-    NAP_NS = 100000,
-    ALIVE_NS = 20000000,
-    TEXT = 400
-};
-
-/* From rank 0, first: of the file, behind it its parts. */
-struct offer {
-    uint64_t digest, stamp;
-    uint32_t n_parts, n_tensors;
-};
-
-enum ask_kind { ASK_BYTES = 1, ASK_SAMPLES, ASK_FULL, ASK_PLAN, ASK_DONE };
-struct ask { /* to rank 0 */
-    uint32_t kind, part;
-    uint64_t offset, size;     /* BYTES */
-    uint64_t bytes, fetched;   /* PLAN: bytes that will be asked for; DONE: needed, and of them asked for */
-    uint32_t n;                /* SAMPLES, FULL: tensors in the list; answered by their digests */
-    int32_t status;            /* DONE */
-    uint32_t memory, reserved; /* DONE: it is not kept on the disk */
-    union {
-        char text[TEXT]; /* DONE: why the rank's own file is not used, or its error */
-        uint32_t list[LIST_MAX];
-    };
-};
+enum { SPIN_NS = 50000, NAP_NS = 100000, ALIVE_NS = 20000000 };
 
 /* ---- rank 0 ---- */
 
@@ -78,10 +48,10 @@ struct supplier {
     struct mpi *m;
     const struct mpi_supply_options *o;
     struct served *ranks; /* [n_ranks] */
-    struct answer answer[FLIGHT];
+    struct answer answer[SUPPLY_FLIGHT];
     char *offer;
     MPI_Request *offers; /* [n_ranks] */
-    struct ask ask;
+    struct supply_ask ask;
     int from; /* whose it is */
     int left;
 };
@@ -95,8 +65,9 @@ static enum pd_status rubbish(const struct supplier *s, const char *what, struct
 static void send_offers(struct supplier *s)
 {
     const struct gguf *g = s->o->file;
-    const size_t n = gguf_parts(g), size = sizeof(struct offer) + n * sizeof(struct gguf_file);
-    const struct offer head = {gguf_digest(g), gguf_stamp(g), (uint32_t)n, (uint32_t)gguf_tensor_count(g)};
+    const size_t n = gguf_parts(g), size = sizeof(struct supply_offer) + n * sizeof(struct gguf_file);
+    const struct supply_offer head = {gguf_digest(g), gguf_stamp(g), (uint32_t)n,
+                                      (uint32_t)gguf_tensor_count(g)};
     s->offer = mem_new(size, 1);
     s->offers = mem_new((size_t)s->m->n_ranks, sizeof(MPI_Request));
     memcpy(s->offer, &head, sizeof head);
@@ -113,7 +84,7 @@ static struct answer *free_answer(struct supplier *s)
 {
     int done = 0;
     struct answer *a = NULL;
-    for (int i = 0; i < FLIGHT; i++) {
+    for (int i = 0; i < SUPPLY_FLIGHT; i++) {
         struct answer *one = &s->answer[i];
         if (one->request != MPI_REQUEST_NULL)
             MPI_Test(&one->request, &done, MPI_STATUS_IGNORE);
@@ -135,20 +106,17 @@ static bool hear(struct supplier *s, bool *good)
     if (MPI_Improbe(MPI_ANY_SOURCE, TAG_ASK, MPI_COMM_WORLD, &there, &message, &st) || !there)
         return false;
     MPI_Get_count(&st, MPI_BYTE, &bytes);
-    char *data = mem_new((size_t)PD_MAX(bytes, 1), 1);
-    MPI_Mrecv(data, bytes, MPI_BYTE, &message, MPI_STATUS_IGNORE);
     s->from = st.MPI_SOURCE;
     *good = (size_t)bytes == sizeof s->ask;
-    if (*good)
-        memcpy(&s->ask, data, sizeof s->ask);
-    free(data);
+    MPI_Mrecv(&s->ask, (int)sizeof s->ask, MPI_BYTE, &message,
+              MPI_STATUS_IGNORE); /* what is too long is cut */
     return true;
 }
 
 static enum pd_status answer_bytes(struct supplier *s, struct answer *a, struct pd_error *err)
 {
-    const struct ask *q = &s->ask;
-    if (q->part >= gguf_parts(s->o->file) || !q->size || q->size > CHUNK)
+    const struct supply_ask *q = &s->ask;
+    if (q->part >= gguf_parts(s->o->file) || !q->size || q->size > SUPPLY_CHUNK)
         return rubbish(s, "a part or size that there is not", err);
     const uint64_t bytes = gguf_file_at(s->o->file, q->part).bytes;
     if (q->offset > bytes || q->size > bytes - q->offset)
@@ -160,10 +128,10 @@ static enum pd_status answer_bytes(struct supplier *s, struct answer *a, struct 
 
 static enum pd_status answer_digests(struct supplier *s, struct answer *a, struct pd_error *err)
 {
-    const struct ask *q = &s->ask;
+    const struct supply_ask *q = &s->ask;
     const size_t stride = q->kind == ASK_FULL ? 0 : gguf_sample_stride(s->o->file);
     enum pd_status status = PD_OK;
-    if (!q->n || q->n > LIST_MAX)
+    if (!q->n || q->n > SUPPLY_LIST)
         return rubbish(s, "a list of no such length", err);
     for (uint32_t i = 0; i < q->n && !status; i++) {
         uint64_t digest = 0;
@@ -180,8 +148,8 @@ static enum pd_status answer_digests(struct supplier *s, struct answer *a, struc
 static enum pd_status take_done(struct supplier *s, struct pd_error *err)
 {
     struct served *r = &s->ranks[s->from];
-    struct ask *q = &s->ask;
-    q->text[TEXT - 1] = 0;
+    struct supply_ask *q = &s->ask;
+    q->text[SUPPLY_TEXT - 1] = 0;
     if (r->done)
         return rubbish(s, "it has got all", err);
     r->done = true;
@@ -276,7 +244,7 @@ static bool all_gone(struct supplier *s)
     if (!watch_lock(s->m))
         return false;
     free_answer(s);
-    for (int i = 0; i < FLIGHT; i++)
+    for (int i = 0; i < SUPPLY_FLIGHT; i++)
         gone &= s->answer[i].request == MPI_REQUEST_NULL;
     for (int i = 1; i < s->m->n_ranks; i++)
         gone &= s->offers[i] == MPI_REQUEST_NULL;
@@ -311,9 +279,9 @@ enum pd_status mpi_supply(struct mpi *m, const struct mpi_supply_options *o, str
 {
     struct supplier s = {.m = m, .o = o, .left = m->n_ranks - 1};
     s.ranks = mem_new((size_t)m->n_ranks, sizeof *s.ranks);
-    for (int i = 0; i < FLIGHT; i++) {
+    for (int i = 0; i < SUPPLY_FLIGHT; i++) {
         s.answer[i].request = MPI_REQUEST_NULL;
-        s.answer[i].data = mem_new(CHUNK + sizeof(uint64_t), 1);
+        s.answer[i].data = mem_new(SUPPLY_CHUNK + sizeof(uint64_t), 1);
     }
     link_punctual();
     while (!watch_lock(m))
@@ -326,7 +294,7 @@ enum pd_status mpi_supply(struct mpi *m, const struct mpi_supply_options *o, str
     free(s.ranks);
     if (status)
         return status; /* MPI may still read the answers */
-    for (int i = 0; i < FLIGHT; i++)
+    for (int i = 0; i < SUPPLY_FLIGHT; i++)
         free(s.answer[i].data);
     free(s.offer);
     free(s.offers);
@@ -337,7 +305,7 @@ enum pd_status mpi_supply(struct mpi *m, const struct mpi_supply_options *o, str
 
 struct slot { /* a question that is open */
     MPI_Request in, out;
-    struct ask ask;
+    struct supply_ask ask;
     size_t expected; /* bytes of the answer, its hash included */
     char *data;
 };
@@ -346,8 +314,8 @@ struct client {
     const struct mpi_needs *needs;
     struct store_source source;
     struct gguf_file *parts;
-    struct slot *slots; /* [WINDOW] used in turns */
-    struct ask said;    /* PLAN, DONE */
+    struct slot *slots;     /* [SUPPLY_WINDOW] used in turns */
+    struct supply_ask said; /* PLAN, DONE */
 };
 
 /* What is asked for, in pieces: next fills a question, false: there are no more; take gets their answers in order. */
@@ -370,7 +338,7 @@ static enum pd_status post(struct client *c, struct slot *s, struct pd_error *er
     enum pd_status status = locked(c->m, err);
     if (status)
         return status;
-    MPI_Irecv(s->data, CHUNK + (int)sizeof(uint64_t), MPI_BYTE, 0, TAG_ANSWER, MPI_COMM_WORLD, &s->in);
+    MPI_Irecv(s->data, SUPPLY_CHUNK + (int)sizeof(uint64_t), MPI_BYTE, 0, TAG_ANSWER, MPI_COMM_WORLD, &s->in);
     MPI_Isend(&s->ask, (int)sizeof s->ask, MPI_BYTE, 0, TAG_ASK, MPI_COMM_WORLD, &s->out);
     pthread_mutex_unlock(&c->m->lock);
     return PD_OK;
@@ -396,8 +364,8 @@ static enum pd_status run(struct client *c, const struct errand *e, struct pd_er
     int first = 0, open = 0;
     enum pd_status status = PD_OK;
     for (bool more = true; !status && (more || open);) {
-        struct slot *s = &c->slots[(first + open) % WINDOW];
-        if (more && open < WINDOW && (more = e->next(e->user, s))) {
+        struct slot *s = &c->slots[(first + open) % SUPPLY_WINDOW];
+        if (more && open < SUPPLY_WINDOW && (more = e->next(e->user, s))) {
             status = post(c, s, err);
             open++;
             continue;
@@ -407,11 +375,11 @@ static enum pd_status run(struct client *c, const struct errand *e, struct pd_er
         s = &c->slots[first];
         if (!(status = receive(c, s, err)))
             status = e->take(e->user, s->data + sizeof(uint64_t), s->expected - sizeof(uint64_t), err);
-        first = (first + 1) % WINDOW;
+        first = (first + 1) % SUPPLY_WINDOW;
         open--;
     }
     /* Answers that are still to come must not be taken for those of later questions. */
-    for (; open > 0 && status && status != PD_ERR_PEER; open--, first = (first + 1) % WINDOW) {
+    for (; open > 0 && status && status != PD_ERR_PEER; open--, first = (first + 1) % SUPPLY_WINDOW) {
         struct pd_error ignored;
         if (receive(c, &c->slots[first], &ignored))
             break;
@@ -436,10 +404,10 @@ static bool next_bytes(void *user, struct slot *s)
     if (f->at == f->n)
         return false;
     const struct store_range *r = &f->list[f->at];
-    s->ask = (struct ask){.kind = ASK_BYTES,
-                          .part = r->part,
-                          .offset = r->offset + f->done,
-                          .size = PD_MIN((uint64_t)CHUNK, r->bytes - f->done)};
+    s->ask = (struct supply_ask){.kind = ASK_BYTES,
+                                 .part = r->part,
+                                 .offset = r->offset + f->done,
+                                 .size = PD_MIN((uint64_t)SUPPLY_CHUNK, r->bytes - f->done)};
     s->expected = (size_t)s->ask.size + sizeof(uint64_t);
     f->done += s->ask.size;
     return true;
@@ -468,10 +436,10 @@ struct digesting {
 static bool next_digests(void *user, struct slot *s)
 {
     struct digesting *d = user;
-    const size_t n = PD_MIN(d->n - d->asked, d->full ? (size_t)1 : (size_t)LIST_MAX);
+    const size_t n = PD_MIN(d->n - d->asked, d->full ? (size_t)1 : (size_t)SUPPLY_LIST);
     if (!n)
         return false;
-    s->ask = (struct ask){.kind = d->full ? ASK_FULL : ASK_SAMPLES, .n = (uint32_t)n};
+    s->ask = (struct supply_ask){.kind = d->full ? ASK_FULL : ASK_SAMPLES, .n = (uint32_t)n};
     memcpy(s->ask.list, d->tensors + d->asked, n * sizeof *d->tensors);
     s->expected = (n + 1) * sizeof(uint64_t);
     d->asked += n;
@@ -509,17 +477,17 @@ static void plan(void *user, uint64_t bytes)
 {
     struct client *c = user;
     struct pd_error ignored; /* fetching will meet it too */
-    c->said = (struct ask){.kind = ASK_PLAN, .bytes = bytes};
+    c->said = (struct supply_ask){.kind = ASK_PLAN, .bytes = bytes};
     say(c, &ignored);
 }
 
 /* What rank 0 has. */
 static enum pd_status take_offer(struct client *c, struct pd_error *err)
 {
-    struct offer head;
+    struct supply_offer head;
     MPI_Status st;
     int bytes = 0;
-    const int room = (int)(CHUNK + sizeof(uint64_t));
+    const int room = (int)(SUPPLY_CHUNK + sizeof(uint64_t));
     struct slot *s = &c->slots[0];
     enum pd_status status = locked(c->m, err);
     if (status)
@@ -617,7 +585,7 @@ static void describe(char *out, size_t room, const char *why, const struct store
 
 static enum pd_status supplied(struct store_held **held, struct client *c, struct pd_error *err)
 {
-    char why[TEXT] = "";
+    char why[SUPPLY_TEXT] = "";
     enum pd_status status = take_offer(c, err);
     const struct store_options o = {.dir = c->needs->dir,
                                     .limit = c->needs->limit,
@@ -631,11 +599,11 @@ static enum pd_status supplied(struct store_held **held, struct client *c, struc
         status = store_get(held, &o, err);
     if (status == PD_ERR_PEER && !mpi_alive(c->m, err))
         return status; /* nobody hears it */
-    c->said = (struct ask){.kind = ASK_DONE, .status = (int32_t)status};
+    c->said = (struct supply_ask){.kind = ASK_DONE, .status = (int32_t)status};
     if (status)
-        snprintf(c->said.text, TEXT, "%.*s", TEXT - 1, err->text);
+        snprintf(c->said.text, SUPPLY_TEXT, "%.*s", SUPPLY_TEXT - 1, err->text);
     if (*held) {
-        describe(c->said.text, TEXT, why, *held, o.dir);
+        describe(c->said.text, SUPPLY_TEXT, why, *held, o.dir);
         c->said.bytes = (*held)->bytes;
         c->said.fetched = (*held)->fetched;
         c->said.memory = (*held)->memory;
@@ -650,17 +618,17 @@ static struct client *client_new(struct mpi *m, const struct mpi_needs *n)
     struct client *c = mem_new(1, sizeof *c);
     c->m = m;
     c->needs = n;
-    c->slots = mem_new(WINDOW, sizeof *c->slots);
-    for (int i = 0; i < WINDOW; i++) {
+    c->slots = mem_new(SUPPLY_WINDOW, sizeof *c->slots);
+    for (int i = 0; i < SUPPLY_WINDOW; i++) {
         c->slots[i].in = c->slots[i].out = MPI_REQUEST_NULL;
-        c->slots[i].data = mem_new(CHUNK + sizeof(uint64_t), 1);
+        c->slots[i].data = mem_new(SUPPLY_CHUNK + sizeof(uint64_t), 1);
     }
     return c;
 }
 
 static void client_free(struct client *c)
 {
-    for (int i = 0; i < WINDOW; i++)
+    for (int i = 0; i < SUPPLY_WINDOW; i++)
         free(c->slots[i].data);
     free(c->slots);
     free(c->parts);
@@ -688,8 +656,8 @@ void mpi_unsuppliable(struct mpi *m, const struct pd_error *why)
 {
     struct pd_error ignored;
     struct client *c = client_new(m, NULL);
-    c->said = (struct ask){.kind = ASK_DONE, .status = (int32_t)why->status};
-    snprintf(c->said.text, TEXT, "%.*s", TEXT - 1, why->text);
+    c->said = (struct supply_ask){.kind = ASK_DONE, .status = (int32_t)why->status};
+    snprintf(c->said.text, SUPPLY_TEXT, "%.*s", SUPPLY_TEXT - 1, why->text);
     if (!say(c, &ignored))
         client_free(c);
     m->failed = true;
