@@ -19,17 +19,29 @@ struct hash {
     uint64_t bytes;
 };
 
+static void hash_block(uint64_t chain[CHAINS], const uint64_t word[CHAINS])
+{
+    for (int i = 0; i < CHAINS; i++) {
+        chain[i] = (chain[i] ^ word[i]) * 0x9e3779b97f4a7c15u;
+        chain[i] ^= chain[i] >> 29;
+    }
+}
+
 static void hash_add(struct hash *h, const unsigned char *p, size_t size)
 {
+    uint64_t chain[CHAINS], word[CHAINS];
+    memcpy(chain, h->chain, sizeof chain);
     h->bytes += size;
-    for (; size; p += PD_MIN(size, sizeof h->chain), size -= PD_MIN(size, sizeof h->chain)) {
-        uint64_t word[CHAINS] = {0};
-        memcpy(word, p, PD_MIN(size, sizeof word));
-        for (int i = 0; i < CHAINS; i++) {
-            h->chain[i] = (h->chain[i] ^ word[i]) * 0x9e3779b97f4a7c15u;
-            h->chain[i] ^= h->chain[i] >> 29;
-        }
+    for (; size >= sizeof word; p += sizeof word, size -= sizeof word) {
+        memcpy(word, p, sizeof word);
+        hash_block(chain, word);
     }
+    if (size) {
+        memset(word, 0, sizeof word);
+        memcpy(word, p, size);
+        hash_block(chain, word);
+    }
+    memcpy(h->chain, chain, sizeof chain);
 }
 
 /* The system's cache is read, not the map: a page of it would pull in its neighbours, and a part of the file that cannot

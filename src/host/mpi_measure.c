@@ -79,8 +79,8 @@ static enum pd_status take(struct mpi *m, int from, void *data, size_t size, boo
 
 /* ---- collecting ---- */
 
-struct part { /* in front of a rank's bytes */
-    struct pd_error err;
+struct part { /* in front of a rank's bytes, which may be of any type */
+    _Alignas(16) struct pd_error err;
 };
 
 static enum pd_status order(struct mpi *m, int rank, struct pd_error *err)
