@@ -98,7 +98,7 @@ longer() { [ "$(size)" -gt "$1" ]; }
 ended() { ! kill -0 "$launch" 2>/dev/null; }
 longer_or_ended() { longer "$1" || ended; }
 said() { [ -n "$(said_at)" ]; }
-said_at() { awk -v from="$fault_ms" '$1 >= from && $2 == "pipedec:" { print $1; exit }' "$work/err"; }
+said_at() { awk -v from="$fault_ms" '$1 >= from && $2 == "pipedec:" && !/the start waits for/ { print $1; exit }' "$work/err"; }
 rank_there() { # of the third host
     local pid
     for pid in $(processes $victim); do
@@ -199,7 +199,7 @@ case_of() { # PHASE FAULT
     [ -z "$rest" ] || verdict=FAILED
     [ $verdict = ok ] || failures=$((failures + 1))
     printf '| %s | %s | %s | %s | %s | %s | %s |\n' "$phase" "$fault" "$text" "$(seconds $fault_ms "$noticed")" \
-        "$(seconds $fault_ms "$went")" "${rest:-nothing}" "$(grep -o 'pipedec: .*' "$work/err" | head -1 | cut -c10-150 | sed "s/f$$h/h/g")"
+        "$(seconds $fault_ms "$went")" "${rest:-nothing}" "$(grep -o 'pipedec: .*' "$work/err" | grep -v 'the start waits for' | head -1 | cut -c10-150 | sed "s/f$$h/h/g")"
     [ $verdict = ok ] && [ -z "${VERBOSE:-}" ] || { cut -d' ' -f2- "$work/err"; diff "$work/want.$prompt" "$work/got" | head -5; } | sed 's/^/    /' >&2
 }
 longer_or_ended_after_notice() { said || ended; }

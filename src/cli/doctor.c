@@ -1,4 +1,4 @@
-/* pipedec doctor: each host of a cluster asked by ssh what it is and has, and what is wrong with it, in one table. */
+/* pipedec doctor: each host of a cluster asked by ssh, or by srun in an allocation of Slurm's, what it is and has, and what is wrong with it, in one table. */
 #include "cli/launch.h"
 #include "cli/probe.h"
 
@@ -13,6 +13,7 @@ enum { KEY_HOSTS = CLI_KEY_OWN, KEY_AGENT, KEY_PROGRAM, KEY_JSON };
 struct doctor_args {
     const char *hostfile, *target, *draft, *agent, *program;
     bool json;
+    bool slurm; /* the hosts are the allocation's */
     struct hosts hosts;
     struct probe *probe; /* [hosts.n] */
     char (*wrong)[300];  /* [hosts.n] what is wrong, and what to do; "": nothing */
@@ -22,10 +23,14 @@ struct doctor_args {
 };
 
 static const struct argp_option options[] = {
-    {"hosts", KEY_HOSTS, "FILE", 0, "the hosts of FILE (mpirun's hostfile); this machine is the first", 1},
+    {"hosts", KEY_HOSTS, "FILE", 0,
+     "the hosts of FILE (mpirun's hostfile); this machine is the first. Without it, in an allocation of "
+     "Slurm's: "
+     "its hosts, asked by srun",
+     1},
     {"model", 'm', "FILE", 0, "the target: where is it, and where will it be sent?", 1},
     {"draft", 'd', "FILE", 0, "the draft; only the first host needs it", 1},
-    {"agent", KEY_AGENT, "PROGRAM", 0, "instead of ssh", 1},
+    {"agent", KEY_AGENT, "PROGRAM", 0, "instead of ssh or srun", 1},
     {"program", KEY_PROGRAM, "PATH", 0, "pipedec on the hosts (this program's own path)", 1},
     {"json", KEY_JSON, NULL, 0, "one JSON object", 2},
     {0},
@@ -36,7 +41,8 @@ static const char doc[] =
     "the exit code is then 11.\v"
     "Examples:\n"
     "  pipedec doctor --hosts hosts -m /models/big.gguf -d /models/small.gguf\n"
-    "  pipedec doctor --hosts hosts --json\n";
+    "  pipedec doctor --hosts hosts --json\n"
+    "  salloc -N 5 pipedec doctor -m /models/big.gguf\n";
 
 static error_t parse(int key, char *arg, struct argp_state *state)
 {
@@ -64,8 +70,9 @@ static error_t parse(int key, char *arg, struct argp_state *state)
         argp_error(state, "'%s': doctor takes options only", arg);
         return 0;
     case ARGP_KEY_END:
-        if (!a->hostfile)
-            argp_error(state, "which hosts? give --hosts FILE");
+        a->slurm = !a->hostfile && getenv("SLURM_JOB_NODELIST");
+        if (!a->hostfile && !a->slurm)
+            argp_error(state, "which hosts? give --hosts FILE, or run it in an allocation of Slurm's");
         return 0;
     default:
         return ARGP_ERR_UNKNOWN;
@@ -93,7 +100,7 @@ static void ask(struct doctor_args *a)
     ssize_t n = readlink("/proc/self/exe", self, sizeof self - 1);
     self[n > 0 ? n : 0] = 0;
     const struct launch agent = {.agent = a->agent};
-    const struct probe_options o = {.agent = launch_agent(&agent),
+    const struct probe_options o = {.agent = a->slurm && !a->agent ? "srun" : launch_agent(&agent),
                                     .program = a->program ? a->program : self,
                                     .target = a->target,
                                     .draft = a->draft,
@@ -102,7 +109,7 @@ static void ask(struct doctor_args *a)
                                     .timeout_ms = 15000};
     for (int i = 0; i < a->hosts.n; i++) {
         a->probe[i].host = a->hosts.host[i].name;
-        a->probe[i].here = i == 0;
+        a->probe[i].here = i == 0 && !a->slurm;
     }
     probe_all(a->probe, a->hosts.n, &o, NULL);
     free(names);
@@ -164,7 +171,9 @@ static void judge_reach(struct doctor_args *a, int i)
 static void judge(struct doctor_args *a, int i)
 {
     const struct probe *p = &a->probe[i], *first = &a->probe[0];
-    if (p->state == PROBE_SILENT)
+    if (p->state == PROBE_SILENT && a->slurm)
+        say(a, i, "does not answer: try 'srun -N 1 -n 1 -w %s hostname'", p->host);
+    else if (p->state == PROBE_SILENT)
         say(a, i, "does not answer: try 'ssh -o BatchMode=yes %s true'", p->host);
     else if (p->state == PROBE_NO_PROGRAM)
         say(a, i, "no pipedec of this version there: install it at the same path (--program names another)");
@@ -326,15 +335,28 @@ static int doctor(struct doctor_args *a)
     return wrong ? PD_ERR_PEER : PD_OK;
 }
 
+static enum pd_status find_hosts(struct doctor_args *a, struct pd_error *err)
+{
+    const char *list = a->slurm ? getenv("SLURM_JOB_NODELIST") : NULL;
+    char *names = list ? slurm_hosts(list) : NULL;
+    enum pd_status status = PD_OK;
+    if (list && !names)
+        return error_set(err, PD_ERR_USAGE, "SLURM_JOB_NODELIST '%.200s' is no list of at most %d hosts",
+                         list, LAUNCH_HOSTS);
+    status = hosts_parse(&a->hosts, names, a->hostfile, err);
+    free(names);
+    if (!status && !a->hosts.n)
+        status = error_set(err, PD_ERR_USAGE, "%s holds no host", a->hostfile);
+    return status;
+}
+
 int cmd_doctor(int argc, char **argv)
 {
     static const struct argp argp = {options, parse, "", doc, NULL, NULL, NULL};
     struct doctor_args *a = mem_new(1, sizeof *a);
     struct pd_error err = {0};
     cli_parse(&argp, argc, argv, a);
-    enum pd_status status = hosts_parse(&a->hosts, NULL, a->hostfile, &err);
-    if (!status && !a->hosts.n)
-        status = error_set(&err, PD_ERR_USAGE, "%s holds no host", a->hostfile);
+    enum pd_status status = find_hosts(a, &err);
     int code = status ? cli_fail(&err) : doctor(a);
     hosts_free(&a->hosts);
     free(a);

@@ -4,6 +4,7 @@
  *     launch_check.c  the command's own checks, before anything is started
  *     launch_hosts.c  hosts, spare ones, and which of them still answer
  *     launch_plan.c   which hosts get which layers, where the user has not said it
+ *     slurm.c         an allocation's hosts
  *     launch_input.c  standard input: kept, so that every start gets it from the beginning
  *     launch_job.c    one start: mpirun, what comes from it, signs of life
  *     launch_rank.c   in front of every rank: gives the signs, and ends the rank when nobody is left to serve
@@ -113,6 +114,8 @@ char *hosts_list(const struct hosts *h);
 /* "A,B", with `suffix` behind each name; free it. */
 char *hosts_names(const struct hosts *h, const char *suffix);
 void hosts_free(struct hosts *h);
+/* Slurm's list of hosts, "n[01-03,07],gpu1", as "n01,n02,...": free() it. NULL: it makes no sense, or names too many (slurm.c). */
+char *slurm_hosts(const char *list);
 const char *launch_agent(const struct launch *l); /* "ssh", or what was set in its place */
 
 /* ---- the plan (launch_plan.c) ---- */

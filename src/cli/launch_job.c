@@ -708,7 +708,9 @@ static void judge(struct job *j)
         o->code = own;
     } else {
         o->code = PD_ERR_PEER;
-        if (j->rank[dead].killed && !o->text[0] && !launch_signals)
+        if (j->rank[dead].killed && j->rank[dead].code == SIGTERM && !o->text[0] && !launch_signals)
+            snprintf(o->text, sizeof o->text, "mpirun has ended the job: it has lost a rank, or a host");
+        else if (j->rank[dead].killed && !o->text[0] && !launch_signals)
             snprintf(o->text, sizeof o->text, "rank %d on host %s was ended by SIG%s", dead,
                      j->rank[dead].host, signal_name(j->rank[dead].code));
         else if (r->ended && !o->text[0] && !launch_signals)

@@ -156,7 +156,9 @@ static void bottleneck_text(const struct planning *p, const struct scored *s, ch
 
 struct what_if {
     double machine_ms, links_ms, all_ms; /* another machine; links ten times as fast; < 0: not known */
+    double first_ms;                     /* started on another host, which then drafts; < 0: no better */
     int like;                            /* the machine: as this one */
+    int first;
 };
 
 static double if_so(const struct planning *p, const struct cluster *c)
@@ -166,10 +168,59 @@ static double if_so(const struct planning *p, const struct cluster *c)
     return planning_choose_for(p, c, &s, &err) ? -1 : scored_ms(&s);
 }
 
+/* Of the hosts that are unlike the first one. */
+enum { FIRSTS_MAX = 8 };
+
+static bool same_host(const struct cluster_host *a, const struct cluster_host *b)
+{
+    return curve_ms(&a->layer, 1) == curve_ms(&b->layer, 1) &&
+           curve_ms(&a->draft, 1) == curve_ms(&b->draft, 1);
+}
+
+/* Two hosts change places. */
+static void swap_hosts(struct cluster *c, int a, int b)
+{
+    const struct cluster_host host = c->host[a];
+    c->host[a] = c->host[b];
+    c->host[b] = host;
+    for (int i = 0; i < c->n; i++) {
+        const struct cluster_link link = c->link[i][a];
+        c->link[i][a] = c->link[i][b];
+        c->link[i][b] = link;
+    }
+    for (int i = 0; i < c->n; i++) {
+        const struct cluster_link link = c->link[a][i];
+        c->link[a][i] = c->link[b][i];
+        c->link[b][i] = link;
+    }
+}
+
+/* The first host drafts because the job starts there: would another one do better? */
+static void ask_first(const struct planning *p, struct cluster *c, struct what_if *w)
+{
+    const double now_ms = scored_ms(&p->best);
+    int asked = 0;
+    for (int i = 1; i < p->cluster->n && asked < FIRSTS_MAX && p->model.have_draft; i++) {
+        bool known = false;
+        for (int k = 0; k < i && !known; k++)
+            known = same_host(&p->cluster->host[k], &p->cluster->host[i]);
+        if (known)
+            continue;
+        asked++;
+        *c = *p->cluster;
+        swap_hosts(c, 0, i);
+        const double ms = if_so(p, c);
+        if (ms > 0 && ms < 0.95 * now_ms && (w->first_ms < 0 || ms < w->first_ms)) {
+            w->first_ms = ms;
+            w->first = i;
+        }
+    }
+}
+
 static void ask_what_if(const struct planning *p, struct what_if *w)
 {
     struct cluster *c = mem_new(1, sizeof *c);
-    *w = (struct what_if){-1, -1, -1, p->cluster->n > 1};
+    *w = (struct what_if){-1, -1, -1, -1, p->cluster->n > 1, 0};
     for (int i = w->like; i < p->cluster->n; i++)
         if (curve_ms(&p->cluster->host[i].layer, 4) < curve_ms(&p->cluster->host[w->like].layer, 4))
             w->like = i;
@@ -191,6 +242,7 @@ static void ask_what_if(const struct planning *p, struct what_if *w)
         }
     if (c->n > 1)
         w->links_ms = if_so(p, c);
+    ask_first(p, c, w);
     free(c);
 }
 
@@ -316,6 +368,9 @@ static void print_text(const struct planning *p)
     if (w.links_ms > 0)
         printf("with links ten times as fast: %.1f ms\n", w.links_ms);
     print_weights(p, &s->plan);
+    if (w.first_ms > 0)
+        printf("started on %s instead, first in the hostfile, which then drafts: %.1f ms\n",
+               p->cluster->host[w.first].name, w.first_ms);
     if (p->model.have_draft)
         printf("the draft's hits: oracle %s\n", p->oracle);
     if (!s->plan.exact)
@@ -388,6 +443,10 @@ static enum pd_status print_json(const struct planning *p, struct pd_error *err)
             yyjson_mut_obj_add_real(d, o, "one_more_machine_ms", w.machine_ms);
         if (w.links_ms > 0)
             yyjson_mut_obj_add_real(d, o, "faster_links_ms", w.links_ms);
+        if (w.first_ms > 0) {
+            yyjson_mut_obj_add_strcpy(d, o, "better_first_host", p->cluster->host[w.first].name);
+            yyjson_mut_obj_add_real(d, o, "better_first_host_ms", w.first_ms);
+        }
         if (p->even.plan.n)
             json_scored(d, yyjson_mut_obj_add_obj(d, o, "even"), p, &p->even);
         text = yyjson_mut_write(d, YYJSON_WRITE_PRETTY_TWO_SPACES, NULL);

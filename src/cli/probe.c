@@ -25,20 +25,33 @@ enum { ASK_MS = 8000, ANSWER_MAX = 1 << 16, REACH_MS = 2000, AGENT_WORDS = 16 };
 
 /* ---- asking ---- */
 
+static bool is_program(const char *path, const char *name)
+{
+    const char *base = strrchr(path, '/');
+    return strcmp(base ? base + 1 : path, name) == 0;
+}
+
 _Noreturn void probe_become_agent(const char *agent, const char *host, const char *command)
 {
-    const char *argv[AGENT_WORDS + 8];
+    const char *argv[AGENT_WORDS + 12];
     char *text = mem_strdup(agent), *rest = NULL;
     int n = 0;
     text[strcspn(text, ":")] = 0;
     for (char *w = strtok_r(text, " ", &rest); w && n < AGENT_WORDS; w = strtok_r(NULL, " ", &rest))
         argv[n++] = w;
-    const char *base = n ? strrchr(argv[0], '/') : NULL;
-    if (n && strcmp(base ? base + 1 : argv[0], "ssh") == 0) {
+    if (n && is_program(argv[0], "ssh")) {
         argv[n++] = "-oBatchMode=yes";
         argv[n++] = "-oConnectTimeout=5";
     }
+    static const char *const step[] = {"--overlap", "--quiet", "-N", "1", "-n", "1", "-w"};
+    const bool srun = n && is_program(argv[0], "srun"); /* no shell there takes the command's words apart */
+    for (size_t i = 0; i < PD_COUNT(step) && srun; i++)
+        argv[n++] = step[i];
     argv[n++] = host;
+    if (srun) {
+        argv[n++] = "/bin/sh";
+        argv[n++] = "-c";
+    }
     argv[n++] = command;
     argv[n] = NULL;
     if (n > 2)
@@ -195,8 +208,9 @@ static void end(struct asked *a, struct probe *p, bool killed)
     p->state = PROBE_SILENT;
     if (!killed && WIFEXITED(state) && (WEXITSTATUS(state) == 127 || WEXITSTATUS(state) == 126))
         p->state = PROBE_NO_PROGRAM;
-    else if (!killed && WIFEXITED(state) && WEXITSTATUS(state) != 255)
-        p->state = PROBE_NO_PROGRAM; /* it answers, but not as pipedec does: an old version */
+    else if (!killed && WIFEXITED(state) && WEXITSTATUS(state) != 255 &&
+             WEXITSTATUS(state) != 1) /* 1: srun's own */
+        p->state = PROBE_NO_PROGRAM;  /* it answers, but not as pipedec does: an old version */
     read_answer(p, a->text, a->size);
     free(a->text);
     a->text = NULL;

@@ -12,7 +12,7 @@
 
 enum { PROBE_REACH = 64 };
 struct probe_options {
-    const char *agent;          /* "ssh", with words of its own perhaps */
+    const char *agent;          /* "ssh" or "srun", with words of its own perhaps */
     const char *program;        /* pipedec's path on the hosts */
     const char *target, *draft; /* their paths; NULL: not asked */
     uint64_t digest;            /* of the target: what is kept of it there; 0: not asked */

@@ -45,4 +45,33 @@ lose() {
 }
 lose spare 'host delta takes its place' --spare delta:1 -- run -m "$model" -p "$prompt" -n 40
 lose fewer 'going on with 2 ranks instead of 3' --allow-fewer -- run -m "$model" -p "$prompt" -n 40 --stages 2
+
+# A host that was left out and is back takes part again from the next start on.
+"$PIPEDEC" run -m "$model" -t 1 -p "$prompt" -n 500 --ignore-end >"$tmp/want" 2>/dev/null || fail "alone, longer"
+comes() { # FILE BYTES: so much is there, or launch has ended
+    for _ in $(seq 1200); do
+        { [ "$(stat -c %s "$1")" -gt "$2" ] || ! kill -0 "$launch" 2>/dev/null; } && return
+        sleep 0.05
+    done
+}
+rm -f "$tmp"/gone.*
+: >"$tmp/got"
+"$PIPEDEC" launch --agent "$tmp/agent" --host "$(hostname):1,beta:1,gamma:1" --restarts 2 --allow-fewer -- \
+    run -m "$model" -p "$prompt" -n 500 --ignore-end --trace "$tmp/run.json" >"$tmp/got" 2>"$tmp/err" </dev/null &
+launch=$!
+comes "$tmp/got" 0
+touch "$tmp/gone.beta"
+kill -KILL $(rank_1) || fail "back: no rank to kill: $(cat "$tmp/err")"
+for _ in $(seq 1200); do
+    grep -q 'starting again, 1 of 2' "$tmp/err" && break
+    sleep 0.05
+done
+comes "$tmp/got" "$(stat -c %s "$tmp/got")"
+rm "$tmp/gone.beta"
+kill -KILL $(rank_1) || fail "back: no second rank to kill: $(cat "$tmp/err")"
+wait "$launch" || fail "back: launch ends with $?: $(cat "$tmp/err")"
+grep -q 'going on with 2 ranks instead of 3' "$tmp/err" || fail "back: not with two: $(cat "$tmp/err")"
+grep -q 'host beta is back: it takes part again' "$tmp/err" || fail "beta is not back: $(cat "$tmp/err")"
+grep -q 'going on with 3 ranks again' "$tmp/err" || fail "back: not with three: $(cat "$tmp/err")"
+cmp -s "$tmp/want" "$tmp/got" || fail "back: the text differs"
 finish

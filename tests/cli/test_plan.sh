@@ -34,6 +34,14 @@ number() { grep -o "\"$1\": [0-9.]*" "$tmp/json" | head -n "${2:-1}" | tail -n 1
 # The slow host makes an even cut more than ten times slower.
 awk -v best="$(number best_ms)" -v even="$(number best_ms 2)" 'BEGIN { exit !(best > 0 && even > 10 * best) }' ||
     fail "no gain over an even cut: $(cat "$tmp/json")"
+# Hosts of 4, 2, 1: the quick one had better not draft. Of 2, 1, 4, where it does not, the plan is 1.5 times as good as an even cut.
+hosts 4 2 1 >"$tmp/q.ini"
+"$PIPEDEC" plan --profile "$tmp/q.ini" -m "$model" -d "$model" --ctx 512 | grep -Eq '^started on h[12] instead, first in the hostfile' ||
+    fail "no better first host"
+hosts 2 1 4 >"$tmp/s.ini"
+"$PIPEDEC" plan --profile "$tmp/s.ini" -m "$model" -d "$model" --ctx 512 --json >"$tmp/json.2" || fail "plan of three"
+grep -q better_first_host "$tmp/json.2" && fail "another first host than the middle one"
+[ "$(grep -o '"best_ms": [0-9.]*' "$tmp/json.2" | awk '{ x[NR] = $2 } END { print (x[2] > 1.5 * x[1]) }')" = 1 ] || fail "three hosts: $(cat "$tmp/json.2")"
 # The profile that was written is the chain that was scored.
 layers=$(sed -n 's/^# --layers //p' "$tmp/p.ini")
 [ "$(grep -c '^\[stage' "$tmp/p.ini")" -eq "$(tr ',' '\n' <<<"$layers" | wc -l)" ] || fail "stages: $(cat "$tmp/p.ini")"
