@@ -83,6 +83,15 @@ demo() {
 
 : >"$lines"
 "$build/model_prog_speed" $how ${peer:+--peer "$peer"} | tee -a "$lines"
+# A mixture of experts, made here: random weights in the shape of real ones.
+experts=$out/qwen3moe.gguf
+if [ "$how" = --smoke ]; then
+    experts=$out/qwen3moe-tiny.gguf
+    "$build/model_prog_synthetic" "$experts" q4_k tiny
+elif [ ! -f "$experts" ]; then
+    "$build/model_prog_synthetic" "$experts"
+fi
+"$build/model_prog_speed" $how ${peer:+--peer "$peer"} --model "$experts" | tee -a "$lines"
 if [ "$how" != --smoke ] && [ -f "$target" ] && [ -f "$draft" ]; then
     questions=tests/data/questions.jsonl
     per_kind=1

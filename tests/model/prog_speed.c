@@ -275,23 +275,25 @@ static const struct aims *aims_of(const struct side *s)
 
 struct measured {
     const char *name, *path;
-    struct side ours, ggml;
+    struct side ours, ggml; /* ggml.m NULL: not measured */
 };
 
 static void measure_decode(struct measured *x, int tokens)
 {
     struct sample ours = {0}, ggml = {0}, peer = {0}, plain = {0}, share = {0};
     const struct model_info *i = model_info(x->ours.m);
-    const double bytes = (double)(i->weights_bytes - (i->tied_head ? 0 : i->embed_bytes));
+    const double bytes = (double)i->read_bytes; /* of a token */
     begin(&x->ours);
-    begin(&x->ggml);
+    if (x->ggml.m)
+        begin(&x->ggml);
     for (int r = 0; r < opt.rounds; r++) {
         speed_add(&ours, decode(&x->ours, tokens));
         if (x->ours.m->own.packed) {
             speed_add(&plain, speed_read(x->ours.m->own.packed, x->ours.m->own.packed_bytes));
             speed_add(&share, bytes * ours.v[r] * 1e-9 / plain.v[r]);
         }
-        speed_add(&ggml, decode(&x->ggml, tokens));
+        if (x->ggml.m)
+            speed_add(&ggml, decode(&x->ggml, tokens));
         peer_add(&peer, x->path, true, tokens);
     }
     const double aim = aims_of(&x->ours)->decode;
@@ -311,7 +313,8 @@ static void measure_prefill(struct measured *x, int n, int rounds)
     char name[64];
     for (int r = 0; r < rounds; r++) {
         speed_add(&ours, prefill(&x->ours, n));
-        speed_add(&ggml, prefill(&x->ggml, n));
+        if (x->ggml.m)
+            speed_add(&ggml, prefill(&x->ggml, n));
         peer_add(&peer, x->path, false, n);
     }
     const double aim = aims_of(&x->ours)->prefill;
@@ -475,13 +478,15 @@ static void measure_file(const char *path)
     fprintf(stderr, "speed: %s\n", name);
     MUST(gguf_open(&g, path, &err));
     open_ours(&x.ours, g, name);
-    side_open(&x.ggml, g, "ggml", false);
+    if (!opt.peer) /* one yardstick is enough */
+        side_open(&x.ggml, g, "ggml", false);
     measure_decode(&x, opt.smoke ? 2 : 64);
     for (int n = 64; n <= (opt.smoke ? 64 : PROMPT_MAX); n *= n == 64 ? 4 : 2)
         measure_prefill(&x, n, opt.rounds);
     measure_batches(&x);
     side_close(&x.ours);
-    side_close(&x.ggml);
+    if (x.ggml.m)
+        side_close(&x.ggml);
     gguf_close(g);
 }
 

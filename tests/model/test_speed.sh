@@ -11,6 +11,7 @@ all=$(grep -c '^{' "$PD_BUILD_DIR/speed-smoke.log")
 rows=$(wc -l <"$PD_BUILD_DIR/speed/speed.txt")
 echo "$lines figures of $all lines, $rows rows in the table"
 [ "$lines" = "$all" ] && [ "$rows" = $((all + 1)) ]
+grep -q '"decode", "of": "qwen3moe-tiny"' "$PD_BUILD_DIR/speed/speed.jsonl" || { echo "no figures of experts" && exit 1; }
 for figure in 'prefill of 64' 'batch of 32 rows against one' 'perplexity of 32 tokens'; do
     grep -q "^$figure " "$PD_BUILD_DIR/speed/speed.txt" || { echo "no figure '$figure'" && exit 1; }
 done
