@@ -147,6 +147,8 @@ static void test_damaged_headers(void **state)
     (void)state;
     damage_headers("qwen3");
     damage_headers("qwen3moe");
+    damage_headers("gpt-oss");
+    damage_headers("deepseek2");
 }
 
 static void test_truncated_files(void **state)
