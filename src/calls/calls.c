@@ -36,6 +36,10 @@ struct calls {
     bool first;               /* nothing has been a header yet */
 };
 
+/* DeepSeek's own bars and low lines. */
+#define DEEPSEEK(words) "<\xEF\xBD\x9C" words "\xEF\xBD\x9C>"
+#define LOW             "\xE2\x96\x81"
+
 static const char think[] = "<think>", unthink[] = "</think>";
 
 /* ---- families ---- */
@@ -50,10 +54,15 @@ static const struct {
     [CALLS_LLAMA] = {"llama", "<|python_tag|>", NULL},
     [CALLS_MISTRAL] = {"mistral", "[TOOL_CALLS]", NULL},
     [CALLS_HARMONY] = {"harmony", NULL, NULL},
+    [CALLS_DEEPSEEK] = {"deepseek", DEEPSEEK("tool" LOW "calls" LOW "begin"), NULL},
 };
 /* Of harmony: what ends a body; <|message|> ends a header, and <|constrain|> is a part of one. */
 static const char *const body_ends[] = {"<|end|>", "<|call|>", "<|return|>", "<|start|>", "<|channel|>"};
 static const char message_marker[] = "<|message|>", constrain_marker[] = "<|constrain|>";
+static const char one_begin[] = DEEPSEEK("tool" LOW "call" LOW "begin"),
+                  one_sep[] = DEEPSEEK("tool" LOW "sep"), one_end[] = DEEPSEEK("tool" LOW "call" LOW "end"),
+                  all_end[] = DEEPSEEK("tool" LOW "calls" LOW "end"), json_fence[] = "```json",
+                  fence[] = "```";
 static const char args_marker[] = "[ARGS]", id_marker[] = "[CALL_ID]";
 
 const char *calls_family_name(enum calls_family f)
@@ -67,6 +76,8 @@ enum calls_family calls_family_of(const char *t)
         return CALLS_NONE;
     if (strstr(t, "<|channel|>") && strstr(t, message_marker))
         return CALLS_HARMONY;
+    if (strstr(t, families[CALLS_DEEPSEEK].marker))
+        return CALLS_DEEPSEEK;
     if (strstr(t, "[TOOL_CALLS]"))
         return CALLS_MISTRAL;
     if (strstr(t, "<tool_call>"))
@@ -96,6 +107,9 @@ bool calls_is_marker(enum calls_family f, bool reasoning, const char *name, size
         if (same(body_ends[i], name, size))
             return true;
     if (f == CALLS_HARMONY && (same(message_marker, name, size) || same(constrain_marker, name, size)))
+        return true;
+    if (f == CALLS_DEEPSEEK && (same(one_begin, name, size) || same(one_sep, name, size) ||
+                                same(one_end, name, size) || same(all_end, name, size)))
         return true;
     return same(families[f].marker, name, size) || same(families[f].close, name, size);
 }
@@ -289,12 +303,97 @@ static enum got scan_bare(struct scan *s, struct head *h)
     return s->at == s->n ? GOT_MORE : s->s[s->at] == '{' ? GOT_IT : GOT_BAD;
 }
 
+/* Behind blanks: this word, which is passed. */
+static enum got scan_word(struct scan *s, const char *word)
+{
+    scan_blanks(s);
+    const size_t w = strlen(word), there = PD_MIN(s->n - s->at, w);
+    if (memcmp(s->s + s->at, word, there) != 0)
+        return GOT_BAD;
+    if (there < w)
+        return GOT_MORE;
+    s->at += w;
+    return GOT_IT;
+}
+
+/* A name up to what can't be in one. */
+static enum got scan_name(struct scan *s, char name[CALLS_NAME_MAX])
+{
+    size_t k = 0;
+    scan_blanks(s);
+    const char *from = s->s + s->at;
+    const size_t n = s->n - s->at;
+    while (k < n && k + 1 < CALLS_NAME_MAX && from[k] && !strchr("<{`\"", from[k]) && !is_blank(from[k]))
+        k++;
+    if (k == n)
+        return GOT_MORE;
+    if (k == 0 || k + 1 == CALLS_NAME_MAX)
+        return GOT_BAD;
+    memcpy(name, from, k);
+    name[k] = 0;
+    s->at += k;
+    return GOT_IT;
+}
+
+/* f SEP {...}, or: function SEP f, ```json, {...} */
+static enum got scan_deepseek(struct scan *s, struct head *h)
+{
+    enum got g;
+    *h = (struct head){.name = ""};
+    if ((g = scan_word(s, one_begin)) != GOT_IT || (g = scan_name(s, h->name)) != GOT_IT ||
+        (g = scan_word(s, one_sep)) != GOT_IT)
+        return g;
+    scan_blanks(s);
+    if (s->at == s->n)
+        return GOT_MORE;
+    if (s->s[s->at] != '{' &&
+        ((g = scan_name(s, h->name)) != GOT_IT || (g = scan_word(s, json_fence)) != GOT_IT))
+        return g;
+    scan_blanks(s);
+    h->args = s->at;
+    h->has_name = true;
+    return s->at == s->n ? GOT_MORE : s->s[s->at] == '{' ? GOT_IT : GOT_BAD;
+}
+
+/* Behind a call of DeepSeek's: its end, and the next one's beginning or the end of all; each may be missing. */
+static bool behind_deepseek(struct calls *c)
+{
+    struct scan s = {.at = 0};
+    s.s = held(c, &s.n);
+    enum got g = scan_word(&s, fence);
+    if (g != GOT_MORE)
+        g = scan_word(&s, one_end);
+    if (g == GOT_IT) {
+        struct scan next = s;
+        if ((g = scan_word(&next, one_begin)) == GOT_IT) {
+            c->at += s.at;
+            c->lead = c->marker = 0;
+            c->in_list = true;
+            c->state = IN_HEAD;
+            return true;
+        }
+        if (g == GOT_BAD && (g = scan_word(&s, all_end)) == GOT_BAD)
+            g = GOT_IT;
+    }
+    if (g == GOT_MORE)
+        return false;
+    c->at += s.at;
+    c->in_list = false;
+    c->skip = true;
+    c->state = IN_TEXT;
+    return true;
+}
+
 static enum got scan_call(struct calls *c, struct scan *s, struct head *h)
 {
     scan_blanks(s);
     c->bare = false;
     if (s->at == s->n)
         return GOT_MORE;
+    if (c->o.family == CALLS_DEEPSEEK) {
+        c->bare = true;
+        return scan_deepseek(s, h);
+    }
     if (c->o.family != CALLS_MISTRAL || s->s[s->at] == '{')
         return scan_head(s, h);
     c->bare = s->s[s->at] != '[';
@@ -443,6 +542,8 @@ static bool leads_on(const struct calls *c, struct scan *s)
 
 static bool behind_call(struct calls *c)
 {
+    if (c->o.family == CALLS_DEEPSEEK)
+        return behind_deepseek(c);
     struct scan s = {.at = 0};
     s.s = held(c, &s.n);
     scan_blanks(&s);

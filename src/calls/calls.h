@@ -5,6 +5,8 @@
  *     llama     {"name": "f", "parameters": {...}}, as all of a reply or behind <|python_tag|>        (Llama 3)
  *     mistral   [TOOL_CALLS][{"name": "f", "arguments": {...}}, ...], or [TOOL_CALLS]f[ARGS]{...}
  *     harmony   <|channel|>commentary to=functions.f<|message|>{...}<|call|>; all of a reply is in channels    (gpt-oss)
+ *     deepseek  <|tool_calls_begin|><|tool_call_begin|>f<|tool_sep|>{...}<|tool_call_end|> ... <|tool_calls_end|>, or
+ *               ...begin|>function<|tool_sep|>f, a line ```json and the arguments; bars and low lines as DeepSeek has them
  *
  * A call is one once its name and the beginning of its arguments are there; what only looks like one is text. So nothing is
  * held back but the beginning of a marker, of a call's head, and blanks, which belong to the text only if more of it comes.
@@ -27,7 +29,15 @@
 
 enum { CALLS_NAME_MAX = 128, CALLS_HEAD_MAX = 16 << 10 };
 
-enum calls_family { CALLS_NONE, CALLS_HERMES, CALLS_LLAMA, CALLS_MISTRAL, CALLS_HARMONY, CALLS_FAMILIES };
+enum calls_family {
+    CALLS_NONE,
+    CALLS_HERMES,
+    CALLS_LLAMA,
+    CALLS_MISTRAL,
+    CALLS_HARMONY,
+    CALLS_DEEPSEEK,
+    CALLS_FAMILIES
+};
 const char *calls_family_name(enum calls_family f); /* static */
 /* By the text of a chat template; CALLS_NONE: it is of none that is known. */
 enum calls_family calls_family_of(const char *chat_template);

@@ -12,6 +12,8 @@ struct tools_marks tools_marks(enum calls_family family)
     switch (family) {
     case CALLS_LLAMA:
         return (struct tools_marks){"", "", "; ", "", "parameters"};
+    case CALLS_DEEPSEEK:
+        return (struct tools_marks){"", "", "", "", "arguments"};
     case CALLS_MISTRAL:
         return (struct tools_marks){"[TOOL_CALLS]", "[", ", ", "]", "arguments"};
     default:
@@ -148,12 +150,13 @@ enum pd_status tools_grammar(char **out, const struct api_request *r, const stru
     static const char root[] = "root ::=";
     struct text_buf text = {0};
     char *calls = NULL;
-    const bool forced = r->tool_choice > API_TOOLS_AUTO, channels = f->family == CALLS_HARMONY;
+    const bool forced = r->tool_choice > API_TOOLS_AUTO;
+    const bool tokens = f->family == CALLS_HARMONY || f->family == CALLS_DEEPSEEK;
     *out = NULL;
-    if (forced && channels)
-        return error_set(err, PD_ERR_UNSUPPORTED,
-                         "calls in gpt-oss's channels cannot be forced: give \"auto\"");
-    if (r->tool_choice == API_TOOLS_NONE || (!forced && (channels || !*tools_marks(f->family).marker)))
+    if (forced && tokens) /* a grammar allows no control token */
+        return error_set(err, PD_ERR_UNSUPPORTED, "calls %s cannot be forced: give \"auto\"",
+                         f->family == CALLS_HARMONY ? "in gpt-oss's channels" : "in DeepSeek's form");
+    if (r->tool_choice == API_TOOLS_NONE || (!forced && (tokens || !*tools_marks(f->family).marker)))
         return PD_OK;
     char *schema = tools_schema(r, f->family);
     enum pd_status status = grammar_from_schema(&calls, schema, strlen(schema), err);

@@ -64,10 +64,42 @@ static const struct calls_options hermes = {CALLS_HERMES, names, 2, true, false}
                                   plain = {CALLS_NONE, NULL, 0, false, false},
                                   thinker = {CALLS_NONE, NULL, 0, true, false};
 
+#define DS(words) "<\xEF\xBD\x9Ctool\xE2\x96\x81" words "\xEF\xBD\x9C>"
+#define DS_ALL                                                                                               \
+    DS("calls\xE2\x96\x81"                                                                                   \
+       "begin")
+#define DS_NONE                                                                                              \
+    DS("calls\xE2\x96\x81"                                                                                   \
+       "end")
+#define DS_ONE                                                                                               \
+    DS("call\xE2\x96\x81"                                                                                    \
+       "begin")
+#define DS_END                                                                                               \
+    DS("call\xE2\x96\x81"                                                                                    \
+       "end")
+#define DS_SEP DS("sep")
+static const struct calls_options deepseek = {CALLS_DEEPSEEK, names, 2, true, false};
+
 static const struct {
     const struct calls_options *o;
     const char *text, *want;
 } cases[] = {
+    /* deepseek: both forms, several, what is missing at the end, what only looks like one */
+    {&deepseek, "I look." DS_ALL DS_ONE "add" DS_SEP "{\"a\": \"}\"}" DS_END DS_NONE,
+     "[T]I look.[N]add[A]{\"a\": \"}\"}[E]"},
+    {&deepseek, DS_ALL DS_ONE "function" DS_SEP "add\n```json\n{\"a\": 1}\n```" DS_END DS_NONE,
+     "[N]add[A]{\"a\": 1}[E]"},
+    {&deepseek,
+     "<think>hm</think>" DS_ALL DS_ONE "add" DS_SEP "{}" DS_END "\n" DS_ONE "function" DS_SEP
+     "x.y\n```json\n{\"b\": []}\n```" DS_END DS_NONE "Done.",
+     "[R]hm[N]add[A]{}[E][N]x.y[A]{\"b\": []}[E][T]Done."},
+    {&deepseek, DS_ALL DS_ONE "add" DS_SEP "{\"a\": 1}", "[N]add[A]{\"a\": 1}[E]"},
+    {&deepseek, DS_ALL DS_ONE "add" DS_SEP "{\"a\": 1}" DS_END "text", "[N]add[A]{\"a\": 1}[E][T]text"},
+    {&deepseek, DS_ALL DS_ONE "add" DS_SEP "{\"a\"", "[N]add[A]{\"a\""},
+    {&deepseek, DS_ALL "no call", "[T]" DS_ALL "no call"},
+    {&deepseek, DS_ALL DS_ONE "add {}", "[T]" DS_ALL DS_ONE "add {}"},
+    {&deepseek, DS_ALL DS_ONE "function" DS_SEP "add\n{}", "[T]" DS_ALL DS_ONE "function" DS_SEP "add\n{}"},
+    {&deepseek, "``` {\"a\": 1} ```", "[T]``` {\"a\": 1} ```"},
     /* hermes */
     {&hermes, "Hello, <world>.\n", "[T]Hello, <world>.\n"},
     {&hermes, "", ""},
@@ -258,6 +290,12 @@ static void test_families(void **state)
     assert_int_equal(calls_family_of("... [TOOL_CALLS] ..."), CALLS_MISTRAL);
     assert_int_equal(calls_family_of("<|start_header_id|> {\"name\": x, \"parameters\": y}"), CALLS_LLAMA);
     assert_int_equal(calls_family_of("<|im_start|>"), CALLS_NONE);
+    assert_int_equal(calls_family_of("{{ '" DS_ALL "' }}"), CALLS_DEEPSEEK);
+    assert_true(calls_is_marker(CALLS_DEEPSEEK, false, DS_SEP, strlen(DS_SEP)));
+    assert_true(calls_is_marker(CALLS_DEEPSEEK, false, DS_ALL, strlen(DS_ALL)));
+    assert_false(calls_is_marker(CALLS_HERMES, false, DS_SEP, strlen(DS_SEP)));
+    /* Qwen3-Coder's own form is XML; a grammar makes its calls Hermes' */
+    assert_int_equal(calls_family_of("<tool_call>\n<function=f>\n<parameter=x>"), CALLS_HERMES);
     assert_int_equal(calls_family_of(NULL), CALLS_NONE);
     assert_true(calls_reasons("{{ '</think>' }}"));
     assert_false(calls_reasons("{{ x }}"));

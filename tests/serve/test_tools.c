@@ -169,13 +169,18 @@ static void test_none(void **state)
     assert_int_equal(tools_grammar(&grammar, &r, &(struct tools_form){CALLS_LLAMA, false, false}, &err),
                      PD_OK);
     assert_null(grammar);
-    assert_int_equal(tools_grammar(&grammar, &r, &(struct tools_form){CALLS_HARMONY, true, false}, &err),
-                     PD_OK);
-    assert_null(grammar);
+    for (int i = 0; i < 2; i++) {
+        const struct tools_form form = {i ? CALLS_HARMONY : CALLS_DEEPSEEK, true, false};
+        assert_int_equal(tools_grammar(&grammar, &r, &form, &err), PD_OK);
+        assert_null(grammar);
+    }
     api_free(&r);
     parse(&r, "\"required\"");
-    assert_int_equal(tools_grammar(&grammar, &r, &(struct tools_form){CALLS_HARMONY, true, false}, &err),
-                     PD_ERR_UNSUPPORTED);
+    for (int i = 0; i < 2; i++) {
+        const struct tools_form form = {i ? CALLS_HARMONY : CALLS_DEEPSEEK, true, false};
+        assert_int_equal(tools_grammar(&grammar, &r, &form, &err), PD_ERR_UNSUPPORTED);
+        assert_non_null(strstr(err.text, i ? "gpt-oss's channels cannot" : "DeepSeek's form cannot"));
+    }
     api_free(&r);
 }
 
