@@ -6,6 +6,7 @@ trap 'rm -rf "$tmp"' EXIT
 failures=0
 models="${PIPEDEC_MODELS:-${XDG_CACHE_HOME:-$HOME/.cache}/pipedec/models}"
 model="$models/smollm2-135m.gguf"
+export PIPEDEC_CACHE="$tmp/cache" # what hosts are sent goes with the test
 
 fail() {
     echo "FAIL: $*" >&2

@@ -71,7 +71,6 @@ mixed "ggml own own" --exact -n 2 || fail "what the draft computes with does not
 # A copy of the file with 300 KB of zeros in the middle of a tensor, on rank 1's host: found by the sample, since
 # that is more than the 64 KiB between its places in so small a file, and the weights come from rank 0 instead; a single
 # other byte is found by --verify.
-export PIPEDEC_CACHE="$tmp/cache"
 copies() { # OPTIONS...: rank 1 has the copy
     job 2 bash -c '[ "$OMPI_COMM_WORLD_RANK" = 0 ] && file=$0 || file=$1
         exec "$2" run -m "$file" "${@:3}"' "$model" "$tmp/copy.gguf" "$PIPEDEC" \
