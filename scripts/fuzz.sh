@@ -1,6 +1,6 @@
 #!/bin/bash
 # fuzz.sh BUILD SECONDS: run every fuzz target for so long. New inputs are kept in BUILD/corpus/NAME, seeds come
-# from tests/data/fuzz/NAME, a crash leaves its input in BUILD/crashes/ and fails the run.
+# from tests/data/fuzz/NAME, words from tests/data/fuzz/NAME.dict, a crash leaves its input in BUILD/crashes/ and fails the run.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 . scripts/lib.sh
@@ -15,6 +15,7 @@ for target in "$build"/fuzz_*; do
     folders=("$corpus")
     seeds=tests/data/fuzz/${name#fuzz_}
     [ ! -d "$seeds" ] || folders+=("$seeds")
+    [ ! -f "$seeds.dict" ] || folders+=("-dict=$seeds.dict")
     say "== $name, $seconds s"
     ran=$((ran + 1))
     if ! "$target" -max_total_time="$seconds" -rss_limit_mb=2048 -timeout=10 -print_final_stats=1 -verbosity=0 \
