@@ -105,11 +105,6 @@ int main(void)
 #endif
     setenv("OMPI_MCA_btl", "^tcp,ofi", 1); /* all on one machine */
     setenv("OMPI_MCA_btl_vader_single_copy_mechanism", "none", 1);
-#ifdef __SANITIZE_ADDRESS__
-    setenv("LSAN_OPTIONS", "detect_leaks=0",
-           1); /* of ranks: Open MPI's own; one list of variables is all that it takes */
-    unsetenv("OMPI_MCA_mca_base_env_list");
-#endif
     if (!find_small_model() || system("command -v mpirun >/dev/null"))
         return 77;
     const struct CMUnitTest tests[] = {SERVE_TEST(test_rank_killed)};
