@@ -46,9 +46,20 @@ foreach(source ${script_sources})
   set_tests_properties(${target} PROPERTIES TIMEOUT 900 SKIP_RETURN_CODE 77
     ENVIRONMENT "PIPEDEC=$<TARGET_FILE:pipedec>;PD_TEST_DATA=${CMAKE_SOURCE_DIR}/tests/data;PD_BUILD_DIR=${CMAKE_BINARY_DIR}")
 endforeach()
-# What measures silence or runs a process a stage has the machine to itself.
-foreach(target link_mpi host_mpi host_mpi_hosts host_clocks cli_cluster cli_launch cli_launch_hosts cli_faults serve_ranks)
+# What measures silence has the machine to itself. Of those that run a process a stage on several hosts one goes at a time.
+foreach(target link_mpi host_mpi host_clocks)
   if(TEST ${target})
     set_tests_properties(${target} PROPERTIES RUN_SERIAL ON)
+  endif()
+endforeach()
+foreach(target host_mpi_hosts cli_cluster cli_launch cli_launch_hosts cli_faults serve_ranks)
+  if(TEST ${target})
+    set_tests_properties(${target} PROPERTIES RESOURCE_LOCK cluster)
+  endif()
+endforeach()
+# The long ones first, so that none is left over at the end.
+foreach(target cli_page model_exact cli_launch_name cli_launch_hosts cli_launch host_same_text engine_requests)
+  if(TEST ${target})
+    set_tests_properties(${target} PROPERTIES COST 100)
   endif()
 endforeach()

@@ -10,7 +10,7 @@ chat() {
 printf 'Name a colour.\nAnd another one.\n/save %s\n/quit\nnot read\n' "$tmp/talk.txt" | chat --stats >"$tmp/out" ||
     fail "chat: exit code $?: $(cat "$tmp/err")"
 [ "$(wc -l <"$tmp/out")" -ge 2 ] || fail "two replies expected: $(cat "$tmp/out")"
-[ "$(grep -c '^pipedec: ' "$tmp/err")" -eq 2 ] || fail "two lines of statistics expected: $(cat "$tmp/err")"
+[ "$(grep -c "^pipedec: .* prompt tokens" "$tmp/err")" -eq 2 ] || fail "two lines of statistics expected: $(cat "$tmp/err")"
 kept=$(sed -n 's/.*(\([0-9]*\) kept).*/\1/p' "$tmp/err" | tail -1)
 [ "${kept:-0}" -gt 30 ] || fail "the first turn was computed again: $(cat "$tmp/err")"
 [ "$(grep -c '^user: \|^assistant: ' "$tmp/talk.txt")" -ge 4 ] || fail "saved: $(cat "$tmp/talk.txt")"
