@@ -10,3 +10,6 @@ job() { # RANKS PROGRAM...; JOB_OPTIONS adds to mpirun's
     # shellcheck disable=SC2086
     timeout -k 5 "${JOB_TIMEOUT:-120}" mpirun $root --oversubscribe --bind-to none -np "$ranks" ${JOB_OPTIONS:-} "$@"
 }
+# The text of a job, from $tmp/out and $tmp/err. Open MPI 5.0 may pass on an unfinished line with what comes next, on the other
+# output: before the statistics.
+said() { (cat "$tmp/out"; sed 's/pipedec: .*//' "$tmp/err") | tr -d '\n'; }

@@ -20,7 +20,7 @@ start() {
     code=$?
     [ $code -eq 0 ] || fail "$*: exit code $code: $(cat "$tmp/err")"
 }
-same() { [ "$(cat "$tmp/out")" = "$text" ] || fail "$1: another text: $(cat "$tmp/out" "$tmp/err")"; }
+same() { [ "$(said)" = "$text" ] || fail "$1: another text: $(cat "$tmp/out" "$tmp/err")"; }
 # sent RANK TEXT: a line on what was sent to that rank
 sent() { grep -Eq "^pipedec: rank $1 on host $(hostname) $2: [0-9.]+ of its [0-9.]+ MB of weights sent in" "$tmp/err" || fail "rank $1, '$2': $(cat "$tmp/err")"; }
 nothing_sent() { ! grep -q 'weights sent' "$tmp/err" || fail "$1: weights were sent: $(cat "$tmp/err")"; }

@@ -3,6 +3,7 @@
 set -euo pipefail
 cd "$(dirname "$0")/../.."
 . tests/mpi.sh
+export OMPI_MCA_btl=^tcp,ofi # all on one machine
 program=$PD_BUILD_DIR/host_prog_supply
 model="${PIPEDEC_MODELS:-${XDG_CACHE_HOME:-$HOME/.cache}/pipedec/models}/smollm2-135m.gguf"
 [ -r "$model" ] || skip "$model is not there"
