@@ -53,9 +53,11 @@ make_root() {
     rm -f "$root.log"
 }
 
-# What lets this machine reach its registries: name service, certificates, pip's and apt's settings.
+# What lets this machine reach its registries: name service, certificates, pip's and apt's settings. And the machine's own
+# name, as an installer writes it: without it each start of Open MPI 4 asks the name server for some ten seconds.
 copy_settings() {
     cp -L /etc/resolv.conf "$root/etc/resolv.conf"
+    printf '127.0.0.1 localhost\n127.0.1.1 %s\n' "$(hostname)" >"$root/etc/hosts"
     mkdir -p "$root/usr/local/share/ca-certificates" "$root/etc/ssl/certs"
     cp -a /usr/local/share/ca-certificates/. "$root/usr/local/share/ca-certificates/" 2>/dev/null || true
     [ ! -r /etc/pip.conf ] || cp /etc/pip.conf "$root/etc/pip.conf"
