@@ -227,16 +227,41 @@ void cli_print_stats(const struct pd_stats *s, enum pd_reason reason)
     fprintf(stderr, "; %s\n", pd_reason_name(reason));
 }
 
+enum { STAGES_SHOWN = 4 };
+
+static void print_stage(const char *name, int i, const struct pd_stage_stats *s)
+{
+    fprintf(stderr,
+            "pipedec: %s %d: computing %.0f %%, sending %.0f %%, waiting %.0f %% of the time; "
+            "%llu batches, %llu rows\n",
+            name, i, 100 * s->computing, 100 * s->sending, 100 * s->waiting, (unsigned long long)s->batches,
+            (unsigned long long)s->rows);
+}
+
+/* Of many stages the busiest and what the others do; all of them are in --json. */
 void cli_print_stages(struct pd_engine *e)
 {
     struct pd_stage_stats s[STAGES_MAX];
     const int n = pd_engine_stages(e, s, STAGES_MAX);
+    if (n <= STAGES_SHOWN) {
+        for (int i = 0; i < n; i++)
+            print_stage("stage", i, &s[i]);
+        return;
+    }
+    int busiest = 0;
+    for (int i = 1; i < n; i++)
+        if (s[i].computing > s[busiest].computing)
+            busiest = i;
+    double least = 1, most = 0, sending = 0;
     for (int i = 0; i < n; i++)
-        fprintf(stderr,
-                "pipedec: stage %d: computing %.0f %%, sending %.0f %%, waiting %.0f %% of the time; "
-                "%llu batches, %llu rows\n",
-                i, 100 * s[i].computing, 100 * s[i].sending, 100 * s[i].waiting,
-                (unsigned long long)s[i].batches, (unsigned long long)s[i].rows);
+        if (i != busiest) {
+            least = PD_MIN(least, s[i].computing);
+            most = PD_MAX(most, s[i].computing);
+            sending = PD_MAX(sending, s[i].sending);
+        }
+    print_stage("busiest stage", busiest, &s[busiest]);
+    fprintf(stderr, "pipedec: the other %d: computing %.0f to %.0f %%, sending %.0f %% at most\n", n - 1,
+            100 * least, 100 * most, 100 * sending);
 }
 
 static void add_stages(yyjson_mut_doc *doc, yyjson_mut_val *stats, struct pd_engine *e)
