@@ -25,10 +25,18 @@ static void route_none(struct front *f, struct exchange *x)
     answer_error(x, 501, "this server generates text; embeddings and reranking are not among what it does");
 }
 
+/* Browsers ask for one before they have read that the page names its own. */
+static void route_no_icon(struct front *f, struct exchange *x)
+{
+    (void)f;
+    x->code = 204;
+}
+
 /* A star at the end of a path stands for one more part. */
 static const struct route routes[] = {
     {"/", "GET", true, route_page},
     {"/page/*", "GET", true, route_page},
+    {"/favicon.ico", "GET", true, route_no_icon},
     {"/health", "GET", true, route_health},
     {"/v1/health", "GET", true, route_health},
     {"/models", "GET", true, route_models},

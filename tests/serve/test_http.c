@@ -285,6 +285,7 @@ static void test_page(void **state)
     expect(ask("GET", "/page/main.js", "", ""), 200, "Content-Type: text/javascript");
     expect(ask("GET", "/page/style.css", "", ""), 200, "Content-Type: text/css");
     expect(ask("HEAD", "/page/icon.svg", "", ""), 200, "Content-Type: image/svg+xml");
+    expect(ask("GET", "/favicon.ico", "", ""), 204, "");
     expect(ask("GET", "/page/nothing.js", "", ""), 404, "no such file");
     expect(ask("POST", "/page/main.js", "", "{}"), 405, "Allow: GET");
 }
