@@ -123,6 +123,10 @@ bool cli_lines_terminated(void);  /* the conversation */
 /* The line of statistics, on standard error. */
 void cli_print_stats(const struct pd_stats *s, enum pd_reason reason);
 void cli_print_stages(struct pd_engine *e); /* of the request that ended last: a line each */
+struct yyjson_mut_doc;
+struct yyjson_mut_val;
+/* A line of standard output, or, `pretty`, several; the document is freed. PD_ERR_MEMORY: also of one that could not be made. */
+enum pd_status cli_put_json(struct yyjson_mut_doc *doc, bool pretty, struct pd_error *err);
 /* Log-probabilities of a reply's tokens as they come, for the JSON (probs.c). Zero-initialise; then on or not. */
 struct cli_probs {
     bool on; /* --logprobs */
@@ -132,8 +136,6 @@ struct cli_probs {
 void cli_probs_add(struct cli_probs *p, const struct pd_event *event);
 void cli_probs_free(struct cli_probs *p);
 /* "logprobs": [{"id", "text", "logprob", "top": [{"id", "text", "logprob"}, ...]}, ...] */
-struct yyjson_mut_doc;
-struct yyjson_mut_val;
 void cli_probs_json(const struct cli_probs *p, const struct pd_engine *e, struct yyjson_mut_doc *doc,
                     struct yyjson_mut_val *root);
 /* Text, tokens, reason, statistics and models as one JSON object in a line of standard output. index: which of many

@@ -81,13 +81,7 @@ static enum pd_status print_json(struct pd_error *err)
         yyjson_mut_obj_add_bool(json, o, "async", d->async);
     }
     yyjson_mut_obj_add_val(json, root, "devices", list);
-    char *text = yyjson_mut_write(json, 0, NULL);
-    yyjson_mut_doc_free(json);
-    if (!text)
-        return error_set(err, PD_ERR_MEMORY, "no memory for the list of devices");
-    puts(text);
-    free(text);
-    return PD_OK;
+    return cli_put_json(json, false, err);
 }
 
 int cmd_devices(int argc, char **argv)

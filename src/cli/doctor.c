@@ -305,11 +305,7 @@ static void print_json(const struct doctor_args *a)
     yyjson_mut_val *list = yyjson_mut_obj_add_arr(d, o, "hosts");
     for (int i = 0; i < a->hosts.n; i++)
         json_host(d, list, a, i);
-    char *text = yyjson_mut_write(d, YYJSON_WRITE_PRETTY_TWO_SPACES, NULL);
-    PD_ASSERT(text);
-    yyjson_mut_doc_free(d);
-    puts(text);
-    free(text);
+    PD_ASSERT(!cli_put_json(d, true, NULL));
 }
 
 static int doctor(struct doctor_args *a)

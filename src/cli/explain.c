@@ -487,16 +487,9 @@ enum pd_status explain_json(const struct explained *x, struct pd_error *err)
 {
     yyjson_mut_doc *d = yyjson_mut_doc_new(NULL);
     yyjson_mut_val *root = yyjson_mut_obj(d);
-    char *text = NULL;
     if (root) {
         yyjson_mut_doc_set_root(d, root);
         add_all(d, root, x);
-        text = yyjson_mut_write(d, YYJSON_WRITE_PRETTY_TWO_SPACES, NULL);
     }
-    yyjson_mut_doc_free(d);
-    if (!text)
-        return error_set(err, PD_ERR_MEMORY, "out of memory for the JSON text");
-    puts(text);
-    free(text);
-    return PD_OK;
+    return cli_put_json(d, true, err);
 }

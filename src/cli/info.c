@@ -434,19 +434,12 @@ static enum pd_status print_json(struct facts *f, struct pd_error *err)
 {
     yyjson_mut_doc *d = yyjson_mut_doc_new(NULL);
     yyjson_mut_val *o = yyjson_mut_obj(d);
-    char *text = NULL;
     if (o) {
         yyjson_mut_doc_set_root(d, o);
         json_model(d, o, f);
         json_lists(d, o, f);
-        text = yyjson_mut_write(d, YYJSON_WRITE_PRETTY_TWO_SPACES, NULL);
     }
-    yyjson_mut_doc_free(d);
-    if (!text)
-        return error_set(err, PD_ERR_MEMORY, "out of memory for the JSON text");
-    puts(text);
-    free(text);
-    return PD_OK;
+    return cli_put_json(d, true, err);
 }
 
 static enum pd_status report(const struct info_args *a, struct facts *f, struct pd_error *err)

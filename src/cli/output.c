@@ -264,6 +264,17 @@ void cli_print_stages(struct pd_engine *e)
             100 * least, 100 * most, 100 * sending);
 }
 
+enum pd_status cli_put_json(yyjson_mut_doc *doc, bool pretty, struct pd_error *err)
+{
+    char *text = yyjson_mut_write(doc, pretty ? YYJSON_WRITE_PRETTY_TWO_SPACES : YYJSON_WRITE_NOFLAG, NULL);
+    yyjson_mut_doc_free(doc);
+    if (!text)
+        return error_set(err, PD_ERR_MEMORY, "out of memory for the JSON text");
+    puts(text);
+    free(text);
+    return PD_OK;
+}
+
 static void add_stages(yyjson_mut_doc *doc, yyjson_mut_val *stats, struct pd_engine *e)
 {
     struct pd_stage_stats s[STAGES_MAX];

@@ -428,8 +428,7 @@ static enum pd_status print_json(const struct planning *p, struct pd_error *err)
 {
     yyjson_mut_doc *d = yyjson_mut_doc_new(NULL);
     yyjson_mut_val *o = yyjson_mut_obj(d);
-    char *text = NULL, bound[256], *layers = planning_layers(&p->best.plan),
-         *hosts = planning_hosts(p, &p->best.plan);
+    char bound[256], *layers = planning_layers(&p->best.plan), *hosts = planning_hosts(p, &p->best.plan);
     struct what_if w;
     ask_what_if(p, &w);
     bottleneck_text(p, &p->best, bound, sizeof bound);
@@ -449,16 +448,11 @@ static enum pd_status print_json(const struct planning *p, struct pd_error *err)
         }
         if (p->even.plan.n)
             json_scored(d, yyjson_mut_obj_add_obj(d, o, "even"), p, &p->even);
-        text = yyjson_mut_write(d, YYJSON_WRITE_PRETTY_TWO_SPACES, NULL);
     }
-    yyjson_mut_doc_free(d);
+    enum pd_status status = cli_put_json(d, true, err);
     free(layers);
     free(hosts);
-    if (!text)
-        return error_set(err, PD_ERR_MEMORY, "out of memory for the JSON text");
-    puts(text);
-    free(text);
-    return PD_OK;
+    return status;
 }
 
 /* ---- as a profile ---- */

@@ -409,11 +409,7 @@ int cmd_facts(int argc, char **argv)
     add_kept(d, o, a.kept);
     add_networks(d, o);
     add_reach(d, o, a.reach);
-    char *text = yyjson_mut_write(d, 0, NULL);
-    yyjson_mut_doc_free(d);
-    PD_ASSERT(text);
-    puts(text);
-    free(text);
+    PD_ASSERT(!cli_put_json(d, false, NULL));
     return fflush(stdout) || ferror(stdout) ? cli_fail_with(PD_ERR_FILE, "cannot write to standard output")
                                             : PD_OK;
 }

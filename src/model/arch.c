@@ -303,11 +303,13 @@ const struct gguf_tensor *arch_weight(const struct arch_params *p, const struct 
     return rows_of(all, is_q ? 0 : is_k ? q : q + kv, is_q ? q : kv, a);
 }
 
-/* "blk.0.attn_q.weight" to "blk.0.attn_q.scale". */
-static void beside(char name[64], const char *weight, const char *ending)
+/* "blk.0.attn_q.weight" with ".scale" in place of ".weight". false: it has no such ending, or is too long. */
+static bool with_ending(char out[64], const char *name, const char *from, const char *to)
 {
-    const size_t stem = strlen(weight) - strlen(".weight");
-    snprintf(name, 64, "%.*s%s", (int)PD_MIN(stem, (size_t)40), weight, ending);
+    const size_t size = strlen(name), cut = strlen(from);
+    if (size < cut || strcmp(name + size - cut, from) != 0)
+        return false;
+    return snprintf(out, 64, "%.*s%s", (int)(size - cut), name, to) < 64;
 }
 
 /* Those that are multiplied with as a whole, so that what comes out can be scaled. */
@@ -320,10 +322,8 @@ const struct gguf_tensor *arch_scale(const struct gguf *g, enum arch_tensor_id i
                                      const struct gguf_tensor *weight)
 {
     char name[64];
-    if (!may_have_scale(id))
-        return NULL;
-    beside(name, weight->name, ".scale");
-    return gguf_tensor(g, name);
+    return may_have_scale(id) && with_ending(name, weight->name, ".weight", ".scale") ? gguf_tensor(g, name)
+                                                                                      : NULL;
 }
 
 /* Types a matrix may have: those that ggml can turn back into floats, so that it can multiply with them. */
@@ -410,17 +410,15 @@ static bool known_name(const struct arch_params *p, const char *name)
 {
     int layer = 0, used = 0;
     bool in_layer = sscanf(name, "blk.%4d.%n", &layer, &used) == 1 && used > 0;
+    char weight[64];
+    /* input_scale is for kernels that quantise activations to 4 bits; not ours */
+    const bool scale = with_ending(weight, name, ".scale", ".weight") ||
+                       with_ending(weight, name, ".input_scale", ".weight");
     for (int id = 0; id < ARCH_TENSOR_COUNT; id++) {
         char expected[64];
         arch_tensor_name(expected, id, layer);
-        bool known = strcmp(name, expected) == 0;
-        if (!known && may_have_scale((enum arch_tensor_id)id)) {
-            char scale[64], input[64];
-            beside(scale, expected, ".scale");
-            beside(input, expected,
-                   ".input_scale"); /* for kernels that quantise activations to 4 bits; not ours */
-            known = strcmp(name, scale) == 0 || strcmp(name, input) == 0;
-        }
+        bool known = strcmp(name, expected) == 0 ||
+                     (scale && may_have_scale((enum arch_tensor_id)id) && strcmp(weight, expected) == 0);
         if (slots[id].per_layer == in_layer && known)
             return !in_layer || (layer >= 0 && layer < p->n_layer);
     }
