@@ -25,34 +25,17 @@ all="loading:killed loading:cut loading:stopped loading:disk loading:damaged
     decoding:killed decoding:cut decoding:stopped decoding:disk decoding:damaged"
 [ $# -gt 0 ] || set -- $all
 
-hosts=4 victim=3 net=10.$((64 + $$ % 128)).78 bridge=pdfb$$ work=$(mktemp -d /var/tmp/pipedec-faults.XXXXXX)
+hosts=4 victim=3 net=10.$((64 + $$ % 128)).78 prefix=pf work=$(mktemp -d /var/tmp/pipedec-faults.XXXXXX)
 export PIPEDEC_CACHE=$work/cache # where a host with a damaged model keeps what it is sent
-name() { echo "f$$h$1"; }
-processes() { ip netns pids "$(name "$1")" 2>/dev/null; }
+. tests/netns.sh
 clean() {
-    local i
-    for i in $(seq $hosts); do
-        processes "$i" | xargs -r kill -KILL 2>/dev/null
-        ip netns del "$(name "$i")" 2>/dev/null
-        ip link del "pdf$$_$i" 2>/dev/null
-    done
-    ip link del "$bridge" 2>/dev/null
+    clean_hosts
     umount "$work/full" 2>/dev/null
     rm -rf "$work"
 }
 trap clean EXIT
-build_hosts() {
-    local i host
-    ip link add "$bridge" type bridge && ip addr add $net.254/24 dev "$bridge" && ip link set "$bridge" up || return 1
-    for i in $(seq $hosts); do
-        host=$(name "$i")
-        ip netns add "$host" && ip link add "pdf$$_$i" type veth peer name eth0 netns "$host" &&
-            ip link set "pdf$$_$i" master "$bridge" up && ip -n "$host" addr add $net.$i/24 dev eth0 &&
-            ip -n "$host" link set lo up && ip -n "$host" link set eth0 up || return 1
-    done
-    mkdir "$work/full" "$work/tmp" && mount -t tmpfs -o size=64m tmpfs "$work/full"
-}
-build_hosts 2>"$work/err" || skip "network namespaces are not permitted here: $(head -1 "$work/err")"
+mkdir "$work/full" "$work/tmp"
+build_hosts 2>"$work/err" && mount -t tmpfs -o size=64m tmpfs "$work/full" 2>"$work/err" || skip "network namespaces are not permitted here: $(head -1 "$work/err")"
 cp "$model" "$work/model.gguf"
 
 # In ssh's place: enters a host. Nothing answers from one that has no link or no power. The third host has its own file
@@ -113,12 +96,12 @@ happen() { # FAULT
     case $1 in
     killed)
         touch "$work/away.$(name $victim)"
-        ip link set "pdf$$_$victim" down
+        ip link set "$(veth $victim)" down
         processes $victim | xargs -r kill -KILL
         ;;
     cut)
         touch "$work/away.$(name $victim)"
-        ip link set "pdf$$_$victim" down
+        ip link set "$(veth $victim)" down
         ;;
     stopped) processes $victim | xargs -r kill -STOP ;;
     disk) dd if=/dev/zero of="$work/full/filler" bs=64k 2>/dev/null ;;
@@ -127,7 +110,7 @@ happen() { # FAULT
 }
 mend() {
     processes $victim | xargs -r kill -CONT 2>/dev/null
-    ip link set "pdf$$_$victim" up
+    ip link set "$(veth $victim)" up
     rm -f "$work/away."* "$work/full/filler" "$work/own.gguf"
 }
 left() { # what a job has left behind, once its hosts are back; they get half a minute
@@ -135,7 +118,7 @@ left() { # what a job has left behind, once its hosts are back; they get half a 
     until_ms 30000 nobody || for i in $(seq $hosts); do
         what+=$(for pid in $(processes "$i"); do echo " $(cat "/proc/$pid/comm" 2>/dev/null)"; done)
     done
-    what+=$(ls /dev/shm | grep "f$$h" | sed 's,^, /dev/shm/,' | tr '\n' ' ')
+    what+=$(ls /dev/shm | grep "$prefix$$h" | sed 's,^, /dev/shm/,' | tr '\n' ' ')
     what+=$(ls "$work/tmp" "$work/full" | grep -vE '^$|:$|^filler$|^ompi\.|^pmix' | tr '\n' ' ')
     echo "${what# }"
 }
@@ -200,7 +183,7 @@ case_of() { # PHASE FAULT
     [ -z "$rest" ] || verdict=FAILED
     [ $verdict = ok ] || failures=$((failures + 1))
     printf '| %s | %s | %s | %s | %s | %s | %s |\n' "$phase" "$fault" "$text" "$(seconds $fault_ms "$noticed")" \
-        "$(seconds $fault_ms "$went")" "${rest:-nothing}" "$(grep -o 'pipedec: .*' "$work/err" | grep -v 'the start waits for' | head -1 | cut -c10-150 | sed "s/f$$h/h/g")"
+        "$(seconds $fault_ms "$went")" "${rest:-nothing}" "$(grep -o 'pipedec: .*' "$work/err" | grep -v 'the start waits for' | head -1 | cut -c10-150 | sed "s/$prefix$$h/h/g")"
     [ $verdict = ok ] && [ -z "${VERBOSE:-}" ] || { cut -d' ' -f2- "$work/err"; diff "$work/want.$prompt" "$work/got" | head -5; } | sed 's/^/    /' >&2
 }
 longer_or_ended_after_notice() { said || ended; }

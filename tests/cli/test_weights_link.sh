@@ -7,29 +7,15 @@
 command -v ip >/dev/null && command -v tc >/dev/null || skip "no ip or tc here"
 need_model
 "$PIPEDEC" facts | grep -q '"mpi":true' || skip "built without MPI"
-net=10.213.91 bridge=pwbr$$
-name() { echo "pw$$h$1"; }
+hosts=3 net=10.213.91 prefix=pw
+. tests/netns.sh
 clean() {
-    for i in 1 2 3; do
-        ip netns pids "$(name $i)" 2>/dev/null | xargs -r kill -KILL 2>/dev/null
-        ip netns del "$(name $i)" 2>/dev/null
-        ip link del "pwv$$_$i" 2>/dev/null
-    done
-    ip link del "$bridge" 2>/dev/null
+    clean_hosts
     rm -rf "$tmp"
 }
 trap clean EXIT
-build_hosts() {
-    ip link add "$bridge" type bridge && ip addr add $net.254/24 dev "$bridge" && ip link set "$bridge" up || return 1
-    for i in 1 2 3; do
-        host=$(name $i)
-        ip netns add "$host" && ip link add "pwv$$_$i" type veth peer name eth0 netns "$host" &&
-            ip link set "pwv$$_$i" master "$bridge" up && ip -n "$host" addr add $net.$i/24 dev eth0 &&
-            ip -n "$host" link set lo up && ip -n "$host" link set eth0 up || return 1
-    done
-    ip netns exec "$(name 1)" tc qdisc add dev eth0 root tbf rate 200mbit burst 64kb latency 50ms
-}
-build_hosts 2>"$tmp/err" || skip "network namespaces are not permitted here: $(head -1 "$tmp/err")"
+build_hosts 2>"$tmp/err" && ip netns exec "$(name 1)" tc qdisc add dev eth0 root tbf rate 200mbit burst 64kb latency 50ms 2>"$tmp/err" ||
+    skip "network namespaces are not permitted here: $(head -1 "$tmp/err")"
 mkdir "$tmp/models" "$tmp/empty" "$tmp/cache"
 ln "$model" "$tmp/models/big.gguf" 2>/dev/null || cp "$model" "$tmp/models/big.gguf"
 model=$tmp/models/big.gguf

@@ -11,29 +11,13 @@ status=0
 "$program" --simulate 1 --mode pp --tokens 3 --step 1 >/dev/null || status=$?
 [ "$status" != 77 ] || skip "built without MPI"
 
-hosts=3 net=10.213.77 bridge=pdbr$$ work=$(mktemp -d)
-name() { echo "pd$$h$1"; }
+hosts=3 net=10.213.77 prefix=pd work=$(mktemp -d)
+. tests/netns.sh
 clean() {
-    local i
-    for i in $(seq $hosts); do
-        ip netns pids "$(name "$i")" 2>/dev/null | xargs -r kill -KILL 2>/dev/null || true
-        ip netns del "$(name "$i")" 2>/dev/null || true
-        ip link del "pdv$$_$i" 2>/dev/null || true # a closing connection may keep the namespace for a while
-    done
-    ip link del "$bridge" 2>/dev/null || true
+    clean_hosts
     rm -rf "$work"
 }
 trap clean EXIT
-build_hosts() {
-    local i host
-    ip link add "$bridge" type bridge && ip addr add $net.254/24 dev "$bridge" && ip link set "$bridge" up || return 1
-    for i in $(seq $hosts); do
-        host=$(name "$i")
-        ip netns add "$host" && ip link add "pdv$$_$i" type veth peer name eth0 netns "$host" &&
-            ip link set "pdv$$_$i" master "$bridge" up && ip -n "$host" addr add $net.$i/24 dev eth0 &&
-            ip -n "$host" link set lo up && ip -n "$host" link set eth0 up || return 1
-    done
-}
 build_hosts 2>"$work/err" || skip "network namespaces are not permitted here: $(head -1 "$work/err")"
 
 # In ssh's place: enters a namespace, whose name becomes the host's.
@@ -126,7 +110,7 @@ cut_pair del
 
 echo "-- a host is cut off: named within 2 s and a little, all ranks gone within 5; mpirun itself would wait on"
 begin_job
-ip link set "pdv$$_3" down
+ip link set "$(veth 3)" down
 begin=$(date +%s%N)
 gone() { ! pgrep -f "^$program" >/dev/null; }
 within 12000 said "stage 1 \\(rank 2 on host $(name 3)\\) has been silent" || fail "no name for the host"
