@@ -333,29 +333,30 @@ static enum pd_status load_text(char **text, size_t *size, const char *path, str
     return *text ? PD_OK : error_set(err, PD_ERR_FILE, "%s: %s", path, strerror(why));
 }
 
-enum pd_status workload_load(struct workload *w, const char *path, struct pd_error *err)
+typedef enum pd_status (*parse_fn)(struct workload *w, const char *name, const char *text, size_t size,
+                                   struct pd_error *err);
+
+static enum pd_status load_by(parse_fn parse, struct workload *w, const char *path, struct pd_error *err)
 {
-    *w = (struct workload){0};
     size_t size;
     char *text;
     enum pd_status s = load_text(&text, &size, path, err);
     if (s)
         return s;
-    s = workload_parse(w, path, text, size, err);
+    s = parse(w, path, text, size, err);
     free(text);
     return s;
 }
 
+enum pd_status workload_load(struct workload *w, const char *path, struct pd_error *err)
+{
+    *w = (struct workload){0};
+    return load_by(workload_parse, w, path, err);
+}
+
 enum pd_status workload_schemas(struct workload *w, const char *path, struct pd_error *err)
 {
-    size_t size;
-    char *text;
-    enum pd_status s = load_text(&text, &size, path, err);
-    if (s)
-        return s;
-    s = workload_schemas_parse(w, path, text, size, err);
-    free(text);
-    return s;
+    return load_by(workload_schemas_parse, w, path, err);
 }
 
 void workload_free(struct workload *w)

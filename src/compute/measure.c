@@ -289,15 +289,7 @@ static enum pd_status measure_draft(struct cluster_host *out, const struct measu
 
 void measure_quick(struct cluster_host *out)
 {
-    unsigned long long kib = 0;
-    char line[256];
-    FILE *f = fopen("/proc/meminfo", "r");
-    while (f && !kib && fgets(line, sizeof line, f))
-        if (sscanf(line, "MemAvailable: %llu kB", &kib) != 1)
-            kib = 0;
-    if (f)
-        fclose(f);
-    out->memory_gb = (double)kib * 1024 / 1e9;
+    out->memory_gb = (double)gguf_memory_available() / 1e9;
     out->cores = get_nprocs();
 }
 

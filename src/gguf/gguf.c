@@ -105,6 +105,19 @@ enum pd_status gguf_check(const struct gguf *g, int part, struct pd_error *err)
     return PD_OK;
 }
 
+uint64_t gguf_memory_available(void)
+{
+    unsigned long long kb = 0;
+    char line[256];
+    FILE *f = fopen("/proc/meminfo", "r");
+    while (f && fgets(line, sizeof line, f))
+        if (sscanf(line, "MemAvailable: %llu kB", &kb) == 1)
+            break;
+    if (f)
+        fclose(f);
+    return (uint64_t)kb << 10;
+}
+
 void gguf_release(const struct gguf *g, const void *data, size_t bytes)
 {
     const uintptr_t page = (uintptr_t)sysconf(_SC_PAGESIZE), from = (uintptr_t)data;

@@ -106,6 +106,8 @@ const struct gguf_tensor *gguf_tensor(const struct gguf *g, const char *name); /
 
 /* Bytes of the map that will hardly be read again: the system may take their memory; they stay readable. */
 void gguf_release(const struct gguf *g, const void *data, size_t bytes);
+/* Bytes of memory that this machine can give without swapping, what a map's pages take included; 0: it does not say. */
+uint64_t gguf_memory_available(void);
 
 /* Digest of metadata and tensor table (names, types, shapes, sizes), not of the weights: equal on two machines
  * exactly if they hold the same model file as far as its header tells. */

@@ -275,23 +275,10 @@ static uint64_t missing(const struct getting *g)
 
 /* ---- room ---- */
 
-static uint64_t memory_free(void)
-{
-    unsigned long long kb = 0;
-    char line[128];
-    FILE *f = fopen("/proc/meminfo", "r");
-    while (f && fgets(line, sizeof line, f))
-        if (sscanf(line, "MemAvailable: %llu", &kb) == 1)
-            break;
-    if (f)
-        fclose(f);
-    return (uint64_t)kb << 10;
-}
-
 /* In memory instead: twice, because what computes makes a copy of its own. */
 static enum pd_status use_memory(struct getting *g, struct pd_error *err)
 {
-    const uint64_t need = wanted_bytes(g, g->target->file, NULL), have = memory_free();
+    const uint64_t need = wanted_bytes(g, g->target->file, NULL), have = gguf_memory_available();
     uint64_t room = 0, all;
     if (g->card->n_parts == 1 && have / 2 > need && !new_set(g, NULL, err)) {
         g->held->memory = true;

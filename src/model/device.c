@@ -119,24 +119,11 @@ const char *device_kind_name(enum device_kind kind)
     return names[kind];
 }
 
-static uint64_t memory_available(void)
-{
-    unsigned long long kb = 0;
-    char line[128];
-    FILE *f = fopen("/proc/meminfo", "r");
-    while (f && fgets(line, sizeof line, f))
-        if (sscanf(line, "MemAvailable: %llu kB", &kb) == 1)
-            break;
-    if (f)
-        fclose(f);
-    return kb * 1024;
-}
-
 void device_memory(const struct device *d, uint64_t *bytes_free, uint64_t *bytes_total)
 {
     size_t unused = 0, total = 0;
     ggml_backend_dev_memory(d->ggml, &unused, &total);
-    const uint64_t available = d->host ? memory_available() : 0;
+    const uint64_t available = d->host ? gguf_memory_available() : 0;
     *bytes_free = available ? available : unused;
     *bytes_total = total;
 }
